@@ -1,0 +1,39 @@
+# make demo   from a fresh machine to a trained, evaluated model        make test    the whole test suite
+# make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
+
+VENV := .venv
+PYTHON ?= $(VENV)/bin/python
+SYSTEM_PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test check format gpu-check clean
+
+demo: $(VENV)/ready
+	$(PYTHON) tools/demo.py
+
+test: $(VENV)/ready
+	$(PYTHON) -m pytest -m "not gpu"
+
+check: $(VENV)/ready
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format: $(VENV)/ready
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+# Uses the interpreter it is given as it is: no set-up, no network.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
+
+# torch is asked for first and alone: a resolver that meets it among others may pick a newer, CUDA-only build.
+$(VENV)/ready: setup.py
+	@test -n "$(SYSTEM_PYTHON)" || { echo "git_scale needs Python 3.11 or 3.12"; exit 2; }
+	$(SYSTEM_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q "torch>=2.11,<2.14" numpy
+	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,118 @@
+"""What lies where in a run's folder, and when a checkpoint counts as one.
+
+    RUN_DIR/config.yaml                       the resolved recipe
+    RUN_DIR/checkpoints/step_00000100/
+        manifest.json                         every file below with size and xxh3; written last
+        config.yaml                           the resolved recipe at that step
+        progress.json                         step, samples, tokens, data fingerprint, ranks, ZeRO stage
+        tokenizer.model | vocab.txt
+        rank_00000.safetensors ...            random state of each rank
+        deepspeed/                            weights and optimizer state as DeepSpeed shards them
+
+A checkpoint is written under a hidden name and renamed once every rank has written: a folder with a visible
+name is complete. A manifest that does not match its files makes it damaged, and the one before is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from git_scale.errors import CheckpointError
+from git_scale.files import FileDigest, digest
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+CONFIG = "config.yaml"
+STATE_FOLDER = "deepspeed"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; with weights, optimizer state and random state all that is needed to go on."""
+
+    step: int
+    samples: int
+    """Images seen, which is the position in the endless stream of samples."""
+    tokens: int
+    skipped_steps: int
+    skipped_samples: int
+    data_fingerprint: str
+    tokenizer_fingerprint: str
+    world_size: int
+    zero_stage: int
+
+
+def checkpoints_folder(run_dir: Path) -> Path:
+    return run_dir / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def rank_file(dp_rank: int) -> str:
+    return f"rank_{dp_rank:05d}.safetensors"
+
+
+def published(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, newest first."""
+    return sorted(checkpoints_folder(run_dir).glob("step_????????"), reverse=True)
+
+
+def manifest_text(digests: Iterable[FileDigest]) -> str:
+    return json.dumps({"version": FORMAT_VERSION, "files": [asdict(item) for item in digests]}, indent=1)
+
+
+def read_manifest(checkpoint: Path) -> list[FileDigest]:
+    """Raises CheckpointError when the folder is no checkpoint or its manifest is unreadable."""
+    path = checkpoint / MANIFEST
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if tree["version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{checkpoint}: format {tree['version']}, this git_scale reads {FORMAT_VERSION}"
+            )
+        return [FileDigest(**item) for item in tree["files"]]
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint}: no checkpoint here ({MANIFEST} is missing)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+
+
+def first_damage(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
+    """The first file that is missing, of another size or of another content than its manifest entry."""
+    for expected in files:
+        path = checkpoint / expected.name
+        if not path.is_file():
+            return f"{expected.name} is missing"
+        if path.stat().st_size != expected.size:
+            return f"{expected.name} has {path.stat().st_size} bytes instead of {expected.size}"
+        if digest(path).xxh3 != expected.xxh3:
+            return f"{expected.name} has another content than was written"
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    tree: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    return Progress(**tree)
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    return tree
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint folder from itself, or the newest one of a run's folder. Raises CheckpointError."""
+    if (path / MANIFEST).is_file():
+        return path
+    if candidates := published(path):
+        return candidates[0]
+    raise CheckpointError(f"{path}: neither a checkpoint nor the folder of a run with one")

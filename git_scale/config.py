@@ -1,0 +1,282 @@
+"""The typed tree of a run: one recipe (YAML), `section.key=value` on top, every value with one owner.
+
+Three layers, no more: the defaults below, a recipe from `git_scale/configs/` (or any YAML file), overrides.
+Nothing here imports torch, so that a login node, a SLURM script or a test can read a run in milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from git_scale.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "configs"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EncoderConfig(Section):
+    name: str = "vit_base_patch16_clip_quickgelu_224"
+    """Any timm architecture that yields feature tokens or a feature grid."""
+    image_size: int = Field(224, ge=8)
+    """Side of the square input in pixels, for evaluation and (unless data.image_sizes) for training."""
+    pretrained: bool = False
+    """Start from timm's published weights of that name (needs a download or a cache)."""
+    options: dict[str, Any] = {}
+    """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
+
+
+class DecoderConfig(Section):
+    layers: int = Field(6, ge=1)
+    width: int = Field(768, ge=8)
+    heads: int = Field(12, ge=1)
+    ffn: int = Field(3072, ge=8)
+    """Width of the feed-forward hidden layer."""
+    positions: int = Field(1024, ge=4)
+    """Length of the learned table of text positions."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """On embeddings, attention probabilities and both residual branches."""
+
+
+class ModelConfig(Section):
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    vocab_size: int = Field(30522, ge=5)
+    """Rows of the tied word table; must equal the tokenizer's size. 30522: BERT, uncased."""
+    frames: int = Field(1, ge=1)
+    """Pictures per sample: 1, or the frames of a clip, each with its learned temporal embedding."""
+
+
+class DataConfig(Section):
+    train: str = "data/train"
+    """Folder of tar shards to train on."""
+    heldout: str | None = None
+    """Folder of tar shards for evaluation; none: no evaluation."""
+    tokenizer: str = "data/tokenizer.model"
+    """A sentencepiece `.model` or a BERT `vocab.txt`."""
+    texts_per_image: int = Field(1, ge=1)
+    """1: one caption, drawn anew each epoch. K: K captions at once, sharing one image pass."""
+    max_text_tokens: int = Field(40, ge=3)
+    """Longest text including begin and end token; longer ones are cut."""
+    image_sizes: tuple[int, ...] = ()
+    """Multi-scale training: each step draws one of these sides; the paper's is 160..224 in steps of 16."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Share of the picture's area that RandomResizedCrop keeps (ratio 1, bicubic)."""
+    workers: int = Field(4, ge=0)
+    """Loader processes per rank; 0 loads in the training process."""
+
+
+class OptimizerConfig(Section):
+    encoder_lr: float = Field(1e-5, gt=0)
+    decoder_lr: float = Field(5e-5, gt=0)
+    """For everything but the image encoder: projection, decoder, word table (the paper's factor 5)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    """On matrices only; norms and biases have none."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Bound of the global gradient norm."""
+    warmup_steps: int = Field(500, ge=0)
+    """Linear rise to the full rate, then cosine to 0 at train.steps."""
+
+
+class TrainConfig(Section):
+    steps: int = Field(10_000, ge=1)
+    """Optimizer steps of the whole run."""
+    global_batch: int = Field(4096, ge=1)
+    """Images per optimizer step over all ranks."""
+    micro_batch: int = Field(32, ge=1)
+    """Images per rank and forward pass; accumulation is derived, never set."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
+
+
+class EvalConfig(Section):
+    every: int = Field(1000, ge=1)
+    """Steps between evaluations; one more runs at the end."""
+    images: int = Field(1024, ge=1)
+    """Held-out images per evaluation (the first ones, in shard order)."""
+    pictures: int = Field(16, ge=0)
+    """Of those, how many are shown with reference and generated caption."""
+    max_new_tokens: int = Field(40, ge=1)
+
+
+class CheckpointConfig(Section):
+    every: int = Field(1000, ge=1)
+    """Steps between checkpoints; one more is written at the end."""
+    keep: int = Field(2, ge=2)
+    """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
+
+
+class LogConfig(Section):
+    every: int = Field(10, ge=1)
+    """Steps between console lines and TensorBoard points."""
+
+
+class RunConfig(Section):
+    run_dir: str = "runs/git"
+    """Everything a run writes: config.yaml, checkpoints/, tensorboard/, metrics.jsonl, pictures/."""
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def train_image_sizes(self) -> tuple[int, ...]:
+        return self.data.image_sizes or (self.model.encoder.image_size,)
+
+    def accumulation(self, dp: int) -> int:
+        """Micro-batches per step and rank, for `dp` data-parallel ranks."""
+        return self.train.global_batch // (self.train.micro_batch * dp)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_run(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run of a recipe name (`git_base`) or YAML path, with `section.key=value` overrides.
+
+    Raises ConfigError with every problem at once; an unknown key is answered with the nearest known one.
+    """
+    tree = _read_recipe(recipe)
+    problems = [problem for text in overrides if (problem := _apply(tree, text))]
+    try:
+        run = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(problems + [_explain(item) for item in error.errors()]) from None
+    if problems := problems + list(_contradictions(run)):
+        raise ConfigError(problems)
+    return run
+
+
+def check_world(run: RunConfig, dp: int) -> None:
+    """Raises ConfigError when the batch does not divide over `dp` data-parallel ranks."""
+    train = run.train
+    if train.global_batch % (train.micro_batch * dp):
+        per_pass = train.micro_batch * dp
+        nearest = max(1, round(train.global_batch / per_pass)) * per_pass
+        raise ConfigError(
+            [
+                f"train.global_batch={train.global_batch} is no multiple of train.micro_batch={train.micro_batch}"
+                f" x {dp} ranks = {per_pass}: set train.global_batch={nearest} or another train.micro_batch"
+            ]
+        )
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        hint = _nearest(recipe, known)
+        raise ConfigError([f"--config {recipe}: no such recipe or file{hint}; recipes: {', '.join(known)}"])
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: not valid YAML: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}"])
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> str | None:
+    """Writes one `section.key=value` into the tree; returns the problem, if any."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        return f"{override!r}: an override is written section.key=value"
+    try:
+        value = _parse_value(text)
+    except yaml.YAMLError:
+        return f"{override!r}: the value is not valid YAML"
+    *sections, last = key.split(".")
+    node = tree
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            return f"{override!r}: {section} is a value, not a section"
+    node[last] = value
+    return None
+
+
+def _parse_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string: it wants 1.0e-4
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _contradictions(run: RunConfig) -> Iterator[str]:
+    """Problems between fields, each with what to change."""
+    decoder, data, train = run.model.decoder, run.data, run.train
+    if decoder.width % decoder.heads:
+        yield (
+            f"model.decoder.heads={decoder.heads} does not divide model.decoder.width={decoder.width}:"
+            f" set model.decoder.heads={_nearest_divisor(decoder.width, decoder.heads)}"
+        )
+    if data.max_text_tokens > decoder.positions:
+        yield (
+            f"data.max_text_tokens={data.max_text_tokens} exceeds model.decoder.positions={decoder.positions}:"
+            f" set data.max_text_tokens={decoder.positions} or less"
+        )
+    if run.eval.max_new_tokens >= decoder.positions:
+        yield (
+            f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
+            f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
+        )
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
+        yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"
+    if any(size < 8 for size in data.image_sizes):
+        yield f"data.image_sizes={list(data.image_sizes)}: sides of at least 8 pixels are needed"
+    if run.optimizer.warmup_steps >= train.steps:
+        yield (
+            f"optimizer.warmup_steps={run.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}:"
+            f" set optimizer.warmup_steps={train.steps // 10}"
+        )
+    if not all(0 <= beta < 1 for beta in run.optimizer.betas):
+        yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One line for one pydantic error, naming the dotted key, the value and the remedy."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{key}={error['input']!r}: unknown key{_nearest(key, list(known_keys()))}"
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree, sections included."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not match and "." not in word:  # a bare `lr` still finds a key that ends so
+        match = [key for key in known if key.rpartition(".")[2] == word][:1]
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def _nearest_divisor(number: int, wish: int) -> int:
+    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    return min(divisors, key=lambda candidate: abs(candidate - wish))

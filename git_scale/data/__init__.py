@@ -1,0 +1,1 @@
+"""Shards, their order, pictures, captions, tokens and batches."""

@@ -1,0 +1,140 @@
+"""The contract between the data and the model: what one micro-batch is made of.
+
+B images per micro-batch, F frames per image, K texts per image, T text positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Text:
+    """`tokens` with begin and end; `targets[t]`: tokens[t] is to be predicted from what is before it."""
+
+    tokens: list[int]
+    targets: list[bool]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, ready to be stacked: `images` uint8 [F, 3, H, W], K texts."""
+
+    key: str
+    images: np.ndarray
+    texts: list[Text]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of training.
+
+    A sample that cannot be used never leaves its place, so that shapes, order and the lockstep of the ranks
+    stay: it is a black image whose texts have no targets, and weighs nothing in a loss over target tokens.
+    """
+
+    images: Tensor
+    """uint8 [B, F, 3, H, W]."""
+    tokens: Tensor
+    """int64 [B, K, T]: begin, prefix, target, end, padding. Every row begins with the begin token."""
+    targets: Tensor
+    """bool [B, K, T]: True where tokens[b, k, t] is predicted from the position before it; never at t = 0."""
+    keys: list[str]
+    """SHARD.tar:KEY of each sample."""
+    problems: list[str]
+    """One message per sample that could not be used."""
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.targets.sum())
+
+    def target_rows(self) -> tuple[Tensor, Tensor]:
+        """int64 [n] positions in flat [B*K*T] whose next token is a target, and those tokens.
+
+        Asked before the batch goes to a GPU, where finding them would make the host wait.
+        """
+        at = self.targets.flatten().nonzero().squeeze(1)
+        return at - 1, self.tokens.flatten()[at]
+
+    def to(self, device: torch.device | str) -> Batch:
+        images, tokens, targets = (
+            tensor.to(device, non_blocking=True) for tensor in (self.images, self.tokens, self.targets)
+        )
+        return replace(self, images=images, tokens=tokens, targets=targets)
+
+    def pin_memory(self) -> Batch:
+        """The DataLoader's hook: copies from pinned memory run beside the computation."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            tokens=self.tokens.pin_memory(),
+            targets=self.targets.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One sample of an evaluation; `index` -1: an empty slot."""
+
+    index: int
+    key: str
+    images: np.ndarray
+    references: list[str]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Some samples of an evaluation; a slot without references (empty or unusable) is not to be scored."""
+
+    images: Tensor
+    """uint8 [B, F, 3, H, W]."""
+    references: list[list[str]]
+    """All captions of each sample."""
+    keys: list[str]
+    """SHARD.tar:KEY of each sample."""
+    indices: list[int]
+    """Number of each sample in the shards; -1: an empty slot, which keeps the ranks in lockstep."""
+    problems: list[str]
+    """One message per sample that could not be used."""
+
+
+def black(frames: int, size: int) -> np.ndarray:
+    """The picture of a slot that is not used: uint8 [F, 3, H, W]."""
+    return np.zeros((frames, 3, size, size), np.uint8)
+
+
+def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
+    """Stacks samples of equal F, H, W and K; T is the longest text's length."""
+    shape = len(samples), len(samples[0].texts), max(len(t.tokens) for s in samples for t in s.texts)
+    tokens, targets = np.full(shape, pad_id, np.int64), np.zeros(shape, np.bool_)
+    for b, sample in enumerate(samples):
+        for k, text in enumerate(sample.texts):
+            tokens[b, k, : len(text.tokens)] = text.tokens
+            targets[b, k, : len(text.targets)] = text.targets
+    return Batch(
+        images=_stack([sample.images for sample in samples]),
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(targets),
+        keys=[sample.key for sample in samples],
+        problems=[sample.problem for sample in samples if sample.problem],
+    )
+
+
+def collate_eval(samples: list[EvalSample]) -> EvalBatch:
+    return EvalBatch(
+        images=_stack([sample.images for sample in samples]),
+        references=[sample.references for sample in samples],
+        keys=[sample.key for sample in samples],
+        indices=[sample.index for sample in samples],
+        problems=[sample.problem for sample in samples if sample.problem],
+    )
+
+
+def _stack(images: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images))

@@ -1,0 +1,128 @@
+"""From rows (a picture's file name and its captions) to samples with the picture's bytes.
+
+File names come from CSV and JSON files that strangers wrote: none of them may lead out of the images folder.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from git_scale.data.builders.parallel import map_in_order
+from git_scale.data.builders.writer import SampleToWrite, Skipped
+from git_scale.data.captions import clean_caption
+from git_scale.data.images import decode
+from git_scale.errors import DataError
+
+SHORTER_SIDE, LONGER_SIDE, JPEG_QUALITY = 384, 640, 90  # GIT, arXiv 2205.14100, section 4.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture of a source."""
+
+    file: str
+    """Relative to the images folder."""
+    captions: tuple[str, ...]
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Goes into the sample's json as it is."""
+
+
+def gather(pairs: Iterable[tuple[str, str]]) -> list[Row]:
+    """(file, caption) pairs as one row per file, in order of first mention."""
+    captions_of: dict[str, list[str]] = {}
+    for file, caption in pairs:
+        captions_of.setdefault(file, []).append(caption)
+    return [Row(file, tuple(captions)) for file, captions in captions_of.items()]
+
+
+def samples_of(
+    rows: Iterable[Row], images: Path, shrink: bool = False, workers: int = 1
+) -> Iterator[SampleToWrite | Skipped]:
+    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty captions.
+
+    `shrink`: pictures above the paper's size (shorter side 384, longer side 640) become smaller JPEGs; all
+    others keep their bytes. Raises DataError when `images` is no folder.
+    """
+    if not images.is_dir():
+        raise DataError(f"{images}: no such folder of images")
+    for outcomes in map_in_order(partial(make_sample, images.resolve(), shrink), rows, workers):
+        yield from outcomes
+
+
+def make_sample(images: Path, shrink: bool, row: Row) -> list[SampleToWrite | Skipped]:
+    """The row's sample, after one Skipped for each empty caption; or only what was skipped and why."""
+    captions = [text.strip() for text in row.captions if clean_caption(text)]
+    outcomes: list[SampleToWrite | Skipped] = []
+    outcomes += [Skipped(row.file, "empty caption")] * (len(row.captions) - len(captions))
+    if not captions:
+        return outcomes or [Skipped(row.file, "no caption")]
+    try:
+        image, extension = load_picture(images, row.file, shrink)
+    except _UnusableError as reason:
+        return [*outcomes, Skipped(row.file, str(reason))]
+    return [*outcomes, SampleToWrite(image, extension, {"captions": captions, "file": row.file, **row.extra})]
+
+
+class _UnusableError(Exception):
+    """A picture that is left out; the text is the reason, the same for all of its kind."""
+
+
+def load_picture(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
+    """The bytes of a picture that decodes, with the extension that its content asks for."""
+    data = _read_inside(images, file)
+    extension = extension_of(data)
+    if not extension:
+        raise _UnusableError("not a JPEG, PNG or WebP picture")
+    try:
+        picture = decode(data)
+    except DataError:
+        raise _UnusableError("broken picture") from None
+    if shrink and (smaller := shrink_picture(picture)):
+        return smaller, "jpg"
+    return data, extension
+
+
+def _read_inside(folder: Path, file: str) -> bytes:
+    """The content of `file` within the (resolved) folder; links are followed before that is judged."""
+    try:
+        path = (folder / file).resolve()
+        if not path.is_relative_to(folder):
+            raise _UnusableError("path leaves the images folder")
+        if not path.is_file():  # nor is a named pipe, on which a read would wait for ever
+            raise _UnusableError("missing picture")
+        return path.read_bytes()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ):  # no permission, an overlong name, a zero byte, a loop of links
+        raise _UnusableError("unreadable picture") from None
+
+
+def extension_of(data: bytes) -> str:
+    """jpg, png or webp by the content's first bytes; empty for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    return "webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""
+
+
+def shrink_picture(picture: Image.Image) -> bytes | None:
+    """A picture above the paper's size as a smaller JPEG, upright; None for any other."""
+    shorter, longer = sorted(picture.size)
+    factor = min(SHORTER_SIDE / shorter, LONGER_SIDE / longer)
+    if factor >= 1:
+        return None
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    smaller = ImageOps.exif_transpose(picture.resize(size, Image.Resampling.BICUBIC))  # the tag is not saved
+    buffer = io.BytesIO()
+    smaller.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

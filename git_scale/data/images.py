@@ -1,0 +1,116 @@
+"""From the bytes of a picture to the pixels of the model's input, uint8 until they are on the device."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from git_scale.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+# 90 MP: above any photograph (phones shoot 50, medium format 60..100 at the edge), and 270 MB once decoded,
+# which every loader worker can afford; a forged header may claim 4 GP in 60 bytes
+MAX_PIXELS = 90_000_000
+MAX_SIDE = 15_000
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+CROP_ATTEMPTS = 10  # torchvision's
+MAX_OBLONG = 8  # sides of a picture; of a longer strip only the middle is looked at
+
+
+def decode(data: bytes) -> Image.Image:
+    """The picture in RGB, transparent parts on white.
+
+    Raises DataError, and nothing else, for anything but a whole JPEG, PNG or WEBP of reasonable size.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_size(*image.size)
+        return _to_rgb(image)  # reads the pixels, which raises when the data ends early
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
+        raise DataError(f"the picture ({len(data)} bytes) cannot be decoded: {error}") from None
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises DataError when a header claims more than is decoded here."""
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise DataError(
+            f"a picture of {width} x {height} pixels: at most {MAX_PIXELS} and sides of {MAX_SIDE} are read"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255 instead of scaling
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """The square of torchvision's RandomResizedCrop with ratio 1: `scale` is its share of the picture's area.
+
+    In a picture too oblong for such a square it is the largest centered one, as there (and so in GIT's code).
+    """
+    for _ in range(CROP_ATTEMPTS):
+        side = round(math.sqrt(width * height * rng.uniform(*scale)))
+        if 0 < side <= min(width, height):
+            left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+            return left, top, left + side, top + side
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def crop_resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    """uint8 [3, size, size]: the part `box` of the picture, bicubic with antialiasing."""
+    # cropped first: the filter then sees no pixel outside of the box, as in torchvision
+    return _to_array(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def random_resized_crop(
+    image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """uint8 [3, size, size]: a random square of the picture, see random_box."""
+    return crop_resized(image, random_box(*image.size, scale, rng), size)
+
+
+def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 [3, size, size]: shorter side resized to `size` (bicubic), then the center, as in torchvision."""
+    image = _shorten(image)
+    short = min(image.size)
+    resized = [int(size * side / short) for side in image.size]
+    left, top = (round((side - size) / 2) for side in resized)
+    scaled = image.resize((resized[0], resized[1]), Image.Resampling.BICUBIC)
+    return _to_array(scaled.crop((left, top, left + size, top + size)))
+
+
+def _shorten(image: Image.Image) -> Image.Image:
+    """Cuts a strip to its middle: 1 x 15,000 must not become 224 x 3,360,000 (2 GB) on the way."""
+    width, height = image.size
+    keep_x, keep_y = min(width, MAX_OBLONG * height), min(height, MAX_OBLONG * width)
+    left, top = (width - keep_x) // 2, (height - keep_y) // 2
+    return image.crop((left, top, left + keep_x, top + keep_y))
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [..., 3, H, W] to `dtype` with CLIP's mean and deviation, computed in fp32."""
+    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
+    return ((images.float() / 255 - mean) / std).to(dtype)

@@ -1,0 +1,226 @@
+"""Samples by number from a folder of tar shards.
+
+    folder/NAME-000000.tar  + .index.npy  ->  ShardSet  ->  read(number)  ->  RawSample (bytes and text)
+
+Nothing is unpacked and nothing is decoded here: a sample is one `pread` per member.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+
+from git_scale.data import index
+from git_scale.data.captions import TextRecord, decode_text, parse_json
+from git_scale.data.index import Kind
+from git_scale.errors import DataError
+
+log = logging.getLogger(__name__)
+
+MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """`key` is SHARD.tar:KEY; `frames` are in the order of their numbers; image or frames may be missing."""
+
+    key: str
+    image: bytes | None
+    frames: list[bytes]
+    text: TextRecord
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    file: IO[bytes]
+    size: int
+    table: np.ndarray
+    starts: np.ndarray
+    """Number of each sample's first row, and one more behind the last."""
+
+
+def open_shards(folder: str | Path) -> ShardSet:
+    """The shards of a folder, or of one .tar file, in the order of their names.
+
+    Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory.
+    Raises one DataError that lists every problem.
+    """
+    folder = Path(folder)
+    paths = _find(folder)
+    problems: list[str] = []
+    sizes, counts, unsaved = [], [], dict[Path, np.ndarray]()
+    for path in paths:
+        try:
+            table = index.load(path)
+            if table is None:
+                table = _make_index(path, unsaved)
+            sizes.append(int(table[-1]["size"]))
+            counts.append(index.num_samples(table))
+        except DataError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}")
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise DataError(
+            "\n  - ".join([f"{folder}: {len(problems)} {noun} in {len(paths)} shards:", *problems])
+        )
+    if unsaved:
+        log.warning(
+            "%s: cannot be written, so %d indexes are made anew by each process", folder, len(unsaved)
+        )
+    shards = ShardSet(paths, sizes, np.array(counts, np.int64), unsaved)
+    if not any(index.num_complete(shards.table(number)) for number in range(len(paths))):
+        raise DataError(
+            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt)"
+        )
+    return shards
+
+
+def _find(folder: Path) -> list[Path]:
+    if folder.is_file() and folder.suffix == ".tar":
+        return [folder]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of tar shards; tools/prepare_data.py makes one")
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise DataError(f"{folder}: no *.tar inside; tools/prepare_data.py makes them")
+    return paths
+
+
+def _make_index(path: Path, unsaved: dict[Path, np.ndarray]) -> np.ndarray:
+    table = index.scan(path)
+    try:
+        index.save(path, table)
+    except OSError:
+        unsaved[path] = table
+    return table
+
+
+class ShardSet:
+    """`counts`: int64, samples per shard. `fingerprint`: hex, of the shards' names, sizes and counts.
+
+    Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
+    """
+
+    def __init__(
+        self, paths: list[Path], sizes: list[int], counts: np.ndarray, tables: dict[Path, np.ndarray]
+    ) -> None:
+        self.paths = paths
+        self.counts = counts
+        listing = [
+            f"{path.name} {size} {count}" for path, size, count in zip(paths, sizes, counts, strict=True)
+        ]
+        self.fingerprint = xxhash.xxh3_64_hexdigest("\n".join(listing).encode())
+        self._ends = np.cumsum(counts)
+        self._tables = tables
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def table(self, shard: int) -> np.ndarray:
+        """The index of shard number `shard`. Raises DataError when it has changed since the start."""
+        path = self.paths[shard]
+        table = self._tables.get(path)
+        if table is None:
+            table = index.load(path)
+        if table is None or index.num_samples(table) != self.counts[shard]:
+            raise DataError(f"{path}: it or its index changed during the run; put it back or start anew")
+        return table
+
+    def key(self, number: int) -> str:
+        """SHARD.tar:KEY of sample `number`, for messages."""
+        shard, rows = self._locate(number)
+        return self._key(shard, rows)
+
+    def read(self, number: int) -> RawSample:
+        """Sample `number`. Raises DataError naming the sample when it has no picture or no valid text."""
+        shard, rows = self._locate(number)
+        with naming(self._key(shard, rows)) as key:
+            images = self._of_kind(shard, rows, Kind.IMAGE)
+            frames = self._of_kind(shard, rows, Kind.FRAME)
+            if not images and not frames:
+                raise DataError("no picture beside the text")
+            return RawSample(key, images[0] if images else None, frames, self._text(shard, rows))
+
+    def read_text(self, number: int) -> TextRecord:
+        """The text of sample `number` alone. Raises DataError naming the sample."""
+        shard, rows = self._locate(number)
+        with naming(self._key(shard, rows)):
+            return self._text(shard, rows)
+
+    def _locate(self, number: int) -> tuple[int, np.ndarray]:
+        """Shard number and index rows of a sample."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, number, side="right"))
+        local = number - int(self._ends[shard] - self.counts[shard])
+        opened = self._opened(shard)
+        return shard, opened.table[opened.starts[local] : opened.starts[local + 1]]
+
+    def _opened(self, shard: int) -> _OpenShard:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        table = self.table(shard)
+        starts = np.searchsorted(table["sample"], np.arange(self.counts[shard] + 1))
+        try:
+            file = self.paths[shard].open("rb", buffering=0)
+        except OSError as error:
+            raise DataError(f"{self.paths[shard]}: cannot be read: {error.strerror}") from None
+        if len(self._open) >= MAX_OPEN:
+            self._open.popitem(last=False)[1].file.close()
+        self._open[shard] = _OpenShard(file, int(table[-1]["size"]), table, starts)
+        return self._open[shard]
+
+    def _key(self, shard: int, rows: np.ndarray) -> str:
+        return f"{self.paths[shard].name}:{bytes(rows[0]['key']).decode('utf-8', 'replace')}"
+
+    def _of_kind(self, shard: int, rows: np.ndarray, kind: Kind) -> list[bytes]:
+        """The data of all members of one kind, frames in the order of their numbers."""
+        found = sorted(rows[rows["kind"] == kind], key=lambda row: int(row["frame"]))
+        return [self._bytes(shard, row) for row in found]
+
+    def _bytes(self, shard: int, row: np.void) -> bytes:
+        opened, offset, size = self._opened(shard), int(row["offset"]), int(row["size"])
+        if not 0 <= offset <= offset + size <= opened.size:  # an index is untrusted: no 2**60 bytes are read
+            raise DataError(f"the index points outside the shard; remove {self.paths[shard]}{index.SUFFIX}")
+        try:
+            data = os.pread(opened.file.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from None
+        if len(data) < size:
+            raise DataError(f"the shard was cut to less than {offset + size} bytes during the run")
+        return data
+
+    def _text(self, shard: int, rows: np.ndarray) -> TextRecord:
+        jsons = self._of_kind(shard, rows, Kind.JSON)
+        record = parse_json(jsons[0]) if jsons else TextRecord([])
+        if record.captions:
+            return record
+        txts = [decode_text(data) for data in self._of_kind(shard, rows, Kind.TXT)]
+        if not jsons and not txts:
+            raise DataError("no text (.json or .txt) beside the picture")
+        return replace(record, captions=txts)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[str]:
+    """Puts the sample's key before the message of any DataError from inside."""
+    try:
+        yield key
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None

@@ -1,0 +1,177 @@
+"""Words to numbers and back: a sentencepiece model or a BERT vocabulary, behind one protocol."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import sentencepiece
+import xxhash
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from git_scale.data.captions import MAX_CAPTION_BYTES, clean_caption
+from git_scale.errors import DataError
+from git_scale.files import replaced_atomically
+
+MAX_TRAINING_TEXTS = 10_000_000  # a random sample of more: about 20 GB in sentencepiece, and no better pieces
+
+
+class Tokenizer(Protocol):
+    """What the rest of git_scale knows of a tokenizer. Picklable, so that loader processes can have it."""
+
+    path: Path
+    fingerprint: str
+    """Hex, of the file's bytes."""
+    vocab_size: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens, without begin and end; no text can spell a special token."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens; special ones are dropped."""
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """A sentencepiece `.model` or a BERT `vocab.txt`, told apart by the name's ending.
+
+    Raises DataError when the file is missing, unreadable or of another kind.
+    """
+    path = Path(path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".txt":
+        return WordPieceTokenizer(path)
+    raise DataError(f"{path}: a tokenizer is a sentencepiece .model or a BERT vocab.txt")
+
+
+class SentencePieceTokenizer:
+    """A model with pad 0, unknown 1, begin 2, end 3, as train_sentencepiece makes it."""
+
+    pad_id, unk_id, bos_id, eos_id = range(4)
+
+    def __init__(self, path: Path) -> None:
+        data = _read(path)
+        self.path, self.fingerprint = path, xxhash.xxh3_64_hexdigest(data)
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (RuntimeError, TypeError):
+            raise DataError(
+                f"{path}: not a sentencepiece model; tools/train_tokenizer.py makes one"
+            ) from None
+        self.vocab_size: int = self._model.get_piece_size()
+        found = [self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id()]
+        if found != list(range(4)):
+            raise DataError(
+                f"{path}: its pad, unknown, begin and end token have the ids {found} instead of 0, 1, 2, 3;"
+                " train one with tools/train_tokenizer.py"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SentencePieceTokenizer, (self.path,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._model.encode(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        special = (self.pad_id, self.bos_id, self.eos_id)
+        return str(self._model.decode([int(number) for number in ids if number not in special]))
+
+
+class WordPieceTokenizer:
+    """BERT, uncased: [CLS] begins a text and [SEP] ends it."""
+
+    def __init__(self, path: Path) -> None:
+        data = _read(path)
+        self.path, self.fingerprint = path, xxhash.xxh3_64_hexdigest(data)
+        try:
+            # not splitlines(): a vocabulary may hold U+2028 as a word
+            words = [word.rstrip("\r") for word in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: not a vocabulary (one word per line in UTF-8)") from None
+        numbers = {word: number for number, word in enumerate(words)}
+        missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if word not in numbers]
+        if missing:
+            raise DataError(f"{path}: no BERT vocabulary, it lacks {', '.join(missing)}")
+        self.vocab_size = len(words)
+        self.pad_id, self.bos_id, self.eos_id = numbers["[PAD]"], numbers["[CLS]"], numbers["[SEP]"]
+        self._tokenizer = _build_wordpiece(numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WordPieceTokenizer, (self.path,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        special = (self.pad_id, self.bos_id, self.eos_id)
+        return str(self._tokenizer.decode([int(number) for number in ids if number not in special]))
+
+
+def _build_wordpiece(numbers: dict[str, int]) -> FastTokenizer:
+    # no special tokens are declared to it: a caption that spells "[SEP]" is then three harmless pieces
+    tokenizer = FastTokenizer(models.WordPiece(numbers, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return tokenizer
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
+
+
+def train_sentencepiece(texts: Iterable[str], destination: str | Path, vocab_size: int) -> None:
+    """Trains a unigram model on `texts` and writes it whole or not at all; same texts, same bytes.
+
+    Raises DataError when the texts cannot fill `vocab_size`, naming the largest size they can.
+    """
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_usable(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram",
+            max_sentence_length=MAX_CAPTION_BYTES,
+            input_sentence_size=MAX_TRAINING_TEXTS,
+            num_threads=4,  # the sums of the training depend on it, so it does not follow the machine
+            pad_id=SentencePieceTokenizer.pad_id,
+            unk_id=SentencePieceTokenizer.unk_id,
+            bos_id=SentencePieceTokenizer.bos_id,
+            eos_id=SentencePieceTokenizer.eos_id,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise DataError(_explain(str(error), vocab_size)) from None
+    destination = Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_atomically(destination) as temporary:
+        temporary.write_bytes(model.getvalue())
+
+
+def _usable(texts: Iterable[str]) -> Iterator[str]:
+    empty = True
+    for text in filter(None, map(clean_caption, texts)):
+        empty = False
+        yield text
+    if empty:
+        raise DataError("no text to train a tokenizer on: every caption is empty")
+
+
+def _explain(message: str, vocab_size: int) -> str:
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"--vocab-size {vocab_size}: these captions fill at most {largest[1]}; set that or less"
+    if needed := re.search(r"required_chars\S* \S+ vs (\d+)", message):
+        return f"--vocab-size {vocab_size}: these captions have {needed[1]} characters; set clearly more"
+    return f"--vocab-size {vocab_size}: sentencepiece cannot train: {message}"

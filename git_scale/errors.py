@@ -1,0 +1,23 @@
+"""The errors that a user can mend. Tools print them without a traceback and exit with code 2."""
+
+
+class UserError(Exception):
+    """Something the user gave is wrong; the message names the thing, its value and the remedy."""
+
+
+class ConfigError(UserError):
+    """One or more problems of a run's configuration, all reported at once."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = [f"{len(problems)} {noun} in the configuration:", *(f"  - {problem}" for problem in problems)]
+        super().__init__("\n".join(lines))
+
+
+class DataError(UserError):
+    """Shards, pictures or captions that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another run."""

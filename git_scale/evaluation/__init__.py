@@ -1,0 +1,1 @@
+"""Metrics of generated texts and pictures of them."""

@@ -1,0 +1,33 @@
+"""Exact match: the share of generated texts that equal a reference."""
+
+from __future__ import annotations
+
+from git_scale.errors import DataError
+
+
+def exact_match(generated: list[str], references: list[list[str]]) -> float:
+    """Share (0 to 1) of texts that equal any of their references after `normalize_text`.
+
+    Raises DataError for lists of different length, for none at all, and for a text without a reference.
+    """
+    if len(generated) != len(references):
+        raise DataError(
+            f"exact match: {len(generated)} generated texts but {len(references)} lists of references"
+        )
+    if not generated:
+        raise DataError("exact match: no generated texts; is the held-out folder empty?")
+    for number, texts in enumerate(references):
+        if not texts:
+            raise DataError(f"exact match: text {number} ({generated[number]!r}) has no reference")
+    hits = [is_match(text, texts) for text, texts in zip(generated, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def is_match(generated: str, references: list[str]) -> bool:
+    """Whether the text equals any reference after `normalize_text`."""
+    return normalize_text(generated) in map(normalize_text, references)
+
+
+def normalize_text(text: str) -> str:
+    """Lower case, runs of white space as one blank, none at the ends; punctuation and accents stay."""
+    return " ".join(text.casefold().split())

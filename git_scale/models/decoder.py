@@ -1,0 +1,187 @@
+"""The text decoder: post-LN BERT blocks over an image stream and a text stream, without a mask tensor.
+
+Image rows see all image rows; text row t sees all image rows and the text rows up to t. The image stream thus
+never depends on the text, so that
+
+- one pass of the image rows serves K texts (captions, questions, beams) of the same picture;
+- generation keeps the image keys and values of each layer and never runs the image rows again;
+- in the last layer image rows need only keys and values: no query, no output projection, no FFN.
+
+Shapes: B batch, I image tokens (all frames), K texts per image, T text tokens, S text tokens seen so far,
+N heads, H head width, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from git_scale.config import DecoderConfig
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer: image [B, N, I, H] and text [B, K, N, S, H]."""
+
+    image: KeysValues | None = None
+    text: KeysValues | None = None
+
+    def append_text(self, new: KeysValues) -> KeysValues:
+        if self.text is not None:
+            new = (torch.cat([self.text[0], new[0]], dim=3), torch.cat([self.text[1], new[1]], dim=3))
+        self.text = new
+        return new
+
+
+class DecoderLayer(nn.Module):
+    """One post-LN block on both streams: a single module call, so that ZeRO-3 gathers its weights once."""
+
+    def __init__(self, config: DecoderConfig, is_last: bool) -> None:
+        super().__init__()
+        width = config.width
+        self.is_last = is_last
+        self.num_heads = config.heads
+        self.head_width = width // config.heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=1e-12)
+        self.fc1 = nn.Linear(width, config.ffn)
+        self.fc2 = nn.Linear(config.ffn, width)
+        self.ffn_norm = nn.LayerNorm(width, eps=1e-12)
+        self.hidden_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, image_BID: Tensor | None, text_BKTD: Tensor, cache: LayerCache | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Both streams after this block; the image stream is None after the last block.
+
+        With a cache, its image keys and values stand in for image_BID (then None) and the text's are added.
+        """
+        cache = cache if cache is not None else LayerCache()
+        if image_BID is not None:
+            cache.image = self._split_keys_values(self.key_value(image_BID))
+        if cache.image is None:
+            raise ValueError("the first call of a generation needs the image stream")
+        text_kv = cache.append_text(self._split_keys_values(self.key_value(text_BKTD)))
+        text_q = self._split_heads(self.query(text_BKTD))
+        attended = attend_text(text_q, cache.image, text_kv, self._dropout_p())
+        text_BKTD = self._finish(text_BKTD, self._merge_heads(attended))
+        if image_BID is None or self.is_last:
+            return None, text_BKTD
+        image_q = self._split_heads(self.query(image_BID))
+        attended = F.scaled_dot_product_attention(image_q, *cache.image, dropout_p=self._dropout_p())
+        return self._finish(image_BID, self._merge_heads(attended)), text_BKTD
+
+    def _finish(self, stream: Tensor, attended: Tensor) -> Tensor:
+        stream = self.attention_norm(stream + self.hidden_dropout(self.out(attended)))
+        hidden = self.fc2(F.gelu(self.fc1(stream)))
+        return self.ffn_norm(stream + self.hidden_dropout(hidden))
+
+    def _dropout_p(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[..., L, N*H] to [..., N, L, H]."""
+        return x.unflatten(-1, (self.num_heads, self.head_width)).transpose(-2, -3)
+
+    def _split_keys_values(self, x: Tensor) -> KeysValues:
+        keys, values = x.chunk(2, dim=-1)
+        return self._split_heads(keys), self._split_heads(values)
+
+    def _merge_heads(self, x: Tensor) -> Tensor:
+        return x.transpose(-2, -3).flatten(-2)
+
+
+def attend_text(q_BKNTH: Tensor, image: KeysValues, text: KeysValues, dropout: float) -> Tensor:
+    """Attention of text rows over [image keys; text keys so far], causal aligned to the lower right.
+
+    The K texts share the image keys [B, N, I, H] without copying them: their rows are laid side by side for
+    the image part. One softmax runs over both parts. The scores, K*T x (I+S) per head, are smaller than K
+    copies of the image keys and values would be as long as T*N < 2*D (T=40, N=12 against D=768).
+    """
+    image_k, image_v = image
+    text_k, text_v = text
+    _, K, _, T, H = q_BKNTH.shape
+    q_BKNTH = q_BKNTH / math.sqrt(H)
+    q_BNMH = q_BKNTH.transpose(1, 2).flatten(2, 3)  # M = K*T
+    image_scores = (q_BNMH @ image_k.transpose(-1, -2)).unflatten(2, (K, T)).transpose(1, 2)
+    text_scores = q_BKNTH @ text_k.transpose(-1, -2)
+    if T > 1:
+        text_scores = text_scores.masked_fill(_is_future(T, text_k.shape[3], text_scores.device), -math.inf)
+    scores = torch.cat([image_scores, text_scores], dim=-1)
+    # The softmax runs in fp32 as flash kernels do: bf16 has 8 bits of mantissa.
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(scores.dtype), dropout, dropout > 0)
+    image_w, text_w = weights.split([image_k.shape[2], text_k.shape[3]], dim=-1)
+    from_image = image_w.transpose(1, 2).flatten(2, 3) @ image_v
+    return from_image.unflatten(2, (K, T)).transpose(1, 2) + text_w @ text_v
+
+
+def _is_future(T: int, S: int, device: torch.device) -> Tensor:
+    """True where text row t may not see text column s: the T rows are the last of the S columns."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)
+
+
+class TextEmbedding(nn.Module):
+    """Word + learned position, LayerNorm, dropout. Positions count text tokens only, from the begin token."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, config.width)
+        self.positions = nn.Embedding(config.positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-8)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens_BKT: Tensor, first_position: int) -> Tensor:
+        length = tokens_BKT.shape[-1]
+        index = torch.arange(first_position, first_position + length, device=tokens_BKT.device)
+        return self.dropout(self.norm(self.words(tokens_BKT) + self.positions(index)))
+
+
+class OutputHead(nn.Module):
+    """Vocabulary logits through the tied word table, with a bias of its own."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        self.weight = words.weight
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight, self.bias)
+
+
+class TextDecoder(nn.Module):
+    """Embedding, blocks and tied head."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.embedding = TextEmbedding(config, vocab_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, is_last=number == config.layers - 1) for number in range(config.layers)
+        )
+        self.head = OutputHead(self.embedding.words)
+        self.activation_checkpointing = False
+
+    def forward(
+        self, image_BID: Tensor | None, tokens_BKT: Tensor, rows: Tensor, cache: list[LayerCache] | None
+    ) -> Tensor:
+        """Logits [len(rows), V] at `rows`, flat positions in [B*K*T]."""
+        seen = cache[0].text[0].shape[3] if cache and cache[0].text is not None else 0
+        text_BKTD = self.embedding(tokens_BKT, seen)
+        for number, layer in enumerate(self.layers):
+            if self.activation_checkpointing and self.training:
+                image_BID, text_BKTD = checkpoint(layer, image_BID, text_BKTD, use_reentrant=False)
+            else:
+                image_BID, text_BKTD = layer(image_BID, text_BKTD, cache[number] if cache else None)
+        return self.head(text_BKTD.flatten(0, 2)[rows])
+
+    def new_cache(self) -> list[LayerCache]:
+        return [LayerCache() for _ in self.layers]

@@ -1,0 +1,106 @@
+"""GIT (arXiv 2205.14100): an image encoder, a projection and a text decoder with one language-modelling loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from git_scale.config import ModelConfig
+from git_scale.models.decoder import LayerCache, TextDecoder
+from git_scale.models.encoders import ImageEncoder
+
+
+class TemporalEmbedding(nn.Module):
+    """A learned vector per frame, zero at the start, added to the frame's features before the projection."""
+
+    def __init__(self, frames: int, width: int) -> None:
+        super().__init__()
+        self.frames = nn.Parameter(torch.zeros(frames, width))
+
+    def forward(self, features_BFIC: Tensor) -> Tensor:
+        return features_BFIC + self.frames[: features_BFIC.shape[1], None]
+
+
+class GitModel(nn.Module):
+    """Logits for texts about pictures. Plain torch: it does not know whether it runs in parallel.
+
+    Shapes: B batch, F frames, I image tokens of all frames, K texts per image, T text tokens, V vocabulary.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(config.encoder)
+        self.temporal = TemporalEmbedding(config.frames, self.encoder.width) if config.frames > 1 else None
+        self.projection = nn.Sequential(
+            nn.Linear(self.encoder.width, config.decoder.width), nn.LayerNorm(config.decoder.width)
+        )
+        self.decoder = TextDecoder(config.decoder, config.vocab_size)
+        for part in (self.projection, self.decoder):
+            part.apply(_initialise)
+
+    def forward(
+        self,
+        images_BFCHW: Tensor | None,
+        tokens_BKT: Tensor,
+        rows: Tensor,
+        cache: list[LayerCache] | None = None,
+    ) -> Tensor:
+        """Logits [len(rows), V] of the token after each position in `rows`, flat positions in [B*K*T].
+
+        Only the rows asked for meet the vocabulary: the target positions in training, the last ones in
+        generation. After a first call with a cache (`new_cache()`), images are None and tokens are the next.
+        """
+        image_BID = None if images_BFCHW is None else self.encode(images_BFCHW)
+        return self.decoder(image_BID, tokens_BKT, rows, cache)
+
+    def encode(self, images_BFCHW: Tensor) -> Tensor:
+        """Projected image tokens [B, F*I, D]."""
+        frames = images_BFCHW.shape[1]
+        features_BFIC = self.encoder(images_BFCHW.flatten(0, 1)).unflatten(0, (-1, frames))
+        if self.temporal is not None:
+            features_BFIC = self.temporal(features_BFIC)
+        return self.projection(features_BFIC.flatten(1, 2))
+
+    def new_cache(self) -> list[LayerCache]:
+        return self.decoder.new_cache()
+
+    def set_activation_checkpointing(self, enable: bool) -> None:
+        self.encoder.set_activation_checkpointing(enable)
+        self.decoder.activation_checkpointing = enable
+
+
+def language_model_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """GIT's loss, summed over the rows of logits [n, V] with labels [n]; fp32 scalar.
+
+    KL(q || p) with q = 1 - e on the label and e / (V - 1) on every other word (e = smoothing), so a perfect
+    model reaches 0. torch's own smoothing spreads e over all V words, hence the factor V / (V - 1), and leaves
+    the entropy of q in (1.3577 nats for e = 0.1, V = 30522), hence the subtraction. e = 0 is cross entropy.
+    """
+    vocab = logits.shape[-1]
+    total = F.cross_entropy(
+        logits.float(), labels, label_smoothing=smoothing * vocab / (vocab - 1), reduction="sum"
+    )
+    return total - labels.numel() * smoothing_entropy(smoothing, vocab)
+
+
+def smoothing_entropy(smoothing: float, vocab: int) -> float:
+    """Entropy in nats of the smoothed target distribution."""
+    if smoothing == 0:
+        return 0.0
+    return -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Unique parameters: the tied word table counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights N(0, 0.02) as in BERT, biases zero; norms keep torch's ones and zeros."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Meters, throughput, model FLOPs utilisation and the writers that show them."""

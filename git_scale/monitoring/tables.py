@@ -1,0 +1,38 @@
+"""Tables for a terminal: aligned, plain ASCII."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """The rows under a ruled header; a column that holds only numbers is aligned to the right.
+
+    Raises ValueError when a row has another number of cells than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(
+                f"row {tuple(row)} has {len(row)} cells, the header {tuple(header)} has {len(header)}"
+            )
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    numeric = [len(column) > 1 and all(_is_number(cell) for cell in column[1:]) for column in columns]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, numeric, strict=True)
+        return "  ".join(
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells
+        ).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell starts with a number, a unit allowed behind it: `1,024`, `-0.5`, `41%`, `12.3 GiB`."""
+    first = cell.split(" ")[0].rstrip("%").replace(",", "")
+    try:
+        float(first)
+    except ValueError:
+        return cell == "-"  # the usual cell for nothing
+    return True

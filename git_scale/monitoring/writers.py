@@ -1,0 +1,188 @@
+"""Where scalars, pictures and texts of a run go: TensorBoard, JSON lines, the console, a folder, or nowhere.
+
+    RUN_DIR/tensorboard/                    everything
+    RUN_DIR/metrics.jsonl                   scalars and texts, one object per line
+    RUN_DIR/pictures/step_00000100.png      contact sheets
+
+`build_writers` gives the writing rank all of them and every other rank a `NullWriter`: the loop asks no rank.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from git_scale.files import replaced_atomically
+from git_scale.monitoring.console import format_progress, format_values
+
+logger = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Takes what a step has to show; names are `section/name`."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+
+    def pictures(self, step: int, name: str, sheet: Image.Image) -> None: ...
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullWriter:
+    """Writes nothing, and is the base of those that write some things only."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
+        pass
+
+    def text(self, step: int, name: str, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class TensorBoardWriter(NullWriter):
+    """Event files; points of an earlier process at `purge_step` or later disappear from the curves."""
+
+    def __init__(self, log_dir: Path, purge_step: int) -> None:
+        self.events = SummaryWriter(str(log_dir), purge_step=purge_step, flush_secs=30)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
+        self.events.add_image(name, np.array(sheet.convert("RGB")), step, dataformats="HWC")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self.events.add_text(name, text, step)
+
+    def close(self) -> None:
+        self.events.close()
+
+
+class JsonlWriter(NullWriter):
+    """One JSON object per line with `step` and `time` (Unix seconds); a value that is not finite is null.
+
+    Lines of an earlier process after `resume_step`, and a line that it left unfinished, are dropped first.
+    """
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _keep_lines(path, resume_step)
+        self.lines = path.open("a", encoding="utf-8")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._append({"step": step, "time": time.time(), **finite})
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._append({"step": step, "time": time.time(), name: text})
+
+    def close(self) -> None:
+        self.lines.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self.lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self.lines.flush()
+
+
+class ConsoleWriter(NullWriter):
+    """One readable line per call: progress of training, or the values of anything else."""
+
+    def __init__(self, total_steps: int, emit: Callable[[str], None] = logger.info) -> None:
+        self.total_steps = total_steps
+        self.emit = emit
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        is_training = "train/loss" in values
+        line = format_progress(step, self.total_steps, values) if is_training else format_values(step, values)
+        self.emit(line)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self.emit(f"step {step:,} {name}: {text}")
+
+
+class PictureFolder(NullWriter):
+    """One PNG per step, whole or not at all; a second sheet of the same step replaces the first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replaced_atomically(self.folder / f"step_{step:08d}.png") as temporary:
+            sheet.save(temporary, format="PNG")
+
+
+class WriterGroup:
+    """Hands everything to each of its writers; closes all of them even when one fails."""
+
+    def __init__(self, writers: Sequence[Writer]) -> None:
+        self.writers = writers
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for writer in self.writers:
+            writer.scalars(step, values)
+
+    def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
+        for writer in self.writers:
+            writer.pictures(step, name, sheet)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for writer in self.writers:
+            writer.text(step, name, text)
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for writer in self.writers:
+                stack.callback(writer.close)
+
+
+def build_writers(run_dir: Path, total_steps: int, is_writer: bool, resume_step: int) -> Writer:
+    """All writers on the one rank that writes, a NullWriter elsewhere; resume_step is 0 for a fresh start."""
+    if not is_writer:
+        return NullWriter()
+    return WriterGroup(
+        [
+            ConsoleWriter(total_steps),
+            JsonlWriter(run_dir / "metrics.jsonl", resume_step),
+            TensorBoardWriter(run_dir / "tensorboard", purge_step=resume_step + 1),
+            PictureFolder(run_dir / "pictures"),
+        ]
+    )
+
+
+def _keep_lines(path: Path, last_step: int) -> None:
+    """Rewrites the file with its lines up to `last_step`."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    steps = [_step_of(line) for line in lines]
+    if broken := steps.count(None):
+        logger.warning("%s: dropped %d lines that are no JSON objects with a step", path, broken)
+    kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= last_step]
+    with replaced_atomically(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if isinstance(step, int) else None

@@ -1,0 +1,82 @@
+"""The DeepSpeed JSON: what it may hold, and what the run writes into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+
+# DeepSpeed key -> where the run holds that value. A second owner could only disagree.
+OWNED_BY_THE_RUN = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch (accumulation is derived)",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer": "optimizer.*",
+    "scheduler": "optimizer.warmup_steps and train.steps",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "steps_per_print": "log.every",
+    "tensorboard": "run_dir (TensorBoard is always written)",
+    "wandb": "run_dir (TensorBoard is always written)",
+    "csv_monitor": "run_dir (metrics.jsonl is always written)",
+    "data_efficiency": "data.*",
+    "curriculum_learning": "data.*",
+}
+
+
+def read_ds_config(path: str | Path | None) -> dict[str, Any]:
+    """DeepSpeed's own settings; none: ZeRO stage 0 (plain data parallelism).
+
+    Raises ConfigError for a missing or broken file and for every value that the run owns.
+    """
+    if path is None:
+        return {}
+    path = Path(path)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"--ds_config {path}: no such file; ds_configs/ holds ready ones"]) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--ds_config {path}: not valid JSON: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"--ds_config {path}: a DeepSpeed configuration is an object of settings"])
+    problems = [
+        f"{path}: {key!r} belongs to the run: set {owner} in the recipe and leave it out here"
+        for key, owner in OWNED_BY_THE_RUN.items()
+        if key in tree
+    ]
+    zero = tree.get("zero_optimization", {})
+    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+        problems.append(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {zero!r}")
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
+    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer", {})
+    return offload.get("device", "none") != "none"
+
+
+def merge_ds_config(ds_config: dict[str, Any], run: RunConfig, dp: int) -> dict[str, Any]:
+    """The effective DeepSpeed configuration: its own settings and the run's values."""
+    return {
+        **ds_config,
+        "train_batch_size": run.train.global_batch,
+        "train_micro_batch_size_per_gpu": run.train.micro_batch,
+        "gradient_accumulation_steps": run.accumulation(dp),
+        "gradient_clipping": run.optimizer.clip_norm,
+        "bf16": {"enabled": run.train.precision == "bf16"},
+        "steps_per_print": None,
+    }

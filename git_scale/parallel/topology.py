@@ -1,0 +1,84 @@
+"""Who am I among the processes of a run: arithmetic on the launcher's variables, nothing else."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from git_scale.errors import UserError
+
+# torchrun and the deepspeed launcher | srun, one task per GPU
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The place of this process among all of a run's processes."""
+
+    world_size: int = 1
+    global_rank: int = 0
+    local_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel degree."""
+        return self.world_size
+
+    @property
+    def dp_rank(self) -> int:
+        return self.global_rank
+
+    @property
+    def is_writer(self) -> bool:
+        """The one process that writes logs and publishes files."""
+        return self.global_rank == 0
+
+
+def topology_from(environment: Mapping[str, str]) -> Topology:
+    """Reads torchrun's, deepspeed's or srun's variables; a process started alone is a world of one.
+
+    SLURM's variables count inside a job step only: the batch script sees SLURM_PROCID too, but is alone.
+    """
+    for rank, world, local in _LAUNCHERS:
+        if world in environment and rank in environment:
+            world_size = int(environment[world])
+            return Topology(
+                world_size=world_size,
+                global_rank=int(environment[rank]),
+                local_rank=int(environment.get(local, "0")),
+                master_addr=_master_addr(environment, world_size),
+                master_port=int(environment.get("MASTER_PORT") or _default_port(environment, world_size)),
+            )
+    return Topology(master_port=free_port())
+
+
+def _master_addr(environment: Mapping[str, str], world_size: int) -> str:
+    if address := environment.get("MASTER_ADDR"):
+        return address
+    if world_size == 1 or environment.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    if address := environment.get("SLURM_LAUNCH_NODE_IPADDR"):
+        return address
+    raise UserError(
+        f"MASTER_ADDR is not set for {world_size} processes: export the address of the first node"
+        " (torchrun, deepspeed and slurm/env.sh do)"
+    )
+
+
+def _default_port(environment: Mapping[str, str], world_size: int) -> int:
+    """A port that all tasks of a SLURM job agree on and that other jobs of the node do not share."""
+    if world_size == 1:
+        return free_port()
+    return 20000 + int(environment.get("SLURM_JOB_ID", "9500")) % 20000
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

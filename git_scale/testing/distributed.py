@@ -1,0 +1,84 @@
+"""Run a function on several gloo processes of this machine, as a test would.
+
+def sums(topology, device, number):
+    return float(sum_over_ranks(torch.tensor(float(number * topology.dp_rank))))
+
+assert run_distributed(sums, 2, 10) == [10.0, 10.0]
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import queue
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from git_scale.parallel.topology import free_port, topology_from
+
+# Processes fork from a server that has imported torch and DeepSpeed once: 0.1 s each instead of 8.
+_CONTEXT = mp.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["git_scale.training.build"])
+
+
+def run_distributed(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240
+) -> list[Any]:
+    """`function(topology, device, *args)` on every rank; returns the results in rank order.
+
+    `function` and what it takes and returns must be picklable. Raises RuntimeError with the rank's traceback
+    when one fails, TimeoutError when not all have ended in time; no process is left behind either way.
+    """
+    results = _CONTEXT.Queue()
+    port = free_port()
+    processes = [
+        _CONTEXT.Process(
+            target=_run_rank, args=(function, rank, world_size, port, results, args), daemon=False
+        )
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return _collect(processes, results, timeout_s)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _collect(processes: Sequence[BaseProcess], results: Any, timeout_s: float) -> list[Any]:
+    answers: dict[int, Any] = {}
+    for _ in processes:
+        try:
+            rank, answer, failure = results.get(timeout=timeout_s)
+        except queue.Empty:
+            missing = sorted(set(range(len(processes))) - answers.keys())
+            raise TimeoutError(f"ranks {missing} gave no answer within {timeout_s} s") from None
+        if failure:
+            raise RuntimeError(f"rank {rank} failed:\n{failure}")
+        answers[rank] = answer
+    return [answers[rank] for rank in range(len(processes))]
+
+
+def _run_rank(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, args: tuple[Any, ...]
+) -> None:
+    import torch
+
+    from git_scale.parallel.engine import start_processes, stop_processes
+
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1"
+    )
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    try:
+        topology = topology_from(os.environ)
+        answer = function(topology, start_processes(topology), *args)
+        stop_processes()
+        results.put((rank, answer, None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))

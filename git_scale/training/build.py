@@ -1,0 +1,120 @@
+"""From a resolved recipe to a trainer: a list of nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from git_scale.checkpoint.layout import Progress
+from git_scale.config import RunConfig, check_world
+from git_scale.data.loader import build_train_loader
+from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.tokenizer import Tokenizer, load_tokenizer
+from git_scale.errors import ConfigError, UserError
+from git_scale.evaluation.captioning import CaptionEvaluator
+from git_scale.models.git import GitModel
+from git_scale.monitoring.meters import Meters
+from git_scale.monitoring.peak import peak_flops
+from git_scale.monitoring.writers import build_writers
+from git_scale.parallel import collectives
+from git_scale.parallel.engine import Engine
+from git_scale.parallel.topology import Topology
+from git_scale.training.checkpoints import Checkpoints
+from git_scale.training.costs import StepCosts
+from git_scale.training.optimizer import parameter_groups
+from git_scale.training.run_folder import claim_run_folder
+from git_scale.training.trainer import Trainer
+
+T = TypeVar("T")
+
+
+def build_trainer(
+    run: RunConfig, ds_config: dict[str, Any], topology: Topology, device: torch.device
+) -> Trainer:
+    """A trainer at the run's newest checkpoint, or at its start. Collective.
+
+    Raises UserError, the same on all ranks, for everything that is wrong before the first step.
+    """
+    check_world(run, topology.dp)
+    tokenizer = load_fitting_tokenizer(run)
+    shards = first_rank_first(topology, lambda: open_shards(run.data.train))
+    heldout = run.data.heldout
+    heldout_shards = first_rank_first(topology, lambda: open_shards(heldout) if heldout else None)
+    first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
+
+    model = build_model(run)
+    engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, topology, device)
+    torch.manual_seed(run.seed * topology.dp + topology.dp_rank + 1)  # dropout differs between ranks
+
+    checkpoints = Checkpoints(run, tokenizer.path, engine, topology)
+    progress = checkpoints.resume(shards.fingerprint, tokenizer.fingerprint) or first_progress(
+        shards, tokenizer, topology, engine
+    )
+    meters = Meters(
+        run.train.steps, len(shards), topology.world_size, peak_flops(device, run.train.precision), device
+    )
+    meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
+    return Trainer(
+        run,
+        engine,
+        build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples),
+        checkpoints,
+        CaptionEvaluator(run, heldout_shards, tokenizer, topology),
+        build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step),
+        meters,
+        StepCosts(run.model, topology.dp),
+        progress,
+    )
+
+
+def build_model(run: RunConfig) -> GitModel:
+    """The model with the same first weights on every rank: a function of (seed, model)."""
+    torch.manual_seed(run.seed)
+    model = GitModel(run.model)
+    model.set_activation_checkpointing(run.train.activation_checkpointing)
+    return model
+
+
+def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    if tokenizer.vocab_size != run.model.vocab_size:
+        raise ConfigError(
+            [
+                f"model.vocab_size={run.model.vocab_size}, but {run.data.tokenizer} has {tokenizer.vocab_size}"
+                f" pieces: set model.vocab_size={tokenizer.vocab_size} or take the fitting tokenizer"
+            ]
+        )
+    return tokenizer
+
+
+def first_rank_first(topology: Topology, action: Callable[[], T]) -> T:
+    """Runs `action` on the first rank, then on the others: what it writes (an index) is written once.
+
+    A UserError on the first rank is raised on all of them. Collective.
+    """
+    result, error = None, None
+    if topology.is_writer:
+        try:
+            result = action()
+        except UserError as failure:
+            error = failure
+    if error := collectives.from_first_rank(error):
+        raise error
+    return result if topology.is_writer else action()  # type: ignore[return-value]
+
+
+def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:
+    return Progress(
+        step=0,
+        samples=0,
+        tokens=0,
+        skipped_steps=0,
+        skipped_samples=0,
+        data_fingerprint=shards.fingerprint,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        world_size=topology.world_size,
+        zero_stage=engine.stage,
+    )

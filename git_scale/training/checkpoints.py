@@ -1,0 +1,165 @@
+"""Saving, finding and restoring the checkpoints of a run, on all ranks together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.layout import Progress
+from git_scale.config import RunConfig
+from git_scale.errors import CheckpointError
+from git_scale.files import FileDigest, digest, replaced_atomically, sync_folder
+from git_scale.parallel import collectives
+from git_scale.parallel.engine import Engine
+from git_scale.parallel.topology import Topology
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints under RUN_DIR/checkpoints. Every public method is collective."""
+
+    def __init__(self, run: RunConfig, tokenizer_path: Path, engine: Engine, topology: Topology) -> None:
+        self._run = run
+        self._tokenizer_path = tokenizer_path
+        self._engine = engine
+        self._topology = topology
+        self._folder = layout.checkpoints_folder(Path(run.run_dir))
+
+    def save(self, progress: Progress) -> bool:
+        """Writes a checkpoint of this step; False (and an alarm) when a rank could not write.
+
+        Nothing visible changes before all ranks have written; a failed save leaves the older ones as they are.
+        """
+        target = self._folder / layout.step_name(progress.step)
+        if collectives.from_first_rank(target.exists()):
+            return True
+        partial = self._folder / f".{target.name}.partial"
+        problem = collectives.from_first_rank(self._start(partial))
+        if problem is None:
+            problem = self._write_shares(partial, target, progress)
+        if problem is not None:
+            log.error("checkpoint %s was NOT written: %s; training goes on", target.name, problem)
+        return problem is None
+
+    def _write_shares(self, partial: Path, target: Path, progress: Progress) -> str | None:
+        """Writes this rank's files; the writer publishes the whole. Returns the first problem of any rank."""
+        digests, error = self._engine.save(partial / layout.STATE_FOLDER)
+        written = [FileDigest(f"{layout.STATE_FOLDER}/{item.name}", item.size, item.xxh3) for item in digests]
+        if error is None:
+            try:
+                written.append(self._write_random_state(partial))
+            except OSError as failure:
+                error = failure
+        shares = collectives.gather_objects((written, str(error) if error else None))
+        problems = [problem for _, problem in shares if problem]
+        outcome = problems[0] if problems else None
+        if self._topology.is_writer:
+            outcome = outcome or self._publish(
+                partial, target, progress, [f for files, _ in shares for f in files]
+            )
+            if outcome:
+                shutil.rmtree(partial, ignore_errors=True)
+        return collectives.from_first_rank(outcome)
+
+    def _start(self, partial: Path) -> str | None:
+        """Makes room for a new checkpoint (writer only); returns the problem, if any."""
+        if not self._topology.is_writer:
+            return None
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _write_random_state(self, partial: Path) -> FileDigest:
+        path = partial / layout.rank_file(self._topology.dp_rank)
+        states = {"cpu": torch.get_rng_state()}
+        if self._engine.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._engine.device)
+        with replaced_atomically(path) as temporary:
+            save_file(states, temporary)
+        return digest(path)
+
+    def _publish(
+        self, partial: Path, target: Path, progress: Progress, written: list[FileDigest]
+    ) -> str | None:
+        """The writer's last act: small files, the manifest, the rename, retention."""
+        try:
+            (partial / "zero_to_fp32.py").unlink(missing_ok=True)  # DeepSpeed leaves a copy of its script
+            (partial / layout.CONFIG).write_text(self._run.to_yaml(), encoding="utf-8")
+            (partial / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+            shutil.copyfile(self._tokenizer_path, partial / self._tokenizer_path.name)
+            small = [layout.CONFIG, layout.PROGRESS, self._tokenizer_path.name]
+            written += [digest(partial / name) for name in small]
+            with replaced_atomically(partial / layout.MANIFEST) as temporary:
+                temporary.write_text(layout.manifest_text(written), encoding="utf-8")
+            partial.rename(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            return str(error)
+        for old in layout.published(Path(self._run.run_dir))[self._run.checkpoint.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return None
+
+    def resume(self, data_fingerprint: str, tokenizer_fingerprint: str) -> Progress | None:
+        """Restores the newest undamaged checkpoint; None when the run has none.
+
+        Raises CheckpointError when there are checkpoints but none can be used by this run.
+        """
+        candidates = collectives.from_first_rank(layout.published(Path(self._run.run_dir)))
+        for checkpoint in candidates:
+            if problem := self._damage(checkpoint):
+                log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
+                continue
+            progress = layout.read_progress(checkpoint)
+            self._refuse_foreign(checkpoint, progress, data_fingerprint, tokenizer_fingerprint)
+            self._engine.load(checkpoint / layout.STATE_FOLDER)
+            self._restore_random_state(checkpoint)
+            return progress
+        if candidates:
+            raise CheckpointError(
+                f"all {len(candidates)} checkpoints in {self._folder} are damaged: restore one, or choose"
+                " another run_dir to start afresh"
+            )
+        return None
+
+    def _damage(self, checkpoint: Path) -> str | None:
+        """The first problem that any rank finds; the ranks share the hashing."""
+        try:
+            files = layout.read_manifest(checkpoint)
+            mine = files[self._topology.dp_rank :: self._topology.dp]
+            problem = layout.first_damage(checkpoint, mine)
+        except (CheckpointError, OSError) as error:
+            problem = str(error)
+        return next(filter(None, collectives.gather_objects(problem)), None)
+
+    def _refuse_foreign(
+        self, checkpoint: Path, progress: Progress, data_fingerprint: str, tokenizer_fingerprint: str
+    ) -> None:
+        facts = [
+            ("ranks", progress.world_size, self._topology.world_size),
+            ("ZeRO stage", progress.zero_stage, self._engine.stage),
+            ("training data", progress.data_fingerprint, data_fingerprint),
+            ("tokenizer", progress.tokenizer_fingerprint, tokenizer_fingerprint),
+        ]
+        differences = [f"{name}: {old} there, {new} here" for name, old, new in facts if old != new]
+        if differences:
+            raise CheckpointError(
+                f"{checkpoint} cannot be resumed with these settings ({'; '.join(differences)}):"
+                " use those of the checkpoint, or another run_dir"
+            )
+
+    def _restore_random_state(self, checkpoint: Path) -> None:
+        states = load_file(checkpoint / layout.rank_file(self._topology.dp_rank))
+        torch.set_rng_state(states["cpu"])
+        if self._engine.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self._engine.device)

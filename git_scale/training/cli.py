@@ -1,0 +1,84 @@
+"""The command line that every training tool shares: recipe, DeepSpeed JSON, overrides, --dry-run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+
+from git_scale.config import RunConfig, check_world, load_run
+from git_scale.errors import UserError
+from git_scale.models.git import GitModel, count_parameters
+from git_scale.monitoring.tables import format_table
+from git_scale.parallel.ds_config import read_ds_config, zero_stage
+from git_scale.parallel.topology import Topology, topology_from
+
+USAGE_ERROR = 2
+
+
+def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
+    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and exit")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+def run_training(args: argparse.Namespace) -> int:
+    """Trains as `args` say; returns the exit code. User errors become one message on stderr and code 2."""
+    try:
+        run = load_run(args.config, args.overrides)
+        ds_config = read_ds_config(args.ds_config)
+        topology = topology_from(os.environ)
+        check_world(run, topology.dp)
+        if args.dry_run:
+            print(describe(run, zero_stage(ds_config), topology.dp))  # noqa: T201
+            return 0
+        return _train(run, ds_config, topology)
+    except UserError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return USAGE_ERROR
+
+
+def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
+    # Imported here: a dry run needs no DeepSpeed, whose import takes seconds.
+    from git_scale.parallel.engine import start_processes, stop_processes
+    from git_scale.training.build import build_trainer
+
+    logging.basicConfig(
+        level=logging.INFO if topology.is_writer else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    device = start_processes(topology)
+    try:
+        trainer = build_trainer(run, ds_config, topology, device)
+        outcome = trainer.fit()
+        trainer.writer.close()
+        return int(outcome)
+    finally:
+        stop_processes()
+
+
+def describe(run: RunConfig, stage: int, dp: int) -> str:
+    """The resolved tree, parameters by part and the shape of a step, without building weights."""
+    with torch.device("meta"):
+        model = GitModel(run.model)
+    parts = [(name, f"{count_parameters(part):,}") for name, part in model.named_children()]
+    rows = [
+        *parts,
+        ("all, unique", f"{count_parameters(model):,}"),
+        ("data-parallel ranks", str(dp)),
+        ("ZeRO stage", str(stage)),
+        ("micro-batches per step and rank", str(run.accumulation(dp))),
+        ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
+    ]
+    return f"{run.to_yaml()}\n{format_table(rows, ('parameters and plan', 'value'))}"

@@ -1,0 +1,46 @@
+"""FLOPs of a step from the shapes that really ran, for the utilisation in the log."""
+
+from __future__ import annotations
+
+import torch
+
+from git_scale.config import ModelConfig
+from git_scale.data.batch import Batch
+from git_scale.models.encoders import ImageEncoder
+from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
+
+
+class StepCosts:
+    """Counts model FLOPs; the encoder is run on `meta` once per image size."""
+
+    def __init__(self, config: ModelConfig, dp: int) -> None:
+        self._config = config
+        self._dp = dp
+        with torch.device("meta"):
+            self._encoder = ImageEncoder(config.encoder)
+        self._image_tokens: dict[int, int] = {}
+
+    def train_flops(self, batches: list[Batch]) -> int:
+        """Forward and backward of one step on all ranks, taking the others' texts to be as long as ours."""
+        return self._dp * TRAIN_TO_FORWARD * sum(self._forward(batch) for batch in batches)
+
+    def _forward(self, batch: Batch) -> int:
+        images, frames, _, size, _ = batch.images.shape
+        _, texts, text_tokens = batch.tokens.shape
+        decoder = decoder_forward_flops(
+            self._config.decoder,
+            self._config.vocab_size,
+            self._encoder.width,
+            image_tokens=frames * self._tokens_of(size),
+            texts=texts,
+            text_tokens=text_tokens,
+            target_tokens=round(batch.num_targets / images),
+        )
+        return images * (frames * encoder_forward_flops(self._encoder, size) + decoder)
+
+    def _tokens_of(self, size: int) -> int:
+        if size not in self._image_tokens:
+            with torch.no_grad():
+                features = self._encoder(torch.empty(1, 3, size, size, device="meta"))
+            self._image_tokens[size] = features.shape[1]
+        return self._image_tokens[size]

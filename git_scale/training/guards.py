@@ -1,0 +1,61 @@
+"""What must not pass in silence: ignored learning rates, skipped steps, samples that could not be used."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from git_scale.data.batch import Batch
+from git_scale.parallel.engine import Engine
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+"""A run that skips so many steps in a row learns nothing more: its weights or its data are broken."""
+
+MAX_PROBLEMS_LOGGED = 20
+"""Messages about single samples per process; the count goes on in data/skipped."""
+
+
+class Guards:
+    """Asked after every step."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._rates_checked = False
+        self._skipped_in_a_row = 0
+        self._problems_logged = 0
+
+    def check(self, step: int, skipped: bool, batches: list[Batch], lr_factor: float) -> None:
+        """Raises RuntimeError when going on would only waste the machines."""
+        if not self._rates_checked:
+            self._check_learning_rates(lr_factor)
+        self._check_skips(step, skipped, batches)
+        for problem in (problem for batch in batches for problem in batch.problems):
+            self._log_problem(problem)
+
+    def _check_learning_rates(self, lr_factor: float) -> None:
+        """The rates that the first step used, read back from the innermost optimizer (DeepSpeed#7713)."""
+        for name, rate in self._engine.learning_rates().items():
+            expected = self._engine.base_learning_rates[name] * lr_factor
+            if not math.isclose(rate, expected, rel_tol=1e-6):
+                raise RuntimeError(f"group {name} learns at {rate}, the recipe asks for {expected}")
+        self._rates_checked = True
+
+    def _check_skips(self, step: int, skipped: bool, batches: list[Batch]) -> None:
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if skipped:
+            keys = [key for batch in batches for key in batch.keys]
+            log.warning("step %d skipped: its gradients are not finite; samples here: %s", step, keys[:8])
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise RuntimeError(
+                f"{self._skipped_in_a_row} steps in a row had gradients that are not finite, up to step {step}:"
+                " lower the learning rates, or go on from an older checkpoint"
+            )
+
+    def _log_problem(self, problem: str) -> None:
+        self._problems_logged += 1
+        if self._problems_logged <= MAX_PROBLEMS_LOGGED:
+            log.warning("sample skipped: %s", problem)
+        if self._problems_logged == MAX_PROBLEMS_LOGGED:
+            log.warning("further skipped samples are only counted (data/skipped)")

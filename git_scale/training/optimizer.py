@@ -1,0 +1,46 @@
+"""Which parameter learns at which rate, and how the rates move over the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from git_scale.config import OptimizerConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """AdamW groups {name, params, lr, weight_decay}: encoder / decoder x decay / no_decay, none empty.
+
+    Norms, biases and other vectors have no weight decay. An empty group would shift the rates of those after
+    it inside DeepSpeed (DeepSpeedExamples#756).
+    """
+    lrs = {"encoder": config.encoder_lr, "decoder": config.decoder_lr}
+    groups: dict[str, dict[str, Any]] = {
+        f"{tower}_{decay}": {
+            "name": f"{tower}_{decay}",
+            "params": [],
+            "lr": lr,
+            "weight_decay": config.weight_decay if decay == "decay" else 0.0,
+        }
+        for tower, lr in lrs.items()
+        for decay in ("decay", "no_decay")
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[group_name(name, parameter.ndim)]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def group_name(parameter_name: str, ndim: int) -> str:
+    tower = "encoder" if parameter_name.startswith("encoder.") else "decoder"
+    return f"{tower}_{'decay' if ndim >= 2 else 'no_decay'}"
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Share of the full learning rate in step `step` (the first is 0): linear rise, then cosine to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,60 @@
+"""A run's folder belongs to one run: the same command goes on in it, another one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from git_scale.checkpoint.layout import CONFIG
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.files import replaced_atomically
+
+# What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on.
+IDENTITY = ("seed", "model", "data.train", "data.tokenizer", "data.texts_per_image", "data.max_text_tokens")
+
+
+def claim_run_folder(run: RunConfig) -> None:
+    """Makes the folder and writes config.yaml; raises ConfigError where another run, or anything else, lives."""
+    folder = Path(run.run_dir)
+    config = folder / CONFIG
+    if config.is_file():
+        _refuse_other_run(config, run)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced_atomically(config) as temporary:
+        temporary.write_text(run.to_yaml(), encoding="utf-8")
+
+
+def _refuse_other_run(config: Path, run: RunConfig) -> None:
+    theirs = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    ours = yaml.safe_load(run.to_yaml())
+    differences = [
+        f"{key}={ours_value!r}, but {run.run_dir} is a run with {theirs_value!r}: use that, or another run_dir"
+        for top in IDENTITY
+        for key, ours_value, theirs_value in _differences(top, _get(ours, top), _get(theirs, top))
+    ]
+    if differences:
+        raise ConfigError(differences)
+
+
+def _get(tree: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _differences(key: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = sorted(ours.keys() | theirs.keys())
+        return [
+            found
+            for name in names
+            for found in _differences(f"{key}.{name}", ours.get(name), theirs.get(name))
+        ]
+    return [] if ours == theirs else [(key, ours, theirs)]

@@ -1,0 +1,193 @@
+"""The training loop, and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from git_scale.checkpoint.layout import Progress
+from git_scale.config import RunConfig
+from git_scale.data.batch import Batch
+from git_scale.data.images import normalise
+from git_scale.evaluation.captioning import CaptionEvaluator
+from git_scale.models.git import language_model_loss
+from git_scale.monitoring.meters import Meters
+from git_scale.monitoring.writers import Writer
+from git_scale.parallel import collectives
+from git_scale.parallel.engine import Engine, StepReport
+from git_scale.training.checkpoints import Checkpoints
+from git_scale.training.costs import StepCosts
+from git_scale.training.guards import Guards
+from git_scale.training.optimizer import lr_factor
+from git_scale.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(IntEnum):
+    """How a run ended; the values are exit codes."""
+
+    DONE = 0
+    STOPPED = 75  # EX_TEMPFAIL: the same command goes on from the saved step
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step over all ranks."""
+
+    loss: float
+    """Mean over the target tokens of the global batch."""
+    grad_norm: float
+    skipped: bool
+    targets: int
+    bad_samples: int
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+class Trainer:
+    """Runs steps, reports, evaluates and saves on their cadence; its own state is the Progress."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        engine: Engine,
+        batches: Iterable[Batch],
+        checkpoints: Checkpoints,
+        evaluator: CaptionEvaluator,
+        writer: Writer,
+        meters: Meters,
+        costs: StepCosts,
+        progress: Progress,
+    ) -> None:
+        self.run = run
+        self.engine = engine
+        self.checkpoints = checkpoints
+        self.evaluator = evaluator
+        self.writer = writer
+        self.meters = meters
+        self.costs = costs
+        self.guards = Guards(engine)
+        self.step = progress.step
+        self.skipped_steps = progress.skipped_steps
+        self.bad_samples = progress.skipped_samples
+        self._first_progress = progress
+        self._accumulation = run.accumulation(progress.world_size)
+        self._batches: Iterator[Batch] = iter(batches)
+
+    def fit(self) -> Outcome:
+        """Trains to the last step, or to the step in which a stop signal came; saves at the end."""
+        with StopRequest() as stop_request:
+            stopped = False
+            while self.step < self.run.train.steps and not stopped:
+                result = self.train_step(bool(stop_request))
+                self.step += 1
+                stopped = result.stop
+                if self.is_due(self.run.log.every):
+                    self.report()
+                if self.is_due(self.run.eval.every) and not stopped:
+                    self.evaluate()
+                if self.is_due(self.run.checkpoint.every) or stopped:
+                    self.save()
+        return Outcome.STOPPED if self.step < self.run.train.steps else Outcome.DONE
+
+    def is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.run.train.steps
+
+    def train_step(self, stop: bool = False) -> StepResult:
+        """One optimizer step: the loss is the mean over the target tokens of the global batch.
+
+        The number of targets is known before the first forward pass, so that each micro-batch adds its sum of
+        token losses divided by it, whatever the ranks, micro-batches and ragged captions.
+        """
+        waited_from = time.perf_counter()
+        batches = [next(self._batches) for _ in range(self._accumulation)]
+        wait_s = time.perf_counter() - waited_from
+        targets = self._sum_over_ranks(sum(batch.num_targets for batch in batches))[0]
+        self.engine.set_learning_rates(self.lr_factor())
+        loss = torch.zeros((), device=self.engine.device)
+        report: StepReport | None = None
+        for batch in batches:
+            micro_loss = self.micro_loss(batch) / max(targets, 1)
+            self.engine.backward(micro_loss)
+            report = self.engine.step()
+            loss += micro_loss.detach()
+        assert report is not None, "the last micro-batch ends the step"
+        bad_here = sum(len(batch.problems) for batch in batches)
+        loss_sum, bad, stop_votes = self._sum_over_ranks(float(loss), bad_here, int(stop))
+        result = StepResult(
+            loss_sum, report.grad_norm, report.skipped, int(targets), int(bad), stop_votes > 0
+        )
+        self.guards.check(self.step, result.skipped, batches, self.lr_factor())
+        self.skipped_steps += result.skipped
+        self.bad_samples += result.bad_samples
+        self.meters.record(
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            images=self.run.train.global_batch,
+            tokens=result.targets,
+            flops=self.costs.train_flops(batches),
+            wait_s=wait_s,
+        )
+        return result
+
+    def micro_loss(self, batch: Batch) -> torch.Tensor:
+        """Sum of the token losses of one micro-batch."""
+        rows, labels = batch.target_rows()
+        batch = batch.to(self.engine.device)
+        logits = self.engine.forward(
+            normalise(batch.images, self.engine.dtype), batch.tokens, rows.to(self.engine.device)
+        )
+        return language_model_loss(logits, labels.to(self.engine.device), self.run.train.label_smoothing)
+
+    def lr_factor(self) -> float:
+        return lr_factor(self.step, self.run.optimizer.warmup_steps, self.run.train.steps)
+
+    def report(self) -> None:
+        rates = self.engine.learning_rates()
+        self.writer.scalars(
+            self.step,
+            self.meters.report(
+                self.step,
+                lr_encoder=max(rate for name, rate in rates.items() if name.startswith("encoder")),
+                lr_decoder=max(rate for name, rate in rates.items() if name.startswith("decoder")),
+                skipped_steps=self.skipped_steps,
+                data_skipped=self.bad_samples,
+            ),
+        )
+
+    def evaluate(self) -> None:
+        with self.meters.pause():
+            evaluation = self.evaluator.evaluate(self.engine)
+            if evaluation is None:
+                return
+            self.writer.scalars(self.step, evaluation.metrics)
+            if evaluation.sheet is not None:
+                self.writer.pictures(self.step, "heldout", evaluation.sheet)
+
+    def save(self) -> None:
+        with self.meters.pause():
+            self.checkpoints.save(self.progress())
+
+    def progress(self) -> Progress:
+        counts = self.meters.state_dict()
+        return Progress(
+            step=self.step,
+            samples=counts["samples"],
+            tokens=counts["tokens"],
+            skipped_steps=self.skipped_steps,
+            skipped_samples=self.bad_samples,
+            data_fingerprint=self._first_progress.data_fingerprint,
+            tokenizer_fingerprint=self._first_progress.tokenizer_fingerprint,
+            world_size=self._first_progress.world_size,
+            zero_stage=self._first_progress.zero_stage,
+        )
+
+    def _sum_over_ranks(self, *values: float) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
+        return collectives.sum_over_ranks(tensor).tolist()

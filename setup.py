@@ -1,0 +1,47 @@
+"""Packaging of git_scale: `pip install -e '.[test]'`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The ranges are those that the test suite has been run with; the reason for each bound stands beside it.
+REQUIREMENTS = [
+    "torch>=2.11,<2.14",  # 2.10 closed the last weights_only bypass (CVE-2026-24747); DeepSpeed 0.19 knows up to 2.13
+    "deepspeed>=0.19.6,<0.20",  # 0.19.3: checkpointing of frozen parameters, bf16 overflow check; 0.19.6: ZeRO-3 x TP
+    "timm>=1.0.20,<1.1",
+    "torchvision",  # imported by timm; git_scale.models.encoders cures its CUDA build beside a CPU-only torch
+    "webdataset>=1.0.2,<1.1",
+    "sentencepiece>=0.2,<0.3",
+    "tokenizers>=0.20,<1",
+    "pydantic>=2.7,<3",
+    "pyyaml>=6",
+    "numpy>=1.26",
+    "pillow>=11",
+    "safetensors>=0.5",
+    "tensorboard>=2.16",
+    "psutil>=5.9",
+    "xxhash>=3.4",
+    "tqdm>=4.60",
+]
+
+EXTRAS = {
+    "demo": ["scikit-learn>=1.4"],  # the handwritten digits that the demo is made of
+    "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3"],
+    "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
+    "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed
+    "cuda": ["megatron-core>=0.16,<0.17"],
+}
+
+setup(
+    name="git_scale",
+    version="0.1.0",
+    description="Distributed training of GIT and GIT2 image-to-text transformers",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["git_scale", "git_scale.*"]),
+    package_data={"git_scale": ["py.typed", "configs/*.yaml", "monitoring/accelerators.yaml"]},
+    python_requires=">=3.11,<3.13",
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,147 @@
+"""Rows of every format to samples: what is kept byte for byte, what is skipped and why."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from git_scale.data.builders.pictures import Row, gather, make_sample, samples_of
+from git_scale.data.builders.writer import SampleToWrite, Skipped
+from git_scale.errors import DataError
+
+
+def encode(width: int, height: int, form: str, **options: object) -> bytes:
+    rng = np.random.default_rng(width)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(encode(20, 10, "JPEG"))
+    (folder / "sub" / "b.png").write_bytes(encode(8, 9, "PNG"))
+    (folder / "c.webp").write_bytes(encode(8, 9, "WEBP"))
+    (folder / "d.gif").write_bytes(encode(8, 9, "GIF"))
+    (folder / "broken.jpg").write_bytes(encode(64, 64, "JPEG")[:700])
+    (tmp_path / "secret.jpg").write_bytes(encode(8, 8, "JPEG"))
+    return folder
+
+
+def outcome(images: Path, file: str, *captions: str, shrink: bool = False) -> list[SampleToWrite | Skipped]:
+    return make_sample(images, shrink, Row(file, captions))
+
+
+@pytest.mark.parametrize(("file", "extension"), [("a.jpg", "jpg"), ("sub/b.png", "png"), ("c.webp", "webp")])
+def test_pictures_keep_their_bytes(images: Path, file: str, extension: str) -> None:
+    for shrink in (False, True):
+        (sample,) = outcome(images, file, "one ", "two", shrink=shrink)
+        assert sample.image == (images / file).read_bytes()
+        assert sample.extension == extension
+        assert sample.text == {"captions": ["one", "two"], "file": file}
+
+
+def test_the_content_decides_on_the_extension_not_the_name(images: Path) -> None:
+    (images / "a.png").write_bytes((images / "a.jpg").read_bytes())
+    (sample,) = outcome(images, "a.png", "text")
+    assert sample.extension == "jpg"
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("d.gif", "not a JPEG, PNG or WebP picture"),
+        ("broken.jpg", "broken picture"),
+        ("gone.jpg", "missing picture"),
+        ("sub", "missing picture"),
+        ("", "missing picture"),
+        ("../secret.jpg", "path leaves the images folder"),
+        ("sub/../../secret.jpg", "path leaves the images folder"),
+        ("/etc/passwd", "path leaves the images folder"),
+        ("a\0.jpg", "unreadable picture"),
+        ("x" * 5000, "unreadable picture"),
+    ],
+)
+def test_unusable_pictures_are_skipped_with_the_reason(images: Path, file: str, reason: str) -> None:
+    assert outcome(images, file, "text") == [Skipped(file, reason)]
+
+
+def test_a_link_out_of_the_folder_is_not_followed_but_one_within_is(images: Path) -> None:
+    (images / "out.jpg").symlink_to(images.parent / "secret.jpg")
+    (images / "in.jpg").symlink_to(images / "a.jpg")
+    (images / "loop.jpg").symlink_to(images / "loop.jpg")
+    assert outcome(images, "out.jpg", "text") == [Skipped("out.jpg", "path leaves the images folder")]
+    assert isinstance(outcome(images, "in.jpg", "text")[0], SampleToWrite)
+    assert isinstance(outcome(images, "loop.jpg", "text")[0], Skipped)
+
+
+def test_a_named_pipe_does_not_hang_the_build(images: Path) -> None:
+    os.mkfifo(images / "pipe.jpg")
+    assert outcome(images, "pipe.jpg", "text") == [Skipped("pipe.jpg", "missing picture")]
+
+
+def test_empty_captions_are_counted_and_the_others_kept(images: Path) -> None:
+    skipped, sample = outcome(images, "a.jpg", "one", " \t")
+    assert skipped == Skipped("a.jpg", "empty caption")
+    assert sample.text["captions"] == ["one"]
+    assert outcome(images, "a.jpg", "", " ") == [Skipped("a.jpg", "empty caption")] * 2
+    assert outcome(images, "a.jpg") == [Skipped("a.jpg", "no caption")]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((800, 600), (512, 384)),
+        ((1000, 300), (640, 192)),
+        ((400, 1200), (213, 640)),
+        ((385, 385), (384, 384)),
+    ],
+)
+def test_shrink_brings_large_pictures_to_the_papers_size(
+    images: Path, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    (images / "large.png").write_bytes(encode(*size, "PNG"))
+    (sample,) = outcome(images, "large.png", "text", shrink=True)
+    assert sample.extension == "jpg"
+    with Image.open(io.BytesIO(sample.image), formats=["JPEG"]) as picture:
+        assert picture.size == expected
+
+
+def test_shrink_leaves_pictures_upright(images: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees to view
+    (images / "turned.jpg").write_bytes(encode(800, 600, "JPEG", exif=exif))
+    (sample,) = outcome(images, "turned.jpg", "text", shrink=True)
+    with Image.open(io.BytesIO(sample.image), formats=["JPEG"]) as picture:
+        assert picture.size == (384, 512)
+        assert not picture.getexif()
+
+
+def test_samples_come_in_the_rows_order_from_one_or_two_processes(images: Path) -> None:
+    rows = [Row("a.jpg", ("one", "")), Row("gone.jpg", ("two",)), Row("c.webp", ("three",), {"image_id": 7})]
+    outcomes = list(samples_of(rows, images))
+    assert [type(item).__name__ for item in outcomes] == [
+        "Skipped",
+        "SampleToWrite",
+        "Skipped",
+        "SampleToWrite",
+    ]
+    assert outcomes[-1].text == {"captions": ["three"], "file": "c.webp", "image_id": 7}
+    assert list(samples_of(rows, images, workers=2)) == outcomes
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone: no such folder of images"):
+        list(samples_of([], tmp_path / "gone"))
+
+
+def test_gather_keeps_the_order_of_first_mention() -> None:
+    pairs = [("b", "1"), ("a", "2"), ("b", "3")]
+    assert gather(pairs) == [Row("b", ("1", "3")), Row("a", ("2",))]

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from git_scale.data.batch import EvalSample, Sample, Text, black, collate, collate_eval
+
+
+def test_collate_pads_texts_and_keeps_places() -> None:
+    picture = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    long, asked = Text([2, 7, 8, 3], [False, True, True, True]), Text([2, 9, 3], [False, False, True])
+    blank = Text([2, 3], [False, False])
+    batch = collate(
+        [
+            Sample("a", picture, [long, asked]),
+            Sample("b", black(2, 4), [blank, blank], problem="b: broken"),
+        ],
+        pad_id=1,
+    )
+    assert batch.tokens.tolist() == [[[2, 7, 8, 3], [2, 9, 3, 1]], [[2, 3, 1, 1], [2, 3, 1, 1]]]
+    assert batch.targets.int().tolist() == [[[0, 1, 1, 1], [0, 0, 1, 0]], [[0] * 4, [0] * 4]]
+    assert batch.num_targets == 4
+    assert batch.keys == ["a", "b"] and batch.problems == ["b: broken"]
+    assert batch.images.dtype == torch.uint8 and batch.images.shape == (2, 2, 3, 4, 4)
+    assert np.array_equal(batch.images[0], picture) and not batch.images[1].any()
+    assert (batch.tokens.dtype, batch.targets.dtype) == (torch.int64, torch.bool)
+
+
+def test_the_longest_text_decides_the_length() -> None:
+    blank = Text([2, 3], [False, False])
+    batch = collate([Sample("a", black(1, 8), [blank], "bad")])
+    assert batch.tokens.tolist() == [[[2, 3]]] and batch.num_targets == 0
+
+
+def test_to_moves_every_tensor() -> None:
+    batch = collate([Sample("a", black(1, 8), [Text([2, 5, 3], [False, True, True])])]).to("meta")
+    assert {t.device.type for t in (batch.images, batch.tokens, batch.targets)} == {"meta"}
+    assert batch.keys == ["a"]
+
+
+def test_collate_eval() -> None:
+    batch = collate_eval(
+        [
+            EvalSample(4, "s:a", black(1, 8), ["x", "y"]),
+            EvalSample(6, "s:b", black(1, 8), [], "s:b: bad"),
+            EvalSample(-1, "", black(1, 8), []),
+        ]
+    )
+    assert batch.indices == [4, 6, -1] and batch.references == [["x", "y"], [], []]
+    assert batch.problems == ["s:b: bad"] and batch.images.shape == (3, 1, 3, 8, 8)

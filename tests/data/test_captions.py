@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from git_scale.data.captions import (
+    MAX_CAPTION_BYTES,
+    choose_captions,
+    clean_caption,
+    clean_captions,
+    decode_text,
+    parse_json,
+)
+from git_scale.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("  a dog\t on\r\n the \u00a0 grass \n", "a dog on the grass"),
+        ("cafe\u0301", "caf\u00e9"),  # NFC
+        ("a\x00b\x07c\x7f d", "abc d"),
+        ("lone \ud800surrogate", "lone surrogate"),
+        ("\U0001f468\u200d\U0001f469 joined", "\U0001f468\u200d\U0001f469 joined"),  # format characters stay
+        ("", None),
+        (" \n\x00\x1b ", None),
+    ],
+)
+def test_clean_caption(text: str, clean: str | None) -> None:
+    assert clean_caption(text) == clean
+
+
+@pytest.mark.parametrize("unit", ["x", "\u00e9", "\U0001f600", "word "])
+def test_length_is_bounded_in_bytes(unit: str) -> None:
+    cleaned = clean_caption(unit * 1_000_000)
+    assert cleaned is not None
+    assert MAX_CAPTION_BYTES - 4 <= len(cleaned.encode()) <= MAX_CAPTION_BYTES
+
+
+def test_clean_captions() -> None:
+    assert clean_captions(["b", " ", "a ", "b"]) == ["b", "a"]
+    for texts in ([], ["", "\n"]):
+        with pytest.raises(DataError, match="no caption, or only empty ones"):
+            clean_captions(texts)
+
+
+def test_decode_text() -> None:
+    assert decode_text(b"\xef\xbb\xbfcaf\xc3\xa9") == "caf\u00e9"
+    for data, byte in ((b"caf\xe9", 3), (b"\xff\xfea\0", 0), (b"ok \xed\xa0\x80", 3)):
+        with pytest.raises(DataError, match=rf"not UTF-8 \(byte {byte}\)"):
+            decode_text(data)
+
+
+def test_parse_json_keeps_everything() -> None:
+    record = parse_json(b'{"captions": ["a"], "questions": [{"question": "q"}], "url": "u", "n": 1}')
+    assert record.captions == ["a"] == record.clip_captions
+    assert record.questions == [{"question": "q"}]
+    assert record.meta["url"] == "u"
+
+
+def test_choose_captions() -> None:
+    captions = list("abcde")
+    draws = [choose_captions(captions, 1, np.random.default_rng(seed)) for seed in range(500)]
+    counts = Counter(draw[0] for draw in draws)
+    assert set(counts) == set(captions) and min(counts.values()) > 60  # of 100; sigma is 9
+    three = [tuple(choose_captions(captions, 3, np.random.default_rng(seed))) for seed in range(500)]
+    assert all(len(set(draw)) == 3 for draw in three)
+    assert len(set(three)) > 50  # of 60 orders
+    assert sorted(choose_captions(captions, 9, np.random.default_rng(0))) == captions

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import io
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from git_scale.data import images
+from git_scale.data.images import crop_resized, decode, normalise, random_box, random_resized_crop
+from git_scale.data.images import resize_center_crop as center_crop
+from git_scale.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def vision() -> object:
+    from git_scale.models.encoders import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    import torchvision.transforms.functional
+
+    return torchvision.transforms.functional
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_three_formats(format: str, picture: Callable) -> None:
+    data = picture(1, 37, 23, format)
+    decoded = decode(data)
+    assert decoded.mode == "RGB" and decoded.size == (37, 23)
+    assert np.array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
+def test_other_formats_are_refused(format: str) -> None:
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(saved(noise(8, 8), format))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6, 0.9])
+def test_a_truncated_picture_is_refused(format: str, share: float) -> None:
+    data = saved(noise(64, 64), format)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish", bytes(10_000), b"\xff\xd8\xff\xe0" + bytes(100)])
+def test_rubbish_is_refused(data: bytes) -> None:
+    with pytest.raises(DataError):
+        decode(data)
+
+
+def test_random_damage_raises_data_errors_only() -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    for format in ("JPEG", "PNG", "WEBP"):
+        healthy = np.frombuffer(saved(noise(32, 32), format), np.uint8)
+        for _ in range(60):
+            data = healthy.copy()
+            data[rng.integers(len(data), size=20)] = rng.integers(256, size=20)
+            try:
+                decode(data.tobytes())
+            except DataError:
+                refused += 1
+    assert refused > 60
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(bytes(1000))
+    parts = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    data = bytearray(saved(noise(8, 8), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def webp_header(width: int, height: int) -> bytes:
+    data = bytearray(saved(noise(8, 8), "WEBP", lossless=True))
+    data[21:25] = ((width - 1) | (height - 1) << 14).to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_header(30_000, 30_000),
+        jpeg_header(30_000, 30_000),
+        jpeg_header(65_500, 65_500),
+        png_header(12_000, 12_000),  # below PIL's own limit
+        png_header(16_000, 10),
+        jpeg_header(10_000, 9_001),
+        webp_header(16_383, 16_383),
+    ],
+    ids=["png", "jpeg", "largest-jpeg", "png-144MP", "long", "jpeg-90.01MP", "webp"],
+)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_forged_header_allocates_nothing(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("decoded"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="pixels"):
+        decode(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KiB
+
+
+def test_the_size_limits() -> None:
+    images.check_size(10_000, 9_000)
+    images.check_size(15_000, 6_000)
+    for size in ((10_000, 9_001), (15_001, 1), (1, 15_001)):
+        with pytest.raises(DataError):
+            images.check_size(*size)
+
+
+def test_transparency_lies_on_white() -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 200
+    rgba[0, :, 3] = (0, 128, 255)
+    flat = np.asarray(decode(saved(Image.fromarray(rgba, "RGBA"))))
+    # red 200 at half: 200 * 128/255 + 255 * 127/255 = 227; green and blue: 0 + 127
+    assert flat.tolist() == [[[255, 255, 255], [227, 127, 127], [200, 0, 0]]]
+    grey = Image.merge("LA", [Image.new("L", (2, 2), 10), Image.new("L", (2, 2), 0)])
+    assert np.asarray(decode(saved(grey))).min() == 255
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    assert np.asarray(decode(saved(palette)))[0, 0].tolist() == [9, 8, 7]
+    assert np.asarray(decode(saved(palette, transparency=1)))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_other_modes() -> None:
+    assert np.asarray(decode(saved(Image.new("L", (2, 2), 77))))[0, 0].tolist() == [77, 77, 77]
+    deep = Image.fromarray(np.full((2, 2), 0x4DFF, np.uint16))
+    assert np.asarray(decode(saved(deep)))[0, 0].tolist() == [0x4D] * 3
+    cmyk = decode(saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = np.asarray(cmyk)[8, 8].tolist()
+    assert red > 240 and green < 15 and blue < 15
+    assert np.asarray(decode(saved(Image.new("1", (2, 2), 1)))).min() == 255
+
+
+@pytest.mark.parametrize("size", [16, 65, 160])
+def test_resize_center_crop_equals_torchvision(vision: object, size: int) -> None:
+    rng = np.random.default_rng(size)
+    for seed in range(40):
+        short = int(rng.integers(5, 200))
+        sides = short, int(rng.integers(short, min(8 * short, 400) + 1))
+        image = noise(*rng.permutation(sides), seed)
+        theirs = vision.center_crop(  # type: ignore[attr-defined]
+            vision.resize(image, size, vision.InterpolationMode.BICUBIC),
+            size,  # type: ignore[attr-defined]
+        )
+        assert np.array_equal(center_crop(image, size), np.asarray(theirs).transpose(2, 0, 1)), image.size
+
+
+@pytest.mark.parametrize("size", [(1, 15_000), (15_000, 1), (3, 2_000)])
+def test_a_strip_costs_no_memory(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 20, 30))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert center_crop(image, 224).mean(axis=(1, 2)).tolist() == [10, 20, 30]
+    assert random_resized_crop(image, 224, (0.8, 1), np.random.default_rng(0)).shape == (3, 224, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_crop_equals_torchvision(vision: object) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        image = noise(90, 70, seed)
+        left, top, right, bottom = box = random_box(90, 70, (0.3, 0.6), rng)
+        theirs = vision.resized_crop(  # type: ignore[attr-defined]
+            image, top, left, bottom - top, right - left, [48, 48], vision.InterpolationMode.BICUBIC
+        )
+        assert np.array_equal(crop_resized(image, box, 48), np.asarray(theirs).transpose(2, 0, 1))
+
+
+def test_boxes_are_distributed_as_torchvisions(vision: object) -> None:
+    from torchvision.transforms import RandomResizedCrop
+
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    blank = Image.new("RGB", (110, 100))
+    ours = np.array([random_box(110, 100, (0.8, 1.0), rng) for _ in range(4000)])
+    theirs = np.array([RandomResizedCrop.get_params(blank, [0.8, 1.0], [1.0, 1.0]) for _ in range(4000)])
+    ours_sides = ours[:, 2] - ours[:, 0]
+    assert np.array_equal(ours_sides, ours[:, 3] - ours[:, 1])
+    assert ours.min() >= 0 and ours[:, 2].max() <= 110 and ours[:, 3].max() <= 100
+    assert (ours_sides.min(), ours_sides.max()) == (theirs[:, 2].min(), theirs[:, 2].max()) == (94, 100)
+    for mine, other in ((ours_sides, theirs[:, 2]), (ours[:, 0], theirs[:, 1]), (ours[:, 1], theirs[:, 0])):
+        assert abs(mine.mean() - other.mean()) < 0.15  # 3 sigma of the mean of offsets 0..16
+    # 4:3 photographs are too oblong for 80 % of their area in a square: the largest centered one
+    assert {random_box(640, 480, (0.8, 1.0), rng) for _ in range(50)} == {(80, 0, 560, 480)}
+    assert RandomResizedCrop.get_params(Image.new("RGB", (640, 480)), [0.8, 1.0], [1.0, 1.0]) == (
+        0,
+        80,
+        480,
+        480,
+    )
+
+
+def test_normalise_equals_torchvision(vision: object) -> None:
+    pixels = torch.randint(
+        0, 256, (2, 1, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    theirs = vision.normalize(pixels.double() / 255, images.MEAN, images.STD)  # type: ignore[attr-defined]
+    torch.testing.assert_close(normalise(pixels, torch.float32), theirs.float(), rtol=1e-6, atol=1e-6)
+    assert normalise(pixels, torch.bfloat16).equal(normalise(pixels, torch.float32).bfloat16())

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from git_scale.data import index
+from git_scale.data.index import Kind
+from git_scale.errors import DataError
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """Four samples; c is a clip, d has no picture; folders, odd names and unknown members in between."""
+    names = ["a.jpg", "a.json", "sub/b.PNG", "sub/b.txt", "README", "b.foo", "c.10.jpg", "c.2.webp"]
+    return write_tar(tmp_path / "s.tar", [*names, "c.cls", "c.json", "d.txt"])
+
+
+def write_tar(path: Path, names: list[str], format: int = tarfile.PAX_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=format) as tar:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = 600 + number
+            tar.addfile(info, io.BytesIO(bytes([number + 1]) * info.size))
+    return path
+
+
+def test_rows_name_the_bytes_of_every_known_member(shard: Path) -> None:
+    table = index.scan(shard)
+    found = [(row["key"].decode(), Kind(row["kind"]), row["frame"], row["sample"]) for row in table[:-1]]
+    assert found == [
+        ("a", Kind.IMAGE, 0, 0),
+        ("a", Kind.JSON, 0, 0),
+        ("sub/b", Kind.IMAGE, 0, 1),
+        ("sub/b", Kind.TXT, 0, 1),
+        ("c", Kind.FRAME, 10, 2),
+        ("c", Kind.FRAME, 2, 2),
+        ("c", Kind.JSON, 0, 2),
+        ("d", Kind.TXT, 0, 3),
+    ]
+    data = shard.read_bytes()
+    numbers = [0, 1, 2, 3, 6, 7, 9, 10]  # of the members above among all
+    for number, row in zip(numbers, table[:-1], strict=True):
+        assert data[row["offset"] : row["offset"] + row["size"]] == bytes([number + 1]) * (600 + number)
+    assert table[-1]["kind"] == Kind.END and table[-1]["size"] == shard.stat().st_size
+    assert index.num_samples(table) == 4 and index.num_complete(table) == 3
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_long_and_non_ascii_names(tmp_path: Path, format: int) -> None:
+    key = "folder-" + "x" * 80 + "/b\u00e4r" + "y" * 60
+    table = index.scan(write_tar(tmp_path / "s.tar", [f"{key}.jpg", f"{key}.txt"], format))
+    assert table[0]["key"].decode() == key
+    assert index.num_complete(table) == 1
+
+
+def test_a_member_of_another_key_ends_a_sample(tmp_path: Path) -> None:
+    table = index.scan(write_tar(tmp_path / "s.tar", ["a.jpg", "b.unknown", "a.txt"]))
+    assert index.num_samples(table) == 2 and index.num_complete(table) == 0
+
+
+def test_the_same_member_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'a\.jpg' a second time within one sample at byte 3072 "):
+        index.scan(write_tar(tmp_path / "s.tar", ["a.jpg", "a.txt", "a.jpg"]))
+
+
+# a shard of 6 samples of two members, each member a header and two blocks of data: 3072 bytes per sample
+CUTS = {
+    "in the first header": (300, 0, 0),
+    "at a sample boundary": (3 * 3072, 3, 3 * 3072),
+    "in a header": (3 * 3072 + 200, 3, 3 * 3072),
+    "behind a header": (3 * 3072 + 512, 3, 3 * 3072),
+    "in a picture": (3 * 3072 + 800, 3, 3 * 3072),
+    "behind a picture": (3 * 3072 + 1536, 3, 3 * 3072 + 1536),
+    "in the text's padding": (4 * 3072 - 100, 4, 4 * 3072 - 100),
+    "in the end mark": (6 * 3072 + 600, 6, 6 * 3072),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_cut_shard_is_refused_with_place_and_count(tmp_path: Path, cut: str) -> None:
+    path = write_tar(tmp_path / "s.tar", [f"{k}.{e}" for k in range(6) for e in ("jpg", "txt")])
+    index.scan(path)  # healthy before
+    at, intact, _ = CUTS[cut]
+    os.truncate(path, at)
+    with pytest.raises(DataError) as error:
+        index.scan(path)
+    assert f" of {at}, behind {intact} intact samples" in str(error.value)
+    assert "s.tar" in str(error.value) and "rebuild it or move it away" in str(error.value)
+
+
+@pytest.mark.parametrize("cut", ["at a sample boundary", "in a header", "in a picture", "behind a picture"])
+def test_the_place_of_the_damage_is_the_byte_where_the_good_part_ends(tmp_path: Path, cut: str) -> None:
+    path = write_tar(tmp_path / "s.tar", [f"{k}.{e}" for k in range(6) for e in ("jpg", "txt")])
+    at, _, place = CUTS[cut]
+    os.truncate(path, at)
+    with pytest.raises(DataError, match=f"cut short: .* at byte {place} of"):
+        index.scan(path)
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\xa5"], ids=["zeros", "garbage"])
+@pytest.mark.parametrize("length", [512, 2048, 4096])
+def test_overwritten_headers_are_found(tmp_path: Path, filler: bytes, length: int) -> None:
+    path = write_tar(tmp_path / "s.tar", [f"{k}.{e}" for k in range(6) for e in ("jpg", "txt")])
+    with path.open("r+b") as file:
+        file.seek(2 * 3072)
+        file.write(filler * length)
+    with pytest.raises(DataError, match=r"damaged .* at byte 6144 of 20480, behind 2 intact samples"):
+        index.scan(path)
+
+
+def test_a_header_that_claims_too_much_or_less_than_nothing(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", ["a.jpg", "a.txt", "b.jpg", "b.txt"])
+    for size in (2**40, -4096):
+        info = tarfile.TarInfo("b.jpg")
+        info.size = size
+        with path.open("r+b") as file:
+            file.seek(3072)
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+        with pytest.raises(DataError, match="behind 1 intact samples"):
+            index.scan(path)
+
+
+def test_nothing_inside(tmp_path: Path) -> None:
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty\.tar: an empty file"):
+        index.scan(tmp_path / "empty.tar")
+    with pytest.raises(DataError, match=r"no sample inside"):
+        index.scan(write_tar(tmp_path / "s.tar", ["README", "x.foo"]))
+    (tmp_path / "text.tar").write_bytes(b"no tar at all" * 1000)
+    with pytest.raises(DataError, match=r"damaged .* at byte 0 of 13000"):
+        index.scan(tmp_path / "text.tar")
+
+
+def test_a_sidecar_is_used_while_it_fits(shard: Path) -> None:
+    assert index.load(shard) is None
+    table = index.scan(shard)
+    index.save(shard, table)
+    loaded = index.load(shard)
+    assert loaded is not None and loaded.tobytes() == table.tobytes()
+    assert [path.name for path in shard.parent.iterdir() if "tmp" in path.name] == []
+    with shard.open("ab") as file:
+        file.write(bytes(512))
+    assert index.load(shard) is None
+
+
+def test_a_rebuilt_shard_of_the_same_size_makes_its_sidecar_stale(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", ["a.jpg", "a.txt", "b.jpg", "b.txt"])
+    index.save(path, index.scan(path))
+    size, saved = path.stat().st_size, index.sidecar_of(path).stat().st_mtime_ns
+    write_tar(path, ["a.jpg", "b.jpg", "b.txt", "c.txt"])
+    assert path.stat().st_size == size
+    os.utime(path, ns=(saved, saved + 1))
+    assert index.load(path) is None
+    os.utime(path, ns=(saved, saved))  # the negative control
+    assert index.load(path) is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"rubbish", b"\x93NUMPY\x01\x00", None],
+    ids=["empty", "rubbish", "cut", "pickle"],
+)
+def test_a_damaged_sidecar_is_not_used(shard: Path, content: bytes | None) -> None:
+    if content is None:
+        buffer = io.BytesIO()
+        np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        content = buffer.getvalue()
+    index.sidecar_of(shard).write_bytes(content)
+    assert index.load(shard) is None
+
+
+def test_a_sidecar_of_another_form_is_not_used(shard: Path) -> None:
+    table = index.scan(shard)
+    for wrong in (np.arange(5), table[:1], table[:-1], table[["key", "kind"]], table.reshape(1, -1)):
+        np.save(index.sidecar_of(shard), wrong)
+        assert index.load(shard) is None
+    index.save(shard, table)
+    assert index.load(shard) is not None

@@ -1,0 +1,123 @@
+"""Model FLOPs against hand formulas and against torch's counter on plain modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from git_scale.config import DecoderConfig
+from git_scale.monitoring.flops import count_forward_flops, decoder_forward_flops, encoder_forward_flops
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    split = [rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (queries, keys, values)]
+    return nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, ffn: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
+
+    def update(self, rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        rows = rows + self.o(attend(self.q(rows), keys, values, self.heads))
+        return rows + self.down(self.up(rows).relu())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.update(rows, self.k(rows), self.v(rows))
+
+    def forward_streams(self, image: Tensor, text: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
+        """image 1 x P x D attends to itself, text K x T x D to the image and itself."""
+        keys, values = self.k(image), self.v(image)
+        shared = [rows.expand(len(text), -1, -1) for rows in (keys, values)]
+        text_keys, text_values = (
+            torch.cat([shared[0], self.k(text)], 1),
+            torch.cat([shared[1], self.v(text)], 1),
+        )
+        text = self.update(text, text_keys, text_values)
+        return (image if is_last else self.update(image, keys, values)), text
+
+
+class PlainDecoder(nn.Module):
+    """Two streams; the last layer needs only keys and values of the image; logits of `targets` rows."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int, encoder_width: int, targets: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(encoder_width, config.width)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.ffn, config.heads) for _ in range(config.layers)
+        )
+        self.head = nn.Linear(config.width, vocab_size)
+        self.targets = targets
+
+    def forward(self, features: Tensor, text: Tensor) -> Tensor:
+        image = self.project(features)
+        for block in self.blocks:
+            image, text = block.forward_streams(image, text, is_last=block is self.blocks[-1])
+        return self.head(text.flatten(0, 1)[: self.targets])
+
+
+class TinyViT(nn.Module):
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, stride=8)
+        self.blocks = nn.ModuleList(Block(width, 4 * width, 2) for _ in range(layers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.patches(images).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            rows = block(rows)
+        return rows
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_vision_transformer_is_counted_with_its_attention(device: str) -> None:
+    with torch.device(device):
+        vit, images = TinyViT(width=16, layers=3), torch.empty(1, 3, 32, 32)
+    d, n = 16, 16
+    patches = 2 * n * (3 * 8 * 8) * d
+    dense, attention = n * (8 * d * d + 16 * d * d), 4 * n * n * d
+    assert count_forward_flops(vit, images) == patches + 3 * (dense + attention)
+
+
+def test_encoder_flops_are_cached_by_image_size() -> None:
+    with torch.device("meta"):
+        vit = TinyViT(width=16, layers=1)
+    calls = []
+    vit.register_forward_hook(lambda *_: calls.append(1))
+    small, large = encoder_forward_flops(vit, 32), encoder_forward_flops(vit, 64)
+    assert encoder_forward_flops(vit, 32) == small
+    assert len(calls) == 2
+    assert 4 * small < large < 16 * small  # 4 x the rows: dense work grows 4-fold, attention 16-fold
+
+
+@pytest.mark.parametrize(("layers", "texts"), [(1, 1), (3, 1), (3, 4)])
+def test_decoder_formula_equals_the_counter(layers: int, texts: int) -> None:
+    config = DecoderConfig(layers=layers, width=24, heads=3, ffn=40)
+    P, T, targets, V, C = 7, 5, 4, 50, 12
+    with torch.device("meta"):
+        decoder = PlainDecoder(config, V, C, targets)
+        counted = count_forward_flops(decoder, torch.empty(1, P, C), torch.empty(texts, T, config.width))
+    assert decoder_forward_flops(config, V, C, P, texts, T, targets) == counted
+
+
+def test_decoder_formula_by_hand() -> None:
+    config = DecoderConfig(layers=2, width=8, heads=1, ffn=16)
+    # d=8 f=16 C=10 P=3 K=2 T=4 V=20, 5 targets; dense row 8*64 + 4*8*16 = 1024
+    project = 2 * 3 * 10 * 8
+    image = 1024 * 3 + 4 * 9 * 8 + 4 * 3 * 64
+    text = 2 * (1024 * 8 + 4 * 8 * 8 * (3 + 4))
+    assert (
+        decoder_forward_flops(config, 20, 10, 3, 2, 4, 5) == project + image + text + 2 * 5 * 8 * 20 == 26_176
+    )
+
+
+def test_more_texts_leave_the_image_work_alone() -> None:
+    def flops(texts: int) -> int:
+        return decoder_forward_flops(DecoderConfig(), 30522, 768, 197, texts, 20, 20 * texts)
+
+    assert flops(5) - flops(4) == flops(2) - flops(1)
+    assert flops(5) < 5 * flops(1) / 2

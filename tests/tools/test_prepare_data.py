@@ -1,0 +1,160 @@
+"""The command line: from a source to shards that open, with a summary and clear refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from PIL import Image
+
+from git_scale.data.shards import open_shards
+
+TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_data", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in (("a.jpg", "red"), ("b.png", "green")):
+        Image.new("RGB", (32, 24), colour).save(folder / name)
+    (folder / "broken.jpg").write_bytes((folder / "a.jpg").read_bytes()[:100])
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.jpg")
+    return folder
+
+
+FILES = ("a.jpg", "b.png", "broken.jpg", "gone.jpg", "../secret.jpg")
+
+
+def write_sources(folder: Path) -> dict[str, Path]:
+    """The same content in every format: two captions for a.jpg, one and an empty one for b.png."""
+    pairs = [(file, f"about {file}") for file in FILES] + [("a.jpg", "more"), ("b.png", " ")]
+    ids = {file: number for number, file in enumerate(FILES, start=100)}
+    tree = {
+        "images": [{"id": ids[file], "file_name": file} for file in FILES],
+        "annotations": [{"image_id": ids[file], "caption": text} for file, text in pairs],
+    }
+    sources = {name: folder / name for name in ("t.csv", "t.tsv", "t.token", "t.json")}
+    sources["t.csv"].write_text("file,caption\n" + "".join(f"{file},{text}\n" for file, text in pairs))
+    sources["t.tsv"].write_text("image\ttext\n" + "".join(f"{file}\t{text}\n" for file, text in pairs))
+    sources["t.token"].write_text("".join(f"{file}#{n}\t{text}\n" for n, (file, text) in enumerate(pairs)))
+    sources["t.json"].write_text(json.dumps(tree))
+    return sources
+
+
+@pytest.mark.parametrize(
+    ("form", "source"), [("images", "t.csv"), ("images", "t.tsv"), ("flickr", "t.token"), ("coco", "t.json")]
+)
+def test_every_format_builds_the_same_samples(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, source: str
+) -> None:
+    captions = write_sources(tmp_path)[source]
+    command = [form, str(images), str(tmp_path / "out"), "--captions", str(captions), "--workers", "1"]
+    assert tool.main(command) == 0
+    shards = open_shards(tmp_path / "out")
+    assert len(shards) == 2
+    first, second = shards.read(0), shards.read(1)
+    assert first.image == (images / "a.jpg").read_bytes() and second.image == (images / "b.png").read_bytes()
+    assert first.text.captions == ["about a.jpg", "more"] and second.text.captions == ["about b.png"]
+    assert first.text.meta.get("image_id") == (100 if form == "coco" else None)
+    output = capsys.readouterr().out
+    assert output.splitlines()[1].split()[:5] == ["out", "2", "3", "3", "1"]
+    for line in (
+        "skipped 1: empty caption: 'b.png'",
+        "skipped 1: broken picture: 'broken.jpg'",
+        "skipped 1: missing picture: 'gone.jpg'",
+        "skipped 1: path leaves the images folder: '../secret.jpg'",
+    ):
+        assert line in output
+
+
+def test_digits_build_both_splits_with_other_handwriting(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    hashes = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        command = ["digits", str(tmp_path / name), "--train", "60", "--heldout", "30", "--seed", str(seed)]
+        assert tool.main([*command, "--samples-per-shard", "25", "--workers", "1"]) == 0
+        tars = sorted((tmp_path / name).glob("*/*.tar"))
+        assert [tar.name for tar in tars] == [
+            *(f"heldout-{n:06d}.tar" for n in range(2)),
+            *(f"train-{n:06d}.tar" for n in range(3)),
+        ]
+        hashes.append(hashlib.sha256(b"".join(tar.read_bytes() for tar in tars)).hexdigest())
+    assert hashes[0] == hashes[1] != hashes[2]
+    scans = [
+        {digit["scan"] for n in range(len(shards)) for digit in shards.read_text(n).meta["digits"]}
+        for shards in (open_shards(tmp_path / "one" / split) for split in ("train", "heldout"))
+    ]
+    assert len(scans[0]) > 50 and len(scans[1]) > 25 and not scans[0] & scans[1]
+    sample = open_shards(tmp_path / "one" / "train").read(0)
+    assert Image.open(io.BytesIO(sample.image)).size == (64, 64)
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["train", "60", "60"]
+
+
+def test_an_existing_destination_is_refused_with_code_2(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = write_sources(tmp_path)["t.csv"]
+    command = ["images", str(tmp_path / "photos"), str(images), "--captions", str(captions), "--workers", "1"]
+    assert tool.main(command) == 2
+    assert "photos: exists already and is not empty; remove it or" in capsys.readouterr().err
+    assert tool.main(["digits", str(images), "--train", "1", "--heldout", "1", "--workers", "1"]) == 2
+    assert sorted(path.name for path in images.iterdir()) == ["a.jpg", "b.png", "broken.jpg"]
+
+
+def test_nothing_usable_is_refused_and_leaves_nothing(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("file,caption\nbroken.jpg,text\n")
+    command = ["images", str(images), str(tmp_path / "out"), "--captions", str(tmp_path / "t.csv")]
+    assert tool.main([*command, "--workers", "1"]) == 2
+    assert "nothing usable to write\n  'broken.jpg': broken picture" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "secret.jpg", "t.csv"]
+
+
+def test_a_count_below_one_is_a_usage_error(tool: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tool.main(["digits", str(tmp_path / "out"), "--train", "0"])
+    assert stop.value.code == 2
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    command = [
+        sys.executable,
+        str(TOOL),
+        "digits",
+        str(tmp_path / "out"),
+        "--train",
+        "1000000",
+        "--workers",
+        "2",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        while b"sample/s" not in process.stderr.read1():  # the bar shows: the build is on its way
+            assert process.poll() is None
+        assert [path.name.startswith("out.tmp-") for path in tmp_path.iterdir()] == [True]
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []

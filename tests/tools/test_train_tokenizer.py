@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import webdataset
+
+from git_scale.data.tokenizer import load_tokenizer
+
+TOOL = Path(__file__).parents[2] / "tools" / "train_tokenizer.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_tokenizer", TOOL)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Each kind of text has letters of its own, so that a kind left out is a letter left out."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "s-000000.tar"), encoder=False) as tar:
+        for key in range(30):
+            text = {
+                "captions": [f"aab ab {'ab' * (key % 5)}", "ba"],
+                "clip_captions": ["cd dc cdc"],
+                "questions": [{"question": "ef fe", "answers": ["gh", "hg"]}],
+            }
+            tar.write({"__key__": f"{key}", "jpg": b"never decoded", "json": json.dumps(text).encode()})
+        tar.write({"__key__": "txt", "jpg": b"never decoded", "txt": b"ij ji"})
+        tar.write({"__key__": "bad", "jpg": b"never decoded", "txt": b"\xff"})
+    return folder
+
+
+def test_every_kind_of_text_is_learned(
+    tool: ModuleType, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    destination = tmp_path / "t.model"
+    assert tool.main([str(shards), str(destination), "--vocab-size", "20"]) == 0
+    tokenizer = load_tokenizer(destination)
+    assert tokenizer.vocab_size == 20
+    unknown = 1
+    assert unknown not in tokenizer.encode("abcdefghij")
+    assert unknown in tokenizer.encode("xyz")  # the negative control
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert "20 tokens, from 32 samples" in lines[0]
+    assert len(lines) == 4 and all(" tokens: " in line for line in lines[1:])
+    assert "left out: s-000000.tar:bad: the text is not UTF-8" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "t.model", "--vocab-size", "20"], "no such folder"),
+        (["shards", "t.txt", "--vocab-size", "20"], "ends in .model"),
+        (["shards", "t.model", "--vocab-size", "9000"], "fill at most"),
+    ],
+)
+def test_wrong_usage(
+    tool: ModuleType,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tool.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err and out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards"]

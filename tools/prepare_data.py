@@ -1,0 +1,115 @@
+"""Builds indexed tar shards to train on or to evaluate with.
+
+    python tools/prepare_data.py digits data/digits --train 20000 --heldout 1000 --seed 0
+    python tools/prepare_data.py images photos/ data/photos --captions captions.tsv
+    python tools/prepare_data.py flickr flickr8k/images data/flickr --captions flickr8k/captions.token.txt
+    python tools/prepare_data.py coco train2017/ data/coco --captions captions_train2017.json
+
+Pictures keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from git_scale.data.builders.coco import read_coco
+from git_scale.data.builders.digits import digit_scenes
+from git_scale.data.builders.flickr import read_flickr
+from git_scale.data.builders.pictures import Row, samples_of
+from git_scale.data.builders.tables import read_table
+from git_scale.data.builders.writer import BuildReport, new_folder, write_shards
+from git_scale.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        reports = build_digits(args) if args.format == "digits" else build_pictures(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print_summary(reports)
+    return 0
+
+
+def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
+    reports = {}
+    with new_folder(args.destination) as folder:  # both splits appear together
+        for split in ("train", "heldout"):
+            count = getattr(args, split)
+            scenes = digit_scenes(split, count, args.seed, args.workers)
+            reports[split] = write_shards(scenes, folder / split, args.samples_per_shard, total=count)
+    return reports
+
+
+def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
+    rows = read_rows(args)
+    samples = samples_of(rows, args.source, args.shrink, args.workers)
+    report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
+    return {args.destination.name: report}
+
+
+def read_rows(args: argparse.Namespace) -> list[Row]:
+    if args.format == "images":
+        return read_table(args.captions, args.file_column, args.caption_column)
+    return {"flickr": read_flickr, "coco": read_coco}[args.format](args.captions)
+
+
+def print_summary(reports: dict[str, BuildReport]) -> None:
+    print(f"{'':16}{'samples':>10}{'captions':>10}{'distinct':>10}{'shards':>8}{'MiB':>10}{'skipped':>9}")
+    for name, report in reports.items():
+        counts = f"{report.samples:10}{report.captions:10}{report.distinct_captions:10}{report.shards:8}"
+        print(f"{name:16}{counts}{report.bytes / 2**20:10.1f}{report.skipped.total():9}")
+        for reason, number in report.skipped.most_common():
+            names = ", ".join(repr(item.name) for item in report.examples if item.reason == reason)
+            print(f"  skipped {number}: {reason}{f': {names}' if names else ''}")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
+    digits = formats.add_parser(
+        "digits", help="the demo's scenes of handwritten digits: DST/train, DST/heldout"
+    )
+    digits.add_argument("--train", type=_positive, default=20_000, help="scenes to train on (%(default)s)")
+    digits.add_argument(
+        "--heldout", type=_positive, default=1000, help="scenes with unseen handwriting (%(default)s)"
+    )
+    digits.add_argument("--seed", type=int, default=0)
+    tables = formats.add_parser("images", help="a folder of pictures with a CSV or TSV of captions")
+    tables.add_argument("--file-column", help="default: guessed from the header")
+    tables.add_argument("--caption-column", help="default: guessed from the header")
+    flickr = formats.add_parser("flickr", help="Flickr8k or Flickr30k: lines of FILE#n<TAB>caption")
+    coco = formats.add_parser("coco", help="COCO captions JSON; keeps image_id")
+    for command in (tables, flickr, coco):
+        command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the pictures")
+        command.add_argument("--captions", type=Path, required=True, metavar="FILE")
+        command.add_argument(
+            "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
+        )
+    for command in (digits, tables, flickr, coco):
+        command.add_argument("destination", type=Path, metavar="DST", help="new folder of the shards")
+        command.add_argument("--samples-per-shard", type=_positive, default=1000, help="(%(default)s)")
+        command.add_argument(
+            "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes"
+        )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+if __name__ == "__main__":
+    # a scheduler's SIGTERM ends like Ctrl-C: the unfinished folder is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(main())

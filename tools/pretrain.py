@@ -1,0 +1,24 @@
+"""Pretrain a GIT on image-text shards; the same command resumes a run that was stopped.
+
+    python tools/pretrain.py --config demo --ds_config ds_configs/zero3.json
+    deepspeed --num_gpus 8 tools/pretrain.py --config git_base --ds_config ds_configs/zero1.json \\
+        data.train=/data/cc12m train.micro_batch=64
+    torchrun --nproc-per-node 2 tools/pretrain.py --config demo --ds_config ds_configs/zero3.json
+    srun python tools/pretrain.py --config git_large --ds_config ds_configs/zero2.json
+
+Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped early but resumable.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from git_scale.training.cli import parse_training_arguments, run_training
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_training(parse_training_arguments(__doc__ or "", argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
