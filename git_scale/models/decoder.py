@@ -118,8 +118,9 @@ def attend_text(q_BKNTH: Tensor, image: KeysValues, text: KeysValues, dropout: f
     if T > 1:
         text_scores = text_scores.masked_fill(_is_future(T, text_k.shape[3], text_scores.device), -math.inf)
     scores = torch.cat([image_scores, text_scores], dim=-1)
-    # The softmax runs in fp32 as flash kernels do: bf16 has 8 bits of mantissa.
-    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(scores.dtype), dropout, dropout > 0)
+    # The softmax runs in at least fp32 as flash kernels do: bf16 has 8 bits of mantissa.
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    weights = F.dropout(scores.softmax(-1, dtype=precision).to(scores.dtype), dropout, dropout > 0)
     image_w, text_w = weights.split([image_k.shape[2], text_k.shape[3]], dim=-1)
     from_image = image_w.transpose(1, 2).flatten(2, 3) @ image_v
     return from_image.unflatten(2, (K, T)).transpose(1, 2) + text_w @ text_v

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import queue
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
@@ -51,16 +52,26 @@ def run_distributed(
 
 def _collect(processes: Sequence[BaseProcess], results: Any, timeout_s: float) -> list[Any]:
     answers: dict[int, Any] = {}
-    for _ in processes:
+    deadline = time.monotonic() + timeout_s
+    while len(answers) < len(processes):
         try:
-            rank, answer, failure = results.get(timeout=timeout_s)
+            rank, answer, failure = results.get(timeout=0.2)
         except queue.Empty:
-            missing = sorted(set(range(len(processes))) - answers.keys())
-            raise TimeoutError(f"ranks {missing} gave no answer within {timeout_s} s") from None
+            _check_alive(processes, answers, deadline)
+            continue
         if failure:
             raise RuntimeError(f"rank {rank} failed:\n{failure}")
         answers[rank] = answer
     return [answers[rank] for rank in range(len(processes))]
+
+
+def _check_alive(processes: Sequence[BaseProcess], answers: dict[int, Any], deadline: float) -> None:
+    missing = [rank for rank in range(len(processes)) if rank not in answers]
+    for rank in missing:
+        if processes[rank].exitcode:
+            raise RuntimeError(f"rank {rank} died with exit code {processes[rank].exitcode}")
+    if time.monotonic() > deadline:
+        raise TimeoutError(f"ranks {missing} gave no answer in time")
 
 
 def _run_rank(

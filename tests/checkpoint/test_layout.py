@@ -1,0 +1,148 @@
+"""What counts as a checkpoint, and how damage is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.layout import Progress
+from git_scale.errors import CheckpointError
+from git_scale.files import FileDigest, digest
+
+PROGRESS = Progress(
+    step=12,
+    samples=768,
+    tokens=9000,
+    skipped_steps=1,
+    skipped_samples=2,
+    data_fingerprint="d1",
+    tokenizer_fingerprint="t1",
+    world_size=4,
+    zero_stage=3,
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of a run, two files and a manifest."""
+    folder = layout.checkpoints_folder(tmp_path) / layout.step_name(12)
+    (folder / layout.STATE_FOLDER).mkdir(parents=True)
+    names = ["progress.json", "deepspeed/weights.pt"]
+    (folder / names[0]).write_text(json.dumps(asdict(PROGRESS)))
+    (folder / names[1]).write_bytes(bytes(range(256)) * 16)
+    digests = [FileDigest(name, *measured(folder / name)) for name in names]
+    (folder / layout.MANIFEST).write_text(layout.manifest_text(digests))
+    return folder
+
+
+def measured(path: Path) -> tuple[int, str]:
+    found = digest(path)
+    return found.size, found.xxh3
+
+
+def damage(checkpoint: Path) -> str | None:
+    return layout.first_damage(checkpoint, layout.read_manifest(checkpoint))
+
+
+def test_names_sort_by_step() -> None:
+    assert layout.step_name(100) == "step_00000100"
+    assert layout.step_name(99) < layout.step_name(100) < layout.step_name(6_298_828)
+    assert layout.rank_file(3) == "rank_00003.safetensors"
+
+
+def test_a_manifest_round_trips() -> None:
+    digests = [FileDigest("a.bin", 3, "0f"), FileDigest("deepspeed/b.pt", 1 << 40, "ff")]
+    tree = json.loads(layout.manifest_text(digests))
+    assert tree["version"] == layout.FORMAT_VERSION
+    assert [FileDigest(**item) for item in tree["files"]] == digests
+
+
+def test_a_manifest_is_read_back(checkpoint: Path) -> None:
+    assert [item.name for item in layout.read_manifest(checkpoint)] == [
+        "progress.json",
+        "deepspeed/weights.pt",
+    ]
+
+
+def test_progress_is_read_back(checkpoint: Path) -> None:
+    assert layout.read_progress(checkpoint) == PROGRESS
+
+
+def test_a_whole_checkpoint_has_no_damage(checkpoint: Path) -> None:
+    assert damage(checkpoint) is None
+    (checkpoint / "notes.txt").write_text("a file that no manifest names does no harm")
+    assert damage(checkpoint) is None
+
+
+def test_a_missing_file_is_found(checkpoint: Path) -> None:
+    (checkpoint / "deepspeed/weights.pt").unlink()
+    assert damage(checkpoint) == "deepspeed/weights.pt is missing"
+
+
+def test_a_truncated_file_is_found(checkpoint: Path) -> None:
+    path = checkpoint / "deepspeed/weights.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert damage(checkpoint) == "deepspeed/weights.pt has 4095 bytes instead of 4096"
+
+
+@pytest.mark.parametrize("position", [0, 2000, 4095])
+def test_one_flipped_bit_is_found(checkpoint: Path, position: int) -> None:
+    path = checkpoint / "deepspeed/weights.pt"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert damage(checkpoint) == "deepspeed/weights.pt has another content than was written"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "manifest.json: damaged"),
+        ('{"version": 1, "files": [{"name": "a"', "manifest.json: damaged"),
+        ('{"version": 1}', "manifest.json: damaged: 'files'"),
+        ('{"version": 1, "files": [{"name": "a"}]}', "manifest.json: damaged"),
+        ("[]", "manifest.json: damaged"),
+        ('{"version": 2, "files": []}', "format 2, this git_scale reads 1"),
+    ],
+)
+def test_an_unreadable_manifest_is_a_checkpoint_error(checkpoint: Path, content: str, words: str) -> None:
+    (checkpoint / layout.MANIFEST).write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        layout.read_manifest(checkpoint)
+    assert words in str(caught.value)
+    assert str(checkpoint) in str(caught.value)
+
+
+def test_a_folder_without_a_manifest_is_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint here \(manifest.json is missing\)"):
+        layout.read_manifest(tmp_path)
+
+
+def test_published_checkpoints_come_newest_first_and_hidden_ones_not_at_all(tmp_path: Path) -> None:
+    for name in ("step_00000010", "step_00000100", "step_00000020", ".step_00000200", "step_00000300.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    steps = [path.name for path in layout.published(tmp_path)]
+    assert steps == ["step_00000100", "step_00000020", "step_00000010"]
+    assert layout.published(tmp_path / "nowhere") == []
+
+
+def test_a_checkpoint_is_found_from_itself_and_from_its_run(checkpoint: Path) -> None:
+    run_dir = checkpoint.parents[1]
+    assert layout.find_checkpoint(checkpoint) == checkpoint
+    assert layout.find_checkpoint(run_dir) == checkpoint
+    newer = checkpoint.with_name(layout.step_name(13))
+    newer.mkdir()
+    assert layout.find_checkpoint(run_dir) == newer
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "checkpoints"])
+def test_anything_else_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / name
+    with pytest.raises(CheckpointError) as caught:
+        layout.find_checkpoint(path)
+    assert str(caught.value) == f"{path}: neither a checkpoint nor the folder of a run with one"

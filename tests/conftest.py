@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from git_scale.testing.tiny import write_squares_data
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of the tiny run (git_scale.testing.tiny)."""
+    return write_squares_data(tmp_path_factory.mktemp("squares"))

@@ -1,0 +1,242 @@
+"""The whole model: its size, its gradients, its loss, its frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from git_scale.config import ModelConfig, load_run
+from git_scale.models.git import GitModel, count_parameters, language_model_loss, smoothing_entropy
+
+BuildModel = Callable[..., GitModel]
+DrawInputs = Callable[..., tuple[Tensor, Tensor]]
+EXACT = {"rtol": 0.0, "atol": 1e-10}
+
+
+def build_on_meta(recipe: str) -> GitModel:
+    with torch.device("meta"):
+        return GitModel(load_run(recipe).model)
+
+
+def loss_and_gradients(
+    model: GitModel, images: Tensor, tokens: Tensor
+) -> tuple[Tensor, float, dict[str, Tensor]]:
+    """Teacher forcing on every token but the first of each text."""
+    model.zero_grad(set_to_none=True)
+    rows = torch.arange(tokens.numel()).view(tokens.shape)[..., :-1].flatten()
+    logits = model(images, tokens, rows)
+    loss = F.cross_entropy(logits, tokens[..., 1:].flatten(), reduction="sum")
+    loss.backward()
+    return logits.detach(), loss.item(), {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+def test_texts_at_once_equal_texts_one_by_one(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:
+    model = tiny_model(frames=2)
+    images, tokens = draw_inputs(F=2, K=3)
+    logits, loss, gradients = loss_and_gradients(model, images, tokens)
+    alone = [loss_and_gradients(model, images, tokens[:, k : k + 1]) for k in range(3)]
+    expected = torch.stack([logits.view(2, 5, -1) for logits, _, _ in alone], dim=1)
+    torch.testing.assert_close(logits, expected.flatten(0, 2), **EXACT)
+    assert loss == pytest.approx(sum(loss for _, loss, _ in alone), rel=1e-12)
+    for name, gradient in gradients.items():
+        summed = sum(each[name] for _, _, each in alone)
+        torch.testing.assert_close(gradient, summed, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_every_parameter_learns(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:
+    model = tiny_model(frames=2)
+    _, _, gradients = loss_and_gradients(model, *draw_inputs(F=2, K=2))
+    assert [name for name, gradient in gradients.items() if not gradient.any()] == []
+
+
+def test_the_word_table_and_the_head_are_one_parameter(tiny_model: BuildModel) -> None:
+    model = tiny_model()
+    table = model.decoder.embedding.words.weight
+    assert model.decoder.head.weight is table
+    assert sum(parameter is table for parameter in model.parameters()) == 1
+    names = [name for name, value in model.state_dict(keep_vars=True).items() if value is table]
+    assert names == ["decoder.embedding.words.weight", "decoder.head.weight"]
+    others = sum(parameter.numel() for parameter in model.parameters() if parameter is not table)
+    assert count_parameters(model) == table.numel() + others
+
+
+@pytest.mark.parametrize(
+    ("recipe", "encoder", "whole"),
+    [("git_base", 85_799_424, 153_178_170), ("git_large", 303_179_776, 370_755_130)],
+)
+def test_parameters_are_as_many_as_the_authors_code_has(recipe: str, encoder: int, whole: int) -> None:
+    """Counted in microsoft/GenerativeImage2Text, without CLIP's output projection, which GIT never uses."""
+    model = build_on_meta(recipe)
+    assert count_parameters(model.encoder) == encoder
+    assert count_parameters(model) == whole
+
+
+def test_the_base_decoder_is_made_of_the_authors_parts() -> None:
+    model = build_on_meta("git_base")
+    decoder = model.decoder
+    assert [count_parameters(layer) for layer in decoder.layers] == [42_527_232 // 6] * 6
+    assert count_parameters(decoder.embedding) == 24_228_864
+    assert count_parameters(model.projection) == 592_128
+    assert decoder.head.bias.shape == (30_522,)
+
+
+def test_git2_has_the_papers_size() -> None:
+    """5.1B, of which the encoder has 4.8B and the decoder 0.3B."""
+    model = build_on_meta("git2")
+    assert 5.0e9 <= count_parameters(model) <= 5.2e9
+    assert 4.75e9 <= count_parameters(model.encoder) <= 4.85e9
+    assert 0.3e9 <= count_parameters(model.decoder) < 0.35e9
+
+
+def test_the_initial_weights_are_berts() -> None:
+    config = ModelConfig.model_validate(
+        {"encoder": load_run("demo").model.encoder, "decoder": {"layers": 2}, "vocab_size": 1000}
+    )
+    torch.manual_seed(0)
+    model = GitModel(config)
+    for part in (model.projection, model.decoder):
+        for name, parameter in part.named_parameters():
+            if parameter.ndim == 2:
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.03), name
+                assert abs(parameter.mean().item()) < 1e-3, name
+            else:
+                expected = 1.0 if "norm" in name or name == "1.weight" else 0.0
+                assert (parameter == (0.0 if name.endswith("bias") else expected)).all(), name
+
+
+# The loss.
+
+
+def kl_by_hand(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    """Sum over rows of q log(q / p), in float64, word by word."""
+    total = 0.0
+    vocab = logits.shape[1]
+    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
+        top = max(row)
+        log_sum = top + math.log(sum(math.exp(value - top) for value in row))
+        for word, value in enumerate(row):
+            q = 1 - smoothing if word == label else smoothing / (vocab - 1)
+            if q > 0:
+                total += q * (math.log(q) - (value - log_sum))
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("vocab", [2, 5, 97, 3001])
+def test_the_loss_is_the_divergence_from_the_smoothed_target(vocab: int, smoothing: float) -> None:
+    torch.manual_seed(vocab)
+    logits, labels = 3 * torch.randn(4, vocab), torch.randint(0, vocab, (4,))
+    loss = language_model_loss(logits, labels, smoothing)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(kl_by_hand(logits, labels, smoothing), rel=1e-5, abs=1e-5)
+
+
+def test_without_smoothing_it_is_cross_entropy_and_with_it_not_torchs() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 11), torch.randint(0, 11, (6,))
+    plain = F.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(language_model_loss(logits, labels, 0.0), plain)
+    torchs = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    ours = language_model_loss(logits, labels, 0.1) + 6 * smoothing_entropy(0.1, 11)
+    assert abs(ours - torchs) > 1e-3  # torch spreads 0.1 over all words, the label included
+
+
+@pytest.mark.parametrize("vocab", [5, 30_522])
+def test_a_perfect_prediction_costs_nothing(vocab: int) -> None:
+    labels = torch.tensor([0, 3, vocab - 1])
+    target = torch.full((3, vocab), 0.1 / (vocab - 1)).scatter(1, labels[:, None], 0.9)
+    # fp32 sums over 30522 words: 1.3e-4 nats per row.
+    assert language_model_loss(target.log(), labels, 0.1).item() == pytest.approx(0.0, abs=1e-3)
+    assert language_model_loss(torch.zeros(3, vocab), labels, 0.1) > 1.0
+
+
+def test_the_smoothed_targets_entropy_is_the_published_one() -> None:
+    assert smoothing_entropy(0.1, 30_522) == pytest.approx(1.357700, abs=1e-6)
+    assert smoothing_entropy(0.0, 30_522) == 0.0
+
+
+def test_no_targets_cost_nothing_and_move_nothing(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:
+    model = tiny_model()
+    images, tokens = draw_inputs()
+    none = torch.zeros(0, dtype=torch.long)
+    loss = language_model_loss(model(images, tokens, none), none, 0.1)
+    loss.backward()
+    assert loss.item() == 0.0
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_half_precision_logits_are_summed_in_single() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2000, 11).bfloat16(), torch.randint(0, 11, (2000,))
+    exact = kl_by_hand(logits, labels, 0.1)
+    assert language_model_loss(logits, labels, 0.1).item() == pytest.approx(exact, rel=1e-5)
+
+
+# Activation checkpointing.
+
+
+def test_checkpointing_recomputes_and_changes_nothing(
+    tiny_model: BuildModel, draw_inputs: DrawInputs
+) -> None:
+    model = tiny_model(frames=2, dropout=0.2).train()
+    images, tokens = draw_inputs(F=2, K=2)
+    calls: list[str] = []
+    for tower, block in (("encoder", model.encoder.backbone.blocks[0]), ("decoder", model.decoder.layers[0])):
+        block.register_forward_pre_hook(lambda _module, _inputs, tower=tower: calls.append(tower))
+
+    def run(enable: bool, seed: int) -> tuple[float, dict[str, Tensor]]:
+        model.set_activation_checkpointing(enable)
+        torch.manual_seed(seed)
+        calls.clear()
+        _, loss, gradients = loss_and_gradients(model, images, tokens)
+        return loss, gradients
+
+    kept_loss, kept = run(enable=False, seed=5)
+    assert calls == ["encoder", "decoder"]
+    loss, recomputed = run(enable=True, seed=5)
+    assert sorted(calls) == ["decoder", "decoder", "encoder", "encoder"]
+    assert loss == kept_loss
+    for name, gradient in recomputed.items():
+        torch.testing.assert_close(gradient, kept[name], rtol=1e-12, atol=1e-12, msg=name)
+    assert run(enable=True, seed=6)[0] != kept_loss  # dropout was really on
+
+
+# Video.
+
+
+def test_frames_are_told_apart_by_their_embedding_only(
+    tiny_model: BuildModel, draw_inputs: DrawInputs
+) -> None:
+    model = tiny_model(frames=3).eval()
+    images, _ = draw_inputs()
+    still = images.expand(-1, 3, -1, -1, -1)
+    image_tokens = 5
+    with torch.no_grad():
+        model.temporal.frames.zero_()
+        frames = model.encode(still).split(image_tokens, dim=1)
+        assert torch.equal(frames[0], frames[1])
+        model.temporal.frames[1] = 1.0
+        other = model.encode(still).split(image_tokens, dim=1)
+    assert torch.equal(other[0], frames[0])
+    assert torch.equal(other[2], frames[2])
+    assert not torch.allclose(other[1], frames[1])
+
+
+def test_the_temporal_embedding_starts_at_zero_and_pictures_have_none() -> None:
+    demo = load_run("demo", ["model.frames=6"]).model
+    model = GitModel(demo)
+    assert model.temporal.frames.shape == (6, model.encoder.width)
+    assert not model.temporal.frames.any()
+    assert GitModel(load_run("demo").model).temporal is None
+
+
+def test_fewer_frames_take_the_first_embeddings(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:
+    model = tiny_model(frames=3).eval()
+    images, _ = draw_inputs(F=3)
+    torch.testing.assert_close(model.encode(images[:, :2]), model.encode(images)[:, :10], **EXACT)

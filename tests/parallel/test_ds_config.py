@@ -1,0 +1,146 @@
+"""The DeepSpeed JSON holds only what DeepSpeed owns; the run's values reach DeepSpeed from the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from git_scale.config import RunConfig, known_keys, load_run
+from git_scale.errors import ConfigError
+from git_scale.parallel.ds_config import (
+    OWNED_BY_THE_RUN,
+    merge_ds_config,
+    offloads_optimizer,
+    read_ds_config,
+    zero_stage,
+)
+
+SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+
+
+def written(folder: Path, tree: Any) -> Path:
+    path = folder / "ds.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read_ds_config(path)
+    return caught.value.problems
+
+
+def test_every_zero_stage_is_shipped() -> None:
+    assert {path.stem for path in SHIPPED} >= STAGES.keys()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_pass(path: Path) -> None:
+    tree = read_ds_config(path)
+    assert tree == json.loads(path.read_text())
+    if path.stem in STAGES:
+        assert zero_stage(tree) == STAGES[path.stem]
+    assert offloads_optimizer(tree) == ("offload" in path.stem)
+
+
+def test_without_a_file_it_is_plain_data_parallelism() -> None:
+    tree = read_ds_config(None)
+    assert tree == {}
+    assert zero_stage(tree) == 0
+    assert not offloads_optimizer(tree)
+
+
+@pytest.mark.parametrize("key", OWNED_BY_THE_RUN)
+def test_what_the_run_owns_is_refused_with_its_owner(key: str, tmp_path: Path) -> None:
+    path = written(tmp_path, {key: {}, "zero_optimization": {"stage": 2}})
+    assert problems_of(path) == [
+        f"{path}: '{key}' belongs to the run: set {OWNED_BY_THE_RUN[key]} in the recipe and leave it out here"
+    ]
+
+
+def test_every_owner_is_a_key_of_the_run() -> None:
+    known = set(known_keys())
+    for owner in OWNED_BY_THE_RUN.values():
+        names = [word for word in owner.partition(" (")[0].split() if word != "and"]
+        assert names
+        assert [name for name in names if name.removesuffix(".*") not in known] == []
+
+
+def test_what_the_run_writes_is_what_it_owns() -> None:
+    """A key that is merged in without being refused in the file would silently win over the file."""
+    assert merge_ds_config({}, RunConfig(), dp=1).keys() <= OWNED_BY_THE_RUN.keys()
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, {"bf16": {}, "optimizer": {}, "zero_optimization": {"stage": 4}})
+    problems = problems_of(path)
+    assert [
+        word in " ".join(problems) for word in ("'bf16'", "'optimizer'", "stage must be 0, 1, 2 or 3")
+    ] == [True] * 3
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize("zero", [{"stage": 4}, {"stage": -1}, {"stage": "3"}, 3, None])
+def test_another_stage_is_refused(zero: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, {"zero_optimization": zero})
+    assert problems_of(path) == [
+        f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {zero!r}",
+    ]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_stage_is_read(stage: int, tmp_path: Path) -> None:
+    assert zero_stage(read_ds_config(written(tmp_path, {"zero_optimization": {"stage": stage}}))) == stage
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "zero9.json"
+    assert problems_of(path) == [f"--ds_config {path}: no such file; ds_configs/ holds ready ones"]
+
+
+@pytest.mark.parametrize("content", [b'{"zero_optimization": ', b"", b"\xff\xfe", b"{'stage': 1}"])
+def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"--ds_config {path}: not valid JSON: ")
+
+
+@pytest.mark.parametrize("tree", [[], 3, "zero", None])
+def test_anything_but_an_object_is_refused(tree: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, tree)
+    assert problems_of(path) == [f"--ds_config {path}: a DeepSpeed configuration is an object of settings"]
+
+
+def test_the_effective_configuration_holds_the_runs_values() -> None:
+    run = load_run("git_base", ["train.micro_batch=16", "optimizer.clip_norm=0.5"])
+    own = {"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}
+    assert merge_ds_config(own, run, dp=8) == {
+        "zero_optimization": {"stage": 2},
+        "wall_clock_breakdown": True,
+        "train_batch_size": 4096,
+        "train_micro_batch_size_per_gpu": 16,
+        "gradient_accumulation_steps": 32,
+        "gradient_clipping": 0.5,
+        "bf16": {"enabled": True},
+        "steps_per_print": None,
+    }
+    assert own == {"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}
+
+
+@pytest.mark.parametrize("dp", [1, 2, 64])
+def test_deepspeeds_batch_equation_holds(dp: int) -> None:
+    """DeepSpeed refuses a batch that is not micro-batch x accumulation x ranks."""
+    merged = merge_ds_config({}, load_run("git_base"), dp)
+    assert merged["train_batch_size"] == (
+        merged["train_micro_batch_size_per_gpu"] * merged["gradient_accumulation_steps"] * dp
+    )
+
+
+def test_single_precision_switches_bf16_off() -> None:
+    run = load_run("git_base", ["train.precision=fp32"])
+    assert merge_ds_config({}, run, dp=1)["bf16"] == {"enabled": False}

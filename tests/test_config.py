@@ -1,0 +1,253 @@
+"""The typed run configuration: recipes, overrides, and what is said about each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from git_scale.config import RECIPES, RunConfig, check_world, known_keys, load_run
+from git_scale.errors import ConfigError
+
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def problems_of(*overrides: str, recipe: str = "git_base") -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_run(recipe, overrides)
+    return caught.value.problems
+
+
+def test_the_papers_models_have_a_recipe() -> None:
+    assert {"git_base", "git_large", "git_huge", "git2", "demo"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_loads_and_is_short(name: str) -> None:
+    run = load_run(name)
+    check_world(run, dp=1)
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 60
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
+def test_the_papers_recipes_keep_the_papers_pretraining(name: str) -> None:
+    """arXiv 2205.14100 and its model cards: batch 4096, rates 1e-5 and five times that, 500 warm-up steps."""
+    run = load_run(name)
+    assert (run.train.global_batch, run.optimizer.warmup_steps) == (4096, 500)
+    assert (run.optimizer.encoder_lr, run.optimizer.decoder_lr) == (1e-5, 5e-5)
+    assert (run.train.label_smoothing, run.optimizer.weight_decay, run.model.decoder.dropout) == (
+        0.1,
+        0.01,
+        0.1,
+    )
+    assert (run.data.max_text_tokens, run.model.vocab_size) == (40, 30522)
+    assert run.data.crop_scale == (0.8, 1.0)
+
+
+def test_multi_scale_of_the_base_recipe_is_the_papers() -> None:
+    assert load_run("git_base").train_image_sizes == (160, 176, 192, 208, 224)
+    assert load_run("git_base", ["data.image_sizes=[]"]).train_image_sizes == (224,)
+
+
+def test_two_epochs_are_the_steps_of_the_base_recipe() -> None:
+    """10M pairs, 2 epochs, batch 4096: 4882.8 steps."""
+    assert load_run("git_base").train.steps == 4883
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train.micro_bach=3", "train.micro_bach=3: unknown key; did you mean train.micro_batch?"),
+        ("optimiser.encoder_lr=3", "optimiser={'encoder_lr': 3}: unknown key; did you mean optimizer?"),
+        ("encoder_lr=3", "encoder_lr=3: unknown key; did you mean optimizer.encoder_lr?"),
+        ("heads=3", "heads=3: unknown key; did you mean model.decoder.heads?"),
+        ("model.encoder.nme=vit", "model.encoder.nme='vit': unknown key; did you mean model.encoder.name?"),
+        ("xyzzy=3", "xyzzy=3: unknown key"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(override: str, problem: str) -> None:
+    assert problems_of(override) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (
+            "train.steps=many",
+            "train.steps='many': input should be a valid integer, unable to parse string as an integer",
+        ),
+        ("train.precision=fp16", "train.precision='fp16': input should be 'fp32' or 'bf16'"),
+        ("train.micro_batch=0", "train.micro_batch=0: input should be greater than or equal to 1"),
+        ("optimizer.encoder_lr=.nan", "optimizer.encoder_lr=nan: input should be greater than 0"),
+        ("train.label_smoothing=1", "train.label_smoothing=1: input should be less than 1"),
+        ("checkpoint.keep=1", "checkpoint.keep=1: input should be greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(override: str, problem: str) -> None:
+    assert problems_of(override) == [problem]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("steps", "'steps': an override is written section.key=value"),
+        ("=3", "'=3': an override is written section.key=value"),
+        ("data.image_sizes=[160", "'data.image_sizes=[160': the value is not valid YAML"),
+        ("run_dir.x=3", "'run_dir.x=3': run_dir is a value, not a section"),
+    ],
+)
+def test_an_override_that_is_none_is_refused(override: str, problem: str) -> None:
+    assert problems_of(override) == [problem]
+
+
+def test_all_problems_are_reported_at_once_in_one_message() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run("git_base", ["oops", "train.micro_bach=3", "train.steps=many", "model.decoder.layers=0"])
+    assert str(caught.value) == "\n".join(
+        [
+            "4 problems in the configuration:",
+            "  - 'oops': an override is written section.key=value",
+            "  - model.decoder.layers=0: input should be greater than or equal to 1",
+            "  - train.steps='many': input should be a valid integer, unable to parse string as an integer",
+            "  - train.micro_bach=3: unknown key; did you mean train.micro_batch?",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words", "remedy"),
+    [
+        ("model.decoder.heads=7", "does not divide model.decoder.width=768", "model.decoder.heads=6"),
+        ("data.max_text_tokens=1025", "exceeds model.decoder.positions=1024", "data.max_text_tokens=1024"),
+        ("eval.max_new_tokens=1024", "exceeds model.decoder.positions=1024", "eval.max_new_tokens=1023"),
+        ("optimizer.warmup_steps=4883", "leaves nothing of train.steps=4883", "optimizer.warmup_steps=488"),
+    ],
+)
+def test_a_contradiction_names_a_remedy_that_works(override: str, words: str, remedy: str) -> None:
+    (problem,) = problems_of(override)
+    assert problem.startswith(override)
+    assert words in problem
+    assert f"set {remedy}" in problem
+    load_run("git_base", [override, remedy])
+
+
+@pytest.mark.parametrize("value", ["[0.9, 0.5]", "[0, 1]", "[0.5, 1.1]", "[.nan, 1]"])
+def test_a_crop_range_outside_0_to_1_is_refused(value: str) -> None:
+    (problem,) = problems_of(f"data.crop_scale={value}")
+    assert problem.endswith("is no range within (0, 1]: the paper's is [0.8, 1.0]")
+
+
+def test_tiny_image_sizes_and_wild_betas_are_refused_together() -> None:
+    assert problems_of("data.image_sizes=[224, 4]", "optimizer.betas=[0.9, 1]") == [
+        "data.image_sizes=[224, 4]: sides of at least 8 pixels are needed",
+        "optimizer.betas=[0.9, 1.0]: both lie in [0, 1)",
+    ]
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "1E-4"])
+def test_floats_may_be_written_in_any_way(text: str, tmp_path: Path) -> None:
+    """YAML 1.1 reads 1e-4 as a string."""
+    assert load_run("git_base", [f"optimizer.encoder_lr={text}"]).optimizer.encoder_lr == 1e-4
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"optimizer:\n  encoder_lr: {text}\n")
+    assert load_run(str(recipe)).optimizer.encoder_lr == 1e-4
+
+
+def test_a_float_is_one_even_where_any_value_is_taken() -> None:
+    options = load_run("git_base", ["model.encoder.options.drop_path_rate=1e-1"]).model.encoder.options
+    assert options["drop_path_rate"] == 0.1
+
+
+def test_overrides_beat_the_recipe_and_the_last_one_wins() -> None:
+    run = load_run(
+        "git_base", ["train.steps=700", "train.steps=900", "model.encoder.options.depth=3", "seed=4"]
+    )
+    assert (run.train.steps, run.seed) == (900, 4)
+    assert run.model.encoder.options == {"dynamic_img_size": True, "depth": 3}
+    assert run.train.micro_batch == 64  # the recipe's, not the default 32
+
+
+def test_a_recipe_of_ones_own_starts_from_the_defaults(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yml"
+    recipe.write_text("seed: 3\n")
+    assert load_run(str(recipe)) == RunConfig(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"train: [1, 2", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- 1\n- 2\n", "a recipe is a mapping of sections, found list"),
+        (b"", "a recipe is a mapping of sections, found NoneType"),
+        (b"!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_broken_recipe_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_bytes(content)
+    (problem,) = problems_of(recipe=str(recipe))
+    assert problem.startswith(str(recipe))
+    assert words in problem
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest_and_all_names() -> None:
+    (problem,) = problems_of(recipe="git_bse")
+    assert problem.startswith("--config git_bse: no such recipe or file; did you mean git_base?; recipes: ")
+    assert problem.endswith(", ".join(NAMES))
+
+
+def test_the_world_divides_the_batch_or_the_message_says_how() -> None:
+    run = load_run("git_base")
+    check_world(run, dp=64)
+    assert (run.accumulation(1), run.accumulation(64)) == (64, 1)
+    with pytest.raises(ConfigError) as caught:
+        check_world(run, dp=7)
+    assert caught.value.problems == [
+        "train.global_batch=4096 is no multiple of train.micro_batch=64 x 7 ranks = 448:"
+        " set train.global_batch=4032 or another train.micro_batch"
+    ]
+
+
+@pytest.mark.parametrize("dp", [3, 7, 48, 100, 1024])
+def test_the_suggested_batch_passes(dp: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_world(load_run("git_base"), dp)
+    remedy = caught.value.problems[0].partition(": set ")[2].split()[0]
+    run = load_run("git_base", [remedy])
+    check_world(run, dp)
+    assert run.accumulation(dp) >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_tree_round_trips_through_yaml(name: str, tmp_path: Path) -> None:
+    run = load_run(name, ["optimizer.encoder_lr=3e-7", "data.heldout=null"])
+    written = tmp_path / "config.yaml"
+    written.write_text(run.to_yaml())
+    assert load_run(str(written)) == run
+    assert RunConfig.model_validate(yaml.safe_load(run.to_yaml())) == run
+
+
+def test_known_keys_are_the_keys_of_the_written_tree() -> None:
+    def walk(tree: dict, prefix: str = "") -> set[str]:
+        keys = {prefix + key for key in tree}
+        return keys.union(
+            *(walk(v, f"{prefix}{k}.") for k, v in tree.items() if isinstance(v, dict) and k != "options")
+        )
+
+    assert set(known_keys()) == walk(yaml.safe_load(RunConfig().to_yaml()))
+
+
+def test_a_run_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_run("git_base").train.steps = 3  # type: ignore[misc]
+
+
+def test_reading_a_run_imports_no_torch() -> None:
+    code = "import sys, git_scale.config as c; c.load_run('git_base'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

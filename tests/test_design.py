@@ -1,0 +1,169 @@
+"""The picture in docs/design.md, held against the package: who may import whom, and how long things are."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import git_scale
+
+PACKAGE = Path(git_scale.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+BASE = {"config", "errors", "files"}
+BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
+# room -> rooms of the package that it may import, beside itself
+MAY_IMPORT = {
+    "errors": set(),
+    "files": set(),
+    "config": {"errors"},
+    "models": {"config", "errors"},
+    "data": BASE,
+    "monitoring": BASE,
+    "checkpoint": BASE | {"models", "data"},
+    "parallel": BELOW_PARALLEL,
+    "evaluation": BELOW_PARALLEL | {"parallel"},
+    "training": BELOW_PARALLEL | {"parallel", "evaluation"},
+    "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},
+}
+# outside package -> what alone may import it, and in how many files at most
+RESERVED = {
+    "deepspeed": ("parallel/engine.py", 1),
+    "megatron": ("parallel/", 1),
+    "transformers": ("checkpoint/", 99),
+}
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """Dotted names of everything that a source imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def strays(room: str, source: str) -> set[str]:
+    """Imports that the picture does not allow to a file of `room`."""
+    allowed = MAY_IMPORT[room] | {room}
+    found = set()
+    for name in imports_of(source):
+        top, _, rest = name.partition(".")
+        if top in ("", "tests", "tools", "benchmarks") or (
+            top == "git_scale" and rest.split(".")[0] not in allowed
+        ):
+            found.add(name)
+    return found
+
+
+def long_functions(source: str, most: int) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds))
+    return {f.name for f in functions if f.end_lineno - f.lineno + 1 > most}
+
+
+def prints(source: str) -> list[int]:
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+
+
+def files_importing(package: str) -> list[str]:
+    return [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == package for name in imports_of(path.read_text(encoding="utf-8")))
+    ]
+
+
+def named(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_the_picture_has_no_circle_and_no_room_is_missing_from_it() -> None:
+    list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
+    assert {room_of(path) for path in FILES} - {"__init__"} <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "__init__"], ids=named)
+def test_imports_run_one_way(path: Path) -> None:
+    assert strays(room_of(path), path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize("package", RESERVED)
+def test_heavy_packages_have_one_door(package: str) -> None:
+    door, most = RESERVED[package]
+    found = files_importing(package)
+    assert [name for name in found if not name.startswith(door)] == []
+    assert len(found) <= most
+
+
+def test_deepspeed_is_imported_at_its_door() -> None:
+    assert files_importing("deepspeed") == ["parallel/engine.py"]
+
+
+def test_models_and_data_know_nothing_of_processes() -> None:
+    names = [
+        name
+        for room in ("models", "data")
+        for path in (PACKAGE / room).rglob("*.py")
+        for name in imports_of(path.read_text(encoding="utf-8"))
+    ]
+    assert [name for name in names if name.startswith("torch.distributed")] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_files_and_functions_are_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 300
+    assert long_functions(source, most=60) == set()
+
+
+def test_the_package_prints_in_its_command_line_only() -> None:
+    found = [named(path) for path in FILES if prints(path.read_text(encoding="utf-8"))]
+    assert [name for name in found if name != "training/cli.py"] == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "stray"),
+    [
+        ("config", "import git_scale.files", "git_scale.files"),
+        ("models", "from git_scale.parallel import topology", "git_scale.parallel.topology"),
+        ("models", "from git_scale import data", "git_scale.data"),
+        (
+            "data",
+            "def load():\n    from git_scale.models.git import GitModel",
+            "git_scale.models.git.GitModel",
+        ),
+        ("monitoring", "if True:\n    import git_scale.training.cli as cli", "git_scale.training.cli"),
+        ("training", "from tests.conftest import folder", "tests.conftest.folder"),
+        ("training", "import tools.pretrain", "tools.pretrain"),
+        ("training", "from .. import tools", "...tools"),
+    ],
+)
+def test_a_wrong_import_is_found(room: str, source: str, stray: str) -> None:
+    assert strays(room, source + "\nimport torch\nfrom git_scale.errors import UserError") == {stray}
+
+
+def test_a_long_function_and_a_print_are_found() -> None:
+    source = textwrap.dedent(
+        """
+        class Thing:
+            def long(self):
+                first = 1
+                print(first)
+
+        def short(): log.info("print(this)")
+        """
+    )
+    assert long_functions(source, most=2) == {"long"}
+    assert long_functions(source, most=3) == set()
+    assert prints(source) == [5]

@@ -1,0 +1,143 @@
+"""Which parameter learns at which rate, and the rates over a run against values by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizerConfig
+from git_scale.models.git import GitModel
+from git_scale.training.optimizer import lr_factor, parameter_groups
+
+CONFIG = OptimizerConfig(encoder_lr=1e-5, decoder_lr=5e-5, weight_decay=0.01)
+
+
+@pytest.fixture(scope="module")
+def model() -> GitModel:
+    config = ModelConfig(
+        encoder=EncoderConfig(
+            name="vit_tiny_patch16_224",
+            image_size=16,
+            options={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2},
+        ),
+        decoder=DecoderConfig(layers=2, width=32, heads=2, ffn=48),
+        frames=2,
+    )
+    with torch.device("meta"):
+        return GitModel(config)
+
+
+def by_parameter(model: nn.Module) -> dict[str, dict]:
+    group_of = {id(p): group for group in parameter_groups(model, CONFIG) for p in group["params"]}
+    return {name: group_of[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_every_parameter_is_in_exactly_one_group(model: GitModel) -> None:
+    grouped = [id(p) for group in parameter_groups(model, CONFIG) for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in model.parameters()}
+
+
+def test_groups_have_names_rates_and_decays(model: GitModel) -> None:
+    groups = {
+        group["name"]: (group["lr"], group["weight_decay"]) for group in parameter_groups(model, CONFIG)
+    }
+    assert groups == {
+        "encoder_decay": (1e-5, 0.01),
+        "encoder_no_decay": (1e-5, 0.0),
+        "decoder_decay": (5e-5, 0.01),
+        "decoder_no_decay": (5e-5, 0.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("encoder.backbone.blocks.0.attn.qkv.weight", "encoder_decay"),
+        ("encoder.backbone.patch_embed.proj.weight", "encoder_decay"),
+        ("encoder.backbone.blocks.0.attn.qkv.bias", "encoder_no_decay"),
+        ("encoder.backbone.blocks.1.norm1.weight", "encoder_no_decay"),
+        ("encoder.backbone.norm.bias", "encoder_no_decay"),
+        ("projection.0.weight", "decoder_decay"),
+        ("projection.1.weight", "decoder_no_decay"),
+        ("decoder.embedding.words.weight", "decoder_decay"),
+        ("decoder.layers.0.key_value.weight", "decoder_decay"),
+        ("decoder.layers.1.ffn_norm.weight", "decoder_no_decay"),
+        ("decoder.head.bias", "decoder_no_decay"),
+        ("temporal.frames", "decoder_decay"),
+    ],
+)
+def test_parameters_are_where_they_belong(model: GitModel, name: str, group: str) -> None:
+    assert by_parameter(model)[name]["name"] == group
+
+
+def test_norms_and_biases_have_no_decay_and_nothing_else_is_spared(model: GitModel) -> None:
+    norms = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for name, _ in module.named_parameters()
+    }
+    spared = {name for name, group in by_parameter(model).items() if group["weight_decay"] == 0}
+    assert norms
+    assert spared == norms | {name for name, _ in model.named_parameters() if name.endswith("bias")}
+
+
+def test_a_group_without_parameters_is_left_out() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(2, 2, bias=False)
+            self.head = nn.LayerNorm(2)
+
+    names = [group["name"] for group in parameter_groups(Plain(), CONFIG)]
+    assert names == ["encoder_decay", "decoder_no_decay"]
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    frozen = nn.Linear(2, 2)
+    frozen.bias.requires_grad_(False)
+    assert [group["name"] for group in parameter_groups(frozen, CONFIG)] == ["decoder_decay"]
+
+
+def test_the_groups_make_an_optimizer_with_those_rates() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(parameter_groups(layer, CONFIG), lr=1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5]
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1 / 500),
+        (249, 0.5),
+        (499, 1.0),
+        (500, 1.0),  # the cosine's top
+        (500 + 1125, (1 + math.sqrt(0.5)) / 2),  # a quarter of the way down
+        (2750, 0.5),
+        (500 + 3375, (1 - math.sqrt(0.5)) / 2),
+        (4999, math.sin(math.pi / 2 / 4500) ** 2),  # the last step still learns a little
+        (5000, 0.0),
+    ],
+)
+def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(step: int, factor: float) -> None:
+    assert lr_factor(step, 500, 5000) == pytest.approx(factor, abs=1e-12)
+
+
+def test_without_warmup_it_starts_at_the_top() -> None:
+    assert [lr_factor(step, 0, 4) for step in range(5)] == pytest.approx(
+        [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0]
+    )
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 2), (10, 100), (99, 100)])
+def test_the_rate_rises_then_falls_and_never_is_zero_while_training(warmup: int, total: int) -> None:
+    factors = [lr_factor(step, warmup, total) for step in range(total)]
+    rising, falling = factors[:warmup], factors[warmup:]
+    assert rising == sorted(set(rising))
+    assert falling == sorted(set(falling), reverse=True)
+    assert all(0 < factor <= 1 for factor in factors)
+    assert max(factors) == 1.0

@@ -1,0 +1,108 @@
+"""A run's folder belongs to one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from git_scale.config import RunConfig, load_run
+from git_scale.errors import ConfigError
+from git_scale.training.run_folder import claim_run_folder
+
+
+def a_run(folder: Path, *overrides: str) -> RunConfig:
+    return load_run("demo", [f"run_dir={folder}", *overrides])
+
+
+def refusals(run: RunConfig) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        claim_run_folder(run)
+    return caught.value.problems
+
+
+def test_a_new_folder_is_made_and_holds_the_whole_recipe(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "runs" / "new")
+    claim_run_folder(run)
+    config = tmp_path / "runs" / "new" / "config.yaml"
+    assert load_run(str(config)) == run
+    assert list(config.parent.iterdir()) == [config]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    claim_run_folder(a_run(tmp_path))
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    claim_run_folder(run)
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    claim_run_folder(run)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.steps=2000",
+        "optimizer.encoder_lr=1e-4",
+        "train.global_batch=128",
+        "checkpoint.every=10",
+        "data.workers=0",
+        "data.heldout=null",
+    ],
+)
+def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path, override: str) -> None:
+    claim_run_folder(a_run(tmp_path))
+    changed = a_run(tmp_path, override)
+    claim_run_folder(changed)
+    assert load_run(str(tmp_path / "config.yaml")) == changed
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("seed=7", "seed=7, but {} is a run with 0"),
+        ("model.decoder.layers=3", "model.decoder.layers=3, but {} is a run with 2"),
+        ("model.encoder.options.patch_size=4", "model.encoder.options.patch_size=4, but {} is a run with 2"),
+        (
+            "model.encoder.options.ls_init_value=1",
+            "model.encoder.options.ls_init_value=1, but {} is a run with None",
+        ),
+        ("data.train=elsewhere", "data.train='elsewhere', but {} is a run with 'runs/demo-data/train'"),
+        ("data.max_text_tokens=20", "data.max_text_tokens=20, but {} is a run with 24"),
+    ],
+)
+def test_another_run_is_refused_by_its_difference(tmp_path: Path, override: str, difference: str) -> None:
+    claim_run_folder(a_run(tmp_path))
+    before = (tmp_path / "config.yaml").read_bytes()
+    assert refusals(a_run(tmp_path, override)) == [
+        difference.format(tmp_path) + ": use that, or another run_dir"
+    ]
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:
+    claim_run_folder(a_run(tmp_path))
+    problems = refusals(a_run(tmp_path, "seed=7", "model.decoder.heads=2", "data.texts_per_image=2"))
+    assert [problem.partition("=")[0] for problem in problems] == [
+        "seed",
+        "model.decoder.heads",
+        "data.texts_per_image",
+    ]
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear")
+    assert refusals(a_run(tmp_path)) == [
+        f"run_dir={tmp_path}: exists, but is not the folder of a run: choose another one"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.write_text("a file")
+    assert "is not the folder of a run" in refusals(a_run(path))[0]
+    assert path.read_text() == "a file"
