@@ -42,9 +42,12 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
         )
     else:
         weights.update(model_states["module"])
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
+    return {name: _plain_fp32(tensor) for name, tensor in weights.items()}
+
+
+def _plain_fp32(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _read(path: Path) -> dict[str, Any]:

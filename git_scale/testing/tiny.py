@@ -48,7 +48,7 @@ def draw_square(colour: str, side: str) -> bytes:
     return buffer.getvalue()
 
 
-def tiny_run(data: Path, run_dir: Path, **sections: dict[str, Any]) -> RunConfig:
+def tiny_run(squares: Path, run_dir: Path, **sections: dict[str, Any]) -> RunConfig:
     """A recipe of 20,000 parameters on the squares; `sections` override it key by key."""
     tree: dict[str, dict[str, Any]] = {
         "model": {
@@ -61,9 +61,9 @@ def tiny_run(data: Path, run_dir: Path, **sections: dict[str, Any]) -> RunConfig
             "vocab_size": VOCAB_SIZE,
         },
         "data": {
-            "train": str(data / "train"),
-            "heldout": str(data / "heldout"),
-            "tokenizer": str(data / "tokenizer.model"),
+            "train": str(squares / "train"),
+            "heldout": str(squares / "heldout"),
+            "tokenizer": str(squares / "tokenizer.model"),
             "max_text_tokens": 16,
             "workers": 0,
         },

@@ -47,27 +47,21 @@ def build_trainer(
 
     model = build_model(run)
     engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, topology, device)
-    torch.manual_seed(run.seed * topology.dp + topology.dp_rank + 1)  # dropout differs between ranks
-
     checkpoints = Checkpoints(run, tokenizer.path, engine, topology)
+    peak = peak_flops(device, run.train.precision)
+    meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
+    costs = StepCosts(run.model, topology.dp)
+    evaluator = CaptionEvaluator(run, heldout_shards, tokenizer, topology)
+
+    # Last, because it sets the random state: what is built above may draw from it, what follows does not.
+    torch.manual_seed(run.seed * topology.dp + topology.dp_rank + 1)  # dropout differs between ranks
     progress = checkpoints.resume(shards.fingerprint, tokenizer.fingerprint) or first_progress(
         shards, tokenizer, topology, engine
     )
-    meters = Meters(
-        run.train.steps, len(shards), topology.world_size, peak_flops(device, run.train.precision), device
-    )
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
-    return Trainer(
-        run,
-        engine,
-        build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples),
-        checkpoints,
-        CaptionEvaluator(run, heldout_shards, tokenizer, topology),
-        build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step),
-        meters,
-        StepCosts(run.model, topology.dp),
-        progress,
-    )
+    batches = build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples)
+    writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
+    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress)
 
 
 def build_model(run: RunConfig) -> GitModel:
