@@ -1,0 +1,171 @@
+"""Saving and restoring when something goes wrong: a full disk, a killed rank, damaged files, another run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from git_scale.errors import CheckpointError
+from git_scale.parallel.topology import Topology
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.tiny import tiny_run
+
+
+def build(topology: Topology, device: torch.device, squares: Path, run_dir: Path, **sections: Any) -> Any:
+    from git_scale.training.build import build_trainer
+
+    run = tiny_run(squares, run_dir, train={"micro_batch": 4, "steps": 100}, **sections)
+    return build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
+
+
+def steps_and_saves(trainer: Any, count: int) -> None:
+    for _ in range(count):
+        trainer.train_step()
+        trainer.step += 1
+        trainer.save()
+
+
+def save_steps(topology: Topology, device: torch.device, squares: Path, run_dir: Path, count: int) -> int:
+    trainer = build(topology, device, squares, run_dir)
+    steps_and_saves(trainer, count)
+    return int(trainer.step)
+
+
+def resumed_step(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> int | str:
+    try:
+        return int(build(topology, device, squares, run_dir).step)
+    except CheckpointError as error:
+        return str(error)
+
+
+def save_on_a_full_disk(
+    topology: Topology, device: torch.device, squares: Path, run_dir: Path
+) -> tuple[bool, float, list[str]]:
+    trainer = build(topology, device, squares, run_dir)
+    steps_and_saves(trainer, 1)
+    write = torch.save
+    if topology.dp_rank == 1:
+        torch.save = _no_space_left
+    trainer.train_step()
+    trainer.step += 1
+    saved = trainer.checkpoints.save(trainer.progress())
+    torch.save = write
+    return saved, trainer.train_step().loss, sorted(os.listdir(run_dir / "checkpoints"))
+
+
+def _no_space_left(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def die_while_saving(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> None:
+    trainer = build(topology, device, squares, run_dir)
+    steps_and_saves(trainer, 1)
+    if topology.dp_rank == 1:
+        torch.save = _write_a_part_and_die
+    steps_and_saves(trainer, 1)
+
+
+def _write_a_part_and_die(_state: Any, file: Any) -> None:
+    file.write(b"half of a checkpoint")
+    file.flush()
+    os._exit(9)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("saved") / "run"
+    run_distributed(save_steps, 2, squares, run_dir, 3)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(two_checkpoints: Path, tmp_path: Path) -> Path:
+    """A fresh copy of a run with checkpoints at steps 2 and 3."""
+    return Path(shutil.copytree(two_checkpoints, tmp_path / "run"))
+
+
+@pytest.mark.distributed
+def test_only_the_newest_are_kept_and_nothing_partial_is_left(two_checkpoints: Path) -> None:
+    assert sorted(os.listdir(two_checkpoints / "checkpoints")) == ["step_00000002", "step_00000003"]
+
+
+@pytest.mark.distributed
+def test_the_newest_one_is_resumed(squares: Path, run_dir: Path) -> None:
+    assert run_distributed(resumed_step, 2, squares, run_dir) == [3, 3]
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("damage", [_flip, _truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_passed_over(squares: Path, run_dir: Path, damage: Any) -> None:
+    newest = run_dir / "checkpoints" / "step_00000003"
+    damage(sorted(newest.glob("deepspeed/*rank_1*optim*"))[0])
+    assert run_distributed(resumed_step, 2, squares, run_dir) == [2, 2]
+
+
+@pytest.mark.distributed
+def test_every_file_of_a_checkpoint_is_checked(run_dir: Path) -> None:
+    from git_scale.checkpoint import layout
+
+    newest = run_dir / "checkpoints" / "step_00000003"
+    files = layout.read_manifest(newest)
+    on_disk = {str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file()}
+    assert {item.name for item in files} == on_disk - {layout.MANIFEST}
+    for item in files:
+        original = (newest / item.name).read_bytes()
+        _flip(newest / item.name)
+        assert item.name in str(layout.first_damage(newest, files))
+        (newest / item.name).write_bytes(original)
+    assert layout.first_damage(newest, files) is None
+
+
+@pytest.mark.distributed
+def test_all_damaged_is_an_error_on_every_rank(squares: Path, run_dir: Path) -> None:
+    for name in ("step_00000002", "step_00000003"):
+        (run_dir / "checkpoints" / name / "manifest.json").write_text("{")
+    for answer in run_distributed(resumed_step, 2, squares, run_dir):
+        assert "all 2 checkpoints" in answer and "damaged" in answer
+
+
+@pytest.mark.distributed
+def test_another_number_of_ranks_is_refused_in_words(squares: Path, run_dir: Path) -> None:
+    (answer,) = run_distributed(resumed_step, 1, squares, run_dir)
+    assert "ranks: 2 there, 1 here" in answer
+
+
+@pytest.mark.distributed
+def test_full_disk_on_one_rank_costs_the_checkpoint_only(squares: Path, tmp_path: Path) -> None:
+    for saved, loss, names in run_distributed(save_on_a_full_disk, 2, squares, tmp_path / "run"):
+        assert not saved
+        assert 0 < loss < 10
+        assert names == ["step_00000001"]
+
+
+@pytest.mark.distributed
+def test_a_rank_killed_while_saving_leaves_the_older_checkpoint(squares: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="died with exit code 9|failed"):
+        run_distributed(die_while_saving, 2, squares, tmp_path / "run")
+    names = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
+    assert [name for name in names if not name.startswith(".")] == ["step_00000001"]
+    assert run_distributed(resumed_step, 2, squares, tmp_path / "run") == [1, 1]
+
+
+@pytest.mark.distributed
+def test_checkpoint_files_hold_no_code(two_checkpoints: Path) -> None:
+    for path in two_checkpoints.rglob("*.pt"):
+        torch.load(path, weights_only=True)
