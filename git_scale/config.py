@@ -6,13 +6,15 @@ Nothing here imports torch, so that a login node, a SLURM script or a test can r
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from git_scale.errors import ConfigError
 
@@ -20,7 +22,17 @@ RECIPES = Path(__file__).parent / "configs"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`train.steps=yes` would pass as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a switch was given where none is asked for")
+        return value
 
 
 class EncoderConfig(Section):
@@ -44,6 +56,9 @@ class DecoderConfig(Section):
     """Length of the learned table of text positions."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On embeddings, attention probabilities and both residual branches."""
+    init_std: float = Field(0.02, gt=0)
+    """Of the first weights of projection and decoder. 0.02 (BERT) suits a width of 768; narrow ones learn sooner
+    with more, up to 1 / sqrt(width)."""
 
 
 class ModelConfig(Section):
@@ -157,7 +172,9 @@ def load_run(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         run = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(problems + [_explain(item) for item in error.errors()]) from None
+        problems += [_explain(item) for item in error.errors()]
+        # The rest, with defaults in the place of what is wrong, may hold contradictions to report as well.
+        run = RunConfig.model_validate(_without(tree, [item["loc"] for item in error.errors()]))
     if problems := problems + list(_contradictions(run)):
         raise ConfigError(problems)
     return run
@@ -184,7 +201,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
         hint = _nearest(recipe, known)
         raise ConfigError([f"--config {recipe}: no such recipe or file{hint}; recipes: {', '.join(known)}"])
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
@@ -198,7 +215,7 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
     if not equals or not key:
         return f"{override!r}: an override is written section.key=value"
     try:
-        value = _parse_value(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError:
         return f"{override!r}: the value is not valid YAML"
     *sections, last = key.split(".")
@@ -211,14 +228,28 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
     return None
 
 
-def _parse_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string: it wants 1.0e-4
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class _Loader(yaml.SafeLoader):
+    """YAML that reads 1e-4 as a number, as YAML 1.2 does; 1.1 wants 1.0e-4 and makes a string of the other."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _without(tree: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy of the tree without the sections or keys at these locations."""
+    tree = copy.deepcopy(tree)
+    for location in locations:
+        node: Any = tree
+        *path, last = location[: next((i for i, part in enumerate(location) if isinstance(part, int)), None)]
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return tree
 
 
 def _contradictions(run: RunConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -39,7 +40,7 @@ class GitModel(nn.Module):
         )
         self.decoder = TextDecoder(config.decoder, config.vocab_size)
         for part in (self.projection, self.decoder):
-            part.apply(_initialise)
+            part.apply(functools.partial(_initialise, std=config.decoder.init_std))
 
     def forward(
         self,
@@ -98,9 +99,9 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02) as in BERT, biases zero; norms keep torch's ones and zeros."""
+def _initialise(module: nn.Module, std: float) -> None:
+    """Weights N(0, std) and biases zero as in BERT; norms keep torch's ones and zeros."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

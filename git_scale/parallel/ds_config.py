@@ -41,7 +41,7 @@ def read_ds_config(path: str | Path | None) -> dict[str, Any]:
     path = Path(path)
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError:
         raise ConfigError([f"--ds_config {path}: no such file; ds_configs/ holds ready ones"]) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"--ds_config {path}: not valid JSON: {error}"]) from None
@@ -65,8 +65,8 @@ def zero_stage(ds_config: dict[str, Any]) -> int:
 
 
 def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
-    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer", {})
-    return offload.get("device", "none") != "none"
+    offload = ds_config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return str(offload.get("device", "none")) != "none"
 
 
 def merge_ds_config(ds_config: dict[str, Any], run: RunConfig, dp: int) -> dict[str, Any]:

@@ -47,15 +47,22 @@ def topology_from(environment: Mapping[str, str]) -> Topology:
     """
     for rank, world, local in _LAUNCHERS:
         if world in environment and rank in environment:
-            world_size = int(environment[world])
+            world_size = _number(environment, world)
             return Topology(
                 world_size=world_size,
-                global_rank=int(environment[rank]),
-                local_rank=int(environment.get(local, "0")),
+                global_rank=_number(environment, rank),
+                local_rank=_number(environment, local),
                 master_addr=_master_addr(environment, world_size),
-                master_port=int(environment.get("MASTER_PORT") or _default_port(environment, world_size)),
+                master_port=_number(environment, "MASTER_PORT") or _default_port(environment, world_size),
             )
     return Topology(master_port=free_port())
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name) or "0"
+    if not text.isdigit():
+        raise UserError(f"{name}={text!r} in the environment is no number: it is the launcher's to set")
+    return int(text)
 
 
 def _master_addr(environment: Mapping[str, str], world_size: int) -> str:
@@ -75,7 +82,7 @@ def _default_port(environment: Mapping[str, str], world_size: int) -> int:
     """A port that all tasks of a SLURM job agree on and that other jobs of the node do not share."""
     if world_size == 1:
         return free_port()
-    return 20000 + int(environment.get("SLURM_JOB_ID", "9500")) % 20000
+    return 20000 + (_number(environment, "SLURM_JOB_ID") or 9500) % 20000
 
 
 def free_port() -> int:

@@ -51,6 +51,8 @@ def build_trainer(
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
     costs = StepCosts(run.model, topology.dp)
+    for size in run.train_image_sizes:
+        costs.image_tokens(size)  # an error now, not at the first step that draws this size
     evaluator = CaptionEvaluator(run, heldout_shards, tokenizer, topology)
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.

@@ -6,6 +6,7 @@ import torch
 
 from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
+from git_scale.errors import ConfigError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
 
@@ -31,16 +32,27 @@ class StepCosts:
             self._config.decoder,
             self._config.vocab_size,
             self._encoder.width,
-            image_tokens=frames * self._tokens_of(size),
+            image_tokens=frames * self.image_tokens(size),
             texts=texts,
             text_tokens=text_tokens,
             target_tokens=round(batch.num_targets / images),
         )
         return images * (frames * encoder_forward_flops(self._encoder, size) + decoder)
 
-    def _tokens_of(self, size: int) -> int:
+    def image_tokens(self, size: int) -> int:
+        """Tokens per picture; raises ConfigError when the encoder does not take pictures of this size."""
         if size not in self._image_tokens:
-            with torch.no_grad():
-                features = self._encoder(torch.empty(1, 3, size, size, device="meta"))
-            self._image_tokens[size] = features.shape[1]
+            self._image_tokens[size] = self._count_tokens(size)
         return self._image_tokens[size]
+
+    def _count_tokens(self, size: int) -> int:
+        try:
+            with torch.no_grad():
+                return int(self._encoder(torch.empty(1, 3, size, size, device="meta")).shape[1])
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                [
+                    f"data.image_sizes: {self._config.encoder.name} does not take pictures of {size} x {size}"
+                    f" ({error}); a ViT does with model.encoder.options.dynamic_img_size=true"
+                ]
+            ) from None

@@ -22,7 +22,7 @@ def claim_run_folder(run: RunConfig) -> None:
     config = folder / CONFIG
     if config.is_file():
         _refuse_other_run(config, run)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(_visible(folder))):
         raise ConfigError(
             [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
         )
@@ -31,8 +31,16 @@ def claim_run_folder(run: RunConfig) -> None:
         temporary.write_text(run.to_yaml(), encoding="utf-8")
 
 
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, without the hidden remains of an interrupted start."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def _refuse_other_run(config: Path, run: RunConfig) -> None:
-    theirs = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    try:
+        theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{config}: damaged: {error}; restore it, or choose another run_dir"]) from None
     ours = yaml.safe_load(run.to_yaml())
     differences = [
         f"{key}={ours_value!r}, but {run.run_dir} is a run with {theirs_value!r}: use that, or another run_dir"

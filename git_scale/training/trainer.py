@@ -163,6 +163,7 @@ class Trainer:
 
     def evaluate(self) -> None:
         with self.meters.pause():
+            self.engine.average_statistics()
             evaluation = self.evaluator.evaluate(self.engine)
             if evaluation is None:
                 return
@@ -172,6 +173,7 @@ class Trainer:
 
     def save(self) -> None:
         with self.meters.pause():
+            self.engine.average_statistics()
             self.checkpoints.save(self.progress())
 
     def progress(self) -> Progress:

@@ -31,6 +31,10 @@ def steps_and_saves(trainer: Any, count: int) -> None:
         trainer.save()
 
 
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
 def save_steps(topology: Topology, device: torch.device, squares: Path, run_dir: Path, count: int) -> int:
     trainer = build(topology, device, squares, run_dir)
     steps_and_saves(trainer, count)
@@ -56,7 +60,7 @@ def save_on_a_full_disk(
     trainer.step += 1
     saved = trainer.checkpoints.save(trainer.progress())
     torch.save = write
-    return saved, trainer.train_step().loss, sorted(os.listdir(run_dir / "checkpoints"))
+    return saved, trainer.train_step().loss, names(run_dir)
 
 
 def _no_space_left(*_: Any) -> None:
@@ -92,7 +96,7 @@ def run_dir(two_checkpoints: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.distributed
 def test_only_the_newest_are_kept_and_nothing_partial_is_left(two_checkpoints: Path) -> None:
-    assert sorted(os.listdir(two_checkpoints / "checkpoints")) == ["step_00000002", "step_00000003"]
+    assert names(two_checkpoints) == ["step_00000002", "step_00000003"]
 
 
 @pytest.mark.distributed
@@ -150,18 +154,17 @@ def test_another_number_of_ranks_is_refused_in_words(squares: Path, run_dir: Pat
 
 @pytest.mark.distributed
 def test_full_disk_on_one_rank_costs_the_checkpoint_only(squares: Path, tmp_path: Path) -> None:
-    for saved, loss, names in run_distributed(save_on_a_full_disk, 2, squares, tmp_path / "run"):
+    for saved, loss, published in run_distributed(save_on_a_full_disk, 2, squares, tmp_path / "run"):
         assert not saved
         assert 0 < loss < 10
-        assert names == ["step_00000001"]
+        assert published == ["step_00000001"]
 
 
 @pytest.mark.distributed
 def test_a_rank_killed_while_saving_leaves_the_older_checkpoint(squares: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="died with exit code 9|failed"):
+    with pytest.raises(RuntimeError, match=r"died with exit code 9|failed"):
         run_distributed(die_while_saving, 2, squares, tmp_path / "run")
-    names = sorted(os.listdir(tmp_path / "run" / "checkpoints"))
-    assert [name for name in names if not name.startswith(".")] == ["step_00000001"]
+    assert [name for name in names(tmp_path / "run") if not name.startswith(".")] == ["step_00000001"]
     assert run_distributed(resumed_step, 2, squares, tmp_path / "run") == [1, 1]
 
 

@@ -58,7 +58,9 @@ def serial(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    ("world_size", "micro_batch"), [(1, 8), (2, 4), (1, 4), (2, 2)], ids=["dp1", "dp2", "accum2", "dp2-accum2"]
+    ("world_size", "micro_batch"),
+    [(1, 8), (2, 4), (1, 4), (2, 2)],
+    ids=["dp1", "dp2", "accum2", "dp2-accum2"],
 )
 def test_parallel_equals_serial(
     serial: Curve, squares: Path, tmp_path: Path, stage: int, world_size: int, micro_batch: int

@@ -17,7 +17,13 @@ Trace = dict[str, list[Any]]
 
 
 def train(
-    topology: Topology, device: torch.device, data: Path, run_dir: Path, stage: int, precision: str, until: int
+    topology: Topology,
+    device: torch.device,
+    data: Path,
+    run_dir: Path,
+    stage: int,
+    precision: str,
+    until: int,
 ) -> Trace:
     """Steps up to `until` from wherever the run stands; the losses' bits, the samples' keys, the weights."""
     from git_scale.checkpoint.weights import load_weights

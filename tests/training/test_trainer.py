@@ -216,7 +216,9 @@ def wrong_setups(topology: Topology, device: torch.device, squares: Path, folder
     return messages
 
 
-def _message_of(topology: Topology, device: torch.device, squares: Path, run_dir: Path, **sections: Any) -> str:
+def _message_of(
+    topology: Topology, device: torch.device, squares: Path, run_dir: Path, **sections: Any
+) -> str:
     from git_scale.errors import UserError
 
     try:
