@@ -1,5 +1,7 @@
 """The errors that a user can mend. Tools print them without a traceback and exit with code 2."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something the user gave is wrong; the message names the thing, its value and the remedy."""
@@ -13,6 +15,10 @@ class ConfigError(UserError):
         noun = "problem" if len(problems) == 1 else "problems"
         lines = [f"{len(problems)} {noun} in the configuration:", *(f"  - {problem}" for problem in problems)]
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """Pickled by its problems: the first rank's error is raised on the others too."""
+        return ConfigError, (self.problems,)
 
 
 class DataError(UserError):

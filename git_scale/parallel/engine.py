@@ -96,9 +96,13 @@ class Engine:
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
         self._dp = topology.dp
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
-        self._engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=merge_ds_config(ds_config, run, topology.dp)
-        )
+        config = merge_ds_config(ds_config, run, topology.dp)
+        # DeepSpeed keeps no norm and skips no step for stage 0 in fp32: there both are done here.
+        self._clip_norm = config["gradient_clipping"]
+        self._clips_itself = self.stage == 0 and self.dtype == torch.float32
+        if self._clips_itself:
+            config["gradient_clipping"] = 0.0
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._engine.checkpoint_engine = self._files = _DurableCheckpointEngine(self._engine)
 
     @property
@@ -130,21 +134,22 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return None
-        grad_norm = self._plain_grad_norm() if self.stage == 0 else None
-        if grad_norm is not None and not math.isfinite(grad_norm):
-            self._engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
+        grad_norm = self._clip() if self._clips_itself else None
         self._engine.step()
         if grad_norm is None:
             grad_norm = float(self._engine.get_global_grad_norm())
         skipped = not math.isfinite(grad_norm) or not self._engine.was_step_applied()
         return StepReport(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
-    def _plain_grad_norm(self) -> float | None:
-        """The norm that DeepSpeed does not keep for ZeRO stage 0 in fp32; the gradients are reduced by now."""
-        if self.dtype != torch.float32:
-            return None
-        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients))
+    def _clip(self) -> float:
+        """Clips the gradients, which all ranks share by now; takes them away when they are not finite."""
+        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if bool(norm.isfinite()):
+            nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        else:
+            self._engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
+        return float(norm)
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective."""

@@ -94,7 +94,8 @@ class Checkpoints:
     ) -> str | None:
         """The writer's last act: small files, the manifest, the rename, retention."""
         try:
-            (partial / "zero_to_fp32.py").unlink(missing_ok=True)  # DeepSpeed leaves a copy of its script
+            for script in partial.glob("zero_to_*.py"):  # DeepSpeed leaves copies of its converters
+                script.unlink()
             (partial / layout.CONFIG).write_text(self._run.to_yaml(), encoding="utf-8")
             (partial / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
             shutil.copyfile(self._tokenizer_path, partial / self._tokenizer_path.name)
