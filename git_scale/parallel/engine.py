@@ -153,10 +153,11 @@ class Engine:
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective."""
-        for buffer in self._engine.module.buffers():
-            if buffer.is_floating_point():
-                torch.distributed.all_reduce(buffer)
-                buffer /= self._dp
+        for module in self._engine.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                for statistic in (module.running_mean, module.running_var):
+                    torch.distributed.all_reduce(statistic)
+                    statistic /= self._dp
 
     def set_learning_rates(self, factor: float) -> None:
         """Each group's learning rate = its configured one x factor."""

@@ -57,7 +57,15 @@ def tiny_run(squares: Path, run_dir: Path, **sections: dict[str, Any]) -> RunCon
                 "image_size": SIDE,
                 "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
             },
-            "decoder": {"layers": 2, "width": 32, "heads": 2, "ffn": 64, "positions": 16, "dropout": 0.0},
+            "decoder": {
+                "layers": 2,
+                "width": 32,
+                "heads": 2,
+                "ffn": 64,
+                "positions": 16,
+                "dropout": 0.0,
+                "init_std": 0.1,
+            },
             "vocab_size": VOCAB_SIZE,
         },
         "data": {

@@ -18,7 +18,7 @@ class StepCosts:
         self._config = config
         self._dp = dp
         with torch.device("meta"):
-            self._encoder = ImageEncoder(config.encoder)
+            self._encoder = ImageEncoder(config.encoder).eval()  # one picture is too few for a batch norm
         self._image_tokens: dict[int, int] = {}
 
     def train_flops(self, batches: list[Batch]) -> int:

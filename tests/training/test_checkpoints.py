@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from git_scale.errors import CheckpointError
+from git_scale.files import digest
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
@@ -150,6 +152,25 @@ def test_all_damaged_is_an_error_on_every_rank(squares: Path, run_dir: Path) -> 
 def test_another_number_of_ranks_is_refused_in_words(squares: Path, run_dir: Path) -> None:
     (answer,) = run_distributed(resumed_step, 1, squares, run_dir)
     assert "ranks: 2 there, 1 here" in answer
+
+
+@pytest.mark.distributed
+def test_another_tokenizer_or_other_data_is_refused_in_words(squares: Path, run_dir: Path) -> None:
+    progress = run_dir / "checkpoints" / "step_00000003" / "progress.json"
+    manifest = progress.with_name("manifest.json")
+    text, size = progress.read_text(), progress.stat().st_size
+    for key, name in (("tokenizer_fingerprint", "tokenizer"), ("data_fingerprint", "training data")):
+        tree = json.loads(text)
+        tree[key] = "0" * len(tree[key])
+        progress.write_text(json.dumps(tree, indent=1))
+        assert progress.stat().st_size == size
+        entries = json.loads(manifest.read_text())
+        for entry in entries["files"]:
+            if entry["name"] == "progress.json":
+                entry["xxh3"] = digest(progress).xxh3
+        manifest.write_text(json.dumps(entries))
+        for answer in run_distributed(resumed_step, 2, squares, run_dir):
+            assert f"{name}: 000" in answer and "cannot be resumed" in answer
 
 
 @pytest.mark.distributed

@@ -83,6 +83,13 @@ def test_parity_notices_a_wrong_normalisation(
 
 
 @pytest.mark.distributed
+def test_activation_checkpointing_changes_nothing(serial: Curve, squares: Path, tmp_path: Path) -> None:
+    train = {"micro_batch": 4, "activation_checkpointing": True}
+    curve = run_distributed(train_curve, 2, squares, tmp_path / "run", 3, train)[0]
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.distributed
 def test_bf16_follows_fp32_within_its_noise(serial: Curve, squares: Path, tmp_path: Path) -> None:
     train = {"micro_batch": 4, "precision": "bf16"}
     curve = run_distributed(train_curve, 2, squares, tmp_path / "run", 3, train)[0]

@@ -182,6 +182,29 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step_{step:08d}"]
 
 
+def statistics(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> Any:
+    """Running means of a batch norm, before and after they are averaged."""
+    encoder = {
+        "name": "resnet18",
+        "image_size": 32,
+        "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    }
+    trainer = build(topology, device, squares, run_dir, 1, model={"encoder": encoder})
+    trainer.train_step()
+    norm = trainer.engine.model.module.encoder.backbone.bn1
+    before = norm.running_mean.tolist()
+    trainer.engine.average_statistics()
+    return before, norm.running_mean.tolist()
+
+
+@pytest.mark.distributed
+def test_batch_statistics_are_averaged_over_the_ranks(squares: Path, tmp_path: Path) -> None:
+    (first, mean), (second, mean_there) = run_distributed(statistics, 2, squares, tmp_path / "run")
+    assert first != second
+    assert mean == mean_there
+    assert mean == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+
+
 def count_bad(topology: Topology, device: torch.device, squares: Path, run_dir: Path, data: Path) -> Any:
     trainer = build(topology, device, squares, run_dir, 3, data={"train": str(data)})
     results = [trainer.train_step() for _ in range(2)]

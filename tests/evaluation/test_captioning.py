@@ -1,0 +1,98 @@
+"""Captions of held-out pictures: each sample once, whatever the ranks, and the same from the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from git_scale.data.images import decode
+from git_scale.data.shards import open_shards
+from git_scale.parallel.topology import Topology
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.tiny import tiny_run
+
+STEPS = 80
+Predictions = list[tuple[int, str]]
+
+
+def train_and_evaluate(
+    topology: Topology, device: torch.device, squares: Path, run_dir: Path, stage: int
+) -> tuple[Predictions, float, bool]:
+    from git_scale.training.build import build_trainer
+
+    train = {"steps": STEPS, "micro_batch": 8 // topology.dp}
+    run = tiny_run(squares, run_dir, train=train, optimizer={"encoder_lr": 3e-3, "decoder_lr": 3e-3})
+    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    for _ in range(STEPS):
+        trainer.train_step()
+        trainer.step += 1
+    trainer.save()
+    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    predictions = [(item.index, item.generated) for item in evaluation.predictions]
+    return predictions, evaluation.metrics["eval/exact_match"], trainer.engine.model.training
+
+
+def captions_from_checkpoint(run_dir: Path, heldout: Path) -> list[str]:
+    from git_scale.checkpoint.inference import load_captioner
+
+    shards = open_shards(heldout)
+    pictures = [decode(shards.read(index).image or b"") for index in range(len(shards))]
+    return load_captioner(run_dir, torch.device("cpu")).caption(pictures)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 1), (2, 3), (4, 3)])
+def test_each_sample_is_captioned_once_and_as_from_the_checkpoint(
+    squares: Path, tmp_path: Path, world_size: int, stage: int
+) -> None:
+    answers = run_distributed(train_and_evaluate, world_size, squares, tmp_path / "run", stage)
+    predictions, score, training_again = answers[0]
+    assert all(answer == answers[0] for answer in answers), "the same on every rank"
+    assert [index for index, _ in predictions] == list(range(7))
+    assert 0 <= score <= 1 and training_again
+    from_checkpoint = captions_from_checkpoint(tmp_path / "run", squares / "heldout")
+    assert [text for _, text in predictions] == from_checkpoint
+    assert len(set(from_checkpoint)) > 1, "a model that says one thing of every picture proves nothing"
+
+
+@pytest.mark.distributed
+def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(squares: Path, tmp_path: Path) -> None:
+    from git_scale.checkpoint.inference import load_captioner
+    from git_scale.data.tokenizer import train_sentencepiece
+    from git_scale.errors import CheckpointError
+
+    run_distributed(train_and_evaluate, 1, squares, tmp_path / "run", 0)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    train_sentencepiece(["a b c d e f g"] * 9, checkpoint / "tokenizer.model", 12)
+    with pytest.raises(CheckpointError, match=r"its tokenizer has 12 pieces, its model 30"):
+        load_captioner(tmp_path / "run", torch.device("cpu"))
+
+
+def live_weights_and_files(
+    topology: Topology, device: torch.device, squares: Path, run_dir: Path, stage: int
+) -> float:
+    """The largest difference between the weights in memory and those read from the checkpoint."""
+    import deepspeed
+
+    from git_scale.checkpoint.weights import load_weights
+    from git_scale.training.build import build_trainer
+
+    run = tiny_run(squares, run_dir, train={"micro_batch": 4})
+    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    trainer.train_step()
+    trainer.step += 1
+    trainer.save()
+    saved = load_weights(run_dir / "checkpoints" / "step_00000001")
+    named: dict[str, Any] = dict(trainer.engine.model.module.named_parameters(remove_duplicate=False))
+    with deepspeed.zero.GatheredParameters(list(named.values())):
+        assert named.keys() == saved.keys()
+        return max(float((named[name].detach() - saved[name]).abs().max()) for name in named)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_weights_read_from_the_files_are_those_in_memory(squares: Path, tmp_path: Path, stage: int) -> None:
+    assert run_distributed(live_weights_and_files, 2, squares, tmp_path / "run", stage) == [0.0, 0.0]
