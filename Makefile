@@ -3,7 +3,7 @@
 
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
-SYSTEM_PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .PHONY: demo test check format gpu-check clean

@@ -154,8 +154,8 @@ class Engine:
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective."""
         for module in self._engine.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                for statistic in (module.running_mean, module.running_var):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for statistic in (buffer for buffer in module.buffers() if buffer.is_floating_point()):
                     torch.distributed.all_reduce(statistic)
                     statistic /= self._dp
 
@@ -167,11 +167,6 @@ class Engine:
     def learning_rates(self) -> dict[str, float]:
         """The rates that the innermost optimizer will use, by group name."""
         return {group["name"]: float(group["lr"]) for group in self._engine.basic_optimizer.param_groups}
-
-    def weight_decays(self) -> dict[str, float]:
-        return {
-            group["name"]: float(group["weight_decay"]) for group in self._engine.basic_optimizer.param_groups
-        }
 
     def save(self, folder: Path) -> tuple[list[FileDigest], OSError | None]:
         """Writes this rank's share of weights and optimizer state; collective.

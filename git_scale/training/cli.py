@@ -34,17 +34,19 @@ def parse_training_arguments(description: str, argv: list[str] | None) -> argpar
 
 def run_training(args: argparse.Namespace) -> int:
     """Trains as `args` say; returns the exit code. User errors become one message on stderr and code 2."""
+    topology = Topology()  # until the launcher's variables are read, every process speaks for itself
     try:
+        topology = topology_from(os.environ)
         run = load_run(args.config, args.overrides)
         ds_config = read_ds_config(args.ds_config)
-        topology = topology_from(os.environ)
         check_world(run, topology.dp)
         if args.dry_run:
             print(describe(run, zero_stage(ds_config), topology.dp))  # noqa: T201
             return 0
         return _train(run, ds_config, topology)
     except UserError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        if topology.is_writer:  # the others raise the same
+            print(error, file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
 
 
@@ -58,14 +60,11 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    device = start_processes(topology)
-    try:
-        trainer = build_trainer(run, ds_config, topology, device)
-        outcome = trainer.fit()
-        trainer.writer.close()
-        return int(outcome)
-    finally:
-        stop_processes()
+    trainer = build_trainer(run, ds_config, topology, start_processes(topology))
+    outcome = trainer.fit()
+    trainer.writer.close()
+    stop_processes()  # not after an exception: it would wait for ranks that wait for this one
+    return int(outcome)
 
 
 def describe(run: RunConfig, stage: int, dp: int) -> str:

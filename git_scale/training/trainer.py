@@ -88,7 +88,7 @@ class Trainer:
                 result = self.train_step(bool(stop_request))
                 self.step += 1
                 stopped = result.stop
-                if self.is_due(self.run.log.every):
+                if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
                     self.report()
                 if self.is_due(self.run.eval.every) and not stopped:
                     self.evaluate()

@@ -57,7 +57,7 @@ def test_alone_and_again(recipe: str, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     check_finished(tmp_path / "run", 1, step=6)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "train/loss" in line] == [4, 5, 6]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 4, 5, 6]
 
     photo = tmp_path / "photo.png"
     photo.write_bytes(_a_square())
@@ -146,3 +146,6 @@ def test_wrong_usage_is_one_message_and_code_2(tmp_path: Path) -> None:
     refused = run_tool(sys.executable, PRETRAIN, "--config", "demo", "--ds_config", str(owner))
     assert refused.returncode == 2
     assert "set train.global_batch in the recipe" in refused.stderr
+    second_rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    silent = run_tool(sys.executable, PRETRAIN, "--config", "demo", "--ds_config", str(owner), **second_rank)
+    assert (silent.returncode, silent.stderr.count("train.global_batch")) == (2, 0), "the first rank speaks"

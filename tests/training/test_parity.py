@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ def train_curve(
 
     run = tiny_run(data, run_dir, train=train)
     trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    return run_steps(trainer)
+
+
+def run_steps(trainer: Any) -> Curve:
     curve = []
     for _ in range(STEPS):
         result = trainer.train_step()
@@ -80,6 +85,25 @@ def test_parity_notices_a_wrong_normalisation(
     curve = run_distributed(mistake, 2, squares, tmp_path / "run", 1, {"micro_batch": 4})[0]
     with pytest.raises(AssertionError):
         torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+
+
+def train_curve_offloaded(
+    topology: Topology, device: torch.device, data: Path, run_dir: Path, extensions: Path
+) -> Curve:
+    """With the shipped offload settings; DeepSpeed compiles its host Adam, into a folder of this test's own."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
+    from git_scale.parallel.ds_config import read_ds_config
+    from git_scale.training.build import build_trainer
+
+    ds_config = read_ds_config(Path(__file__).parents[2] / "ds_configs" / "zero3_offload.json")
+    trainer = build_trainer(tiny_run(data, run_dir), ds_config, topology, device)
+    return run_steps(trainer)
+
+
+@pytest.mark.distributed
+def test_offloaded_states_equal_serial(serial: Curve, squares: Path, tmp_path: Path) -> None:
+    (curve,) = run_distributed(train_curve_offloaded, 1, squares, tmp_path / "run", tmp_path / "extensions")
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.distributed

@@ -39,7 +39,7 @@ def test_a_run_writes_what_it_promises(squares: Path, tmp_path: Path) -> None:
     assert run_distributed(fit, 2, squares, tmp_path / "run", sections) == [0, 0]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == [2, 4, 6, 8, 10]
+    assert steps == [1, 2, 4, 6, 8, 10]
     for name in ("train/lr_encoder", "train/grad_norm", "speed/images_per_s", "speed/mfu", "progress/eta_s"):
         assert all(math.isfinite(line[name]) for line in lines if "train/loss" in line), name
     assert [line["eval/images"] for line in lines if "eval/images" in line] == [7, 7]
