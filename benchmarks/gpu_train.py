@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.synthetic import synthetic_batch
-from git_scale.config import RunConfig, load_run
+from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
 from git_scale.models.git import GitModel, count_parameters, language_model_loss
@@ -29,6 +29,7 @@ from git_scale.monitoring.peak import peak_flops
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
 from git_scale.parallel.topology import Topology, topology_from
+from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
 

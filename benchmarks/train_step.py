@@ -21,10 +21,11 @@ import torch
 
 from benchmarks.products import Product, ProductReplay, count_flops, record_products
 from benchmarks.synthetic import synthetic_batch
-from git_scale.config import ModelConfig, RunConfig, load_run
+from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
 from git_scale.models.git import GitModel, language_model_loss
+from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
 

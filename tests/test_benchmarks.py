@@ -16,10 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import gpu_train, train_step
 from benchmarks.products import ProductReplay, count_flops, record_products
 from benchmarks.synthetic import synthetic_batch
-from git_scale.config import load_run
+from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
 
-TINY = ("model.encoder.options={patch_size: 4, depths: [1, 1, 1, 1], dims: [8, 16, 24, 32]}",)
+TINY = (
+    "model.encoder.name=convnext_atto",
+    "model.encoder.options={patch_size: 4, depths: [1, 1, 1, 1], dims: [8, 16, 24, 32]}",
+)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from git_scale.config import RECIPES, RunConfig, check_world, known_keys, load_run
+from git_scale.config import RunConfig, check_world
 from git_scale.errors import ConfigError
+from git_scale.recipes import RECIPES, known_keys, load_run
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -249,5 +250,5 @@ def test_a_run_cannot_be_changed_afterwards() -> None:
 
 
 def test_reading_a_run_imports_no_torch() -> None:
-    code = "import sys, git_scale.config as c; c.load_run('git_base'); sys.exit('torch' in sys.modules)"
+    code = "import sys, git_scale.recipes as c; c.load_run('git_base'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,13 +22,14 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "config": {"errors"},
+    "recipes": {"config", "errors"},
     "models": {"config", "errors"},
     "data": BASE,
     "monitoring": BASE,
     "checkpoint": BASE | {"models", "data"},
     "parallel": BELOW_PARALLEL,
     "evaluation": BELOW_PARALLEL | {"parallel"},
-    "training": BELOW_PARALLEL | {"parallel", "evaluation"},
+    "training": BELOW_PARALLEL | {"parallel", "evaluation", "recipes"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},
 }
 # outside package -> what alone may import it, and in how many files at most

@@ -22,13 +22,13 @@ from PIL import Image
 
 from git_scale.checkpoint.inference import load_captioner
 from git_scale.checkpoint.layout import find_checkpoint, read_progress
-from git_scale.config import load_run
 from git_scale.data.images import decode
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.exact_match import is_match
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.files import replaced_atomically
 from git_scale.monitoring.tables import format_table
+from git_scale.recipes import load_run
 
 RUN = Path("runs/demo")
 DATA = Path("runs/demo-data")

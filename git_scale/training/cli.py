@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from git_scale.config import RunConfig, check_world, load_run
+from git_scale.config import RunConfig, check_world
 from git_scale.errors import UserError
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import read_ds_config, zero_stage
 from git_scale.parallel.topology import Topology, topology_from
+from git_scale.recipes import load_run
 
 USAGE_ERROR = 2
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.config import ModelConfig, load_run
+from git_scale.config import ModelConfig
 from git_scale.models.git import GitModel, count_parameters, language_model_loss, smoothing_entropy
+from git_scale.recipes import load_run
 
 BuildModel = Callable[..., GitModel]
 DrawInputs = Callable[..., tuple[Tensor, Tensor]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from git_scale.config import RunConfig, known_keys, load_run
+from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.parallel.ds_config import (
     OWNED_BY_THE_RUN,
@@ -17,6 +17,7 @@ from git_scale.parallel.ds_config import (
     read_ds_config,
     zero_stage,
 )
+from git_scale.recipes import known_keys, load_run
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from git_scale.config import RunConfig, load_run
+from git_scale.config import RunConfig
 from git_scale.models.git import GitModel, language_model_loss
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
 from git_scale.parallel.topology import Topology, free_port
+from git_scale.recipes import load_run
 from git_scale.testing.gpu import requires_gpu
 from git_scale.training.optimizer import parameter_groups
 

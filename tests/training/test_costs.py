@@ -7,9 +7,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from git_scale.config import ModelConfig, load_run
+from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
 from git_scale.models.git import GitModel
+from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 
 

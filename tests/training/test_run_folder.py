@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.config import RunConfig, load_run
+from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.recipes import load_run
 from git_scale.training.run_folder import claim_run_folder
 
 
@@ -65,7 +66,7 @@ def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path
     [
         ("seed=7", "seed=7, but {} is a run with 0"),
         ("model.decoder.layers=3", "model.decoder.layers=3, but {} is a run with 2"),
-        ("model.encoder.options.patch_size=4", "model.encoder.options.patch_size=4, but {} is a run with 2"),
+        ("model.encoder.options.stem_width=4", "model.encoder.options.stem_width=4, but {} is a run with 16"),
         (
             "model.encoder.options.ls_init_value=1",
             "model.encoder.options.ls_init_value=1, but {} is a run with None",
