@@ -16,6 +16,10 @@ from git_scale.errors import ConfigError
 _TORCHVISION_STAND_IN: list[torch.library.Library] = []
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+
+
 def declare_torchvision_operators() -> None:
     """Makes `import torchvision` work beside a CPU-only torch.
 

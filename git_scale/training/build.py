@@ -15,6 +15,7 @@ from git_scale.data.shards import ShardSet, open_shards
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, UserError
 from git_scale.evaluation.captioning import CaptionEvaluator
+from git_scale.models.encoders import has_batch_norm
 from git_scale.models.git import GitModel
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
@@ -70,6 +71,14 @@ def build_model(run: RunConfig) -> GitModel:
     """The model with the same first weights on every rank: a function of (seed, model)."""
     torch.manual_seed(run.seed)
     model = GitModel(run.model)
+    if run.train.precision == "bf16" and has_batch_norm(model):
+        raise ConfigError(
+            [
+                f"model.encoder.name={run.model.encoder.name!r} holds batch norms, whose statistics DeepSpeed"
+                " leaves in fp32 and torch does not mix with bf16 weights: set train.precision=fp32, or take an"
+                " encoder with layer norms"
+            ]
+        )
     model.set_activation_checkpointing(run.train.activation_checkpointing)
     return model
 
