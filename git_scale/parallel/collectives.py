@@ -36,7 +36,3 @@ def from_first_rank(item: T) -> T:
     box = [item]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def barrier() -> None:
-    dist.barrier()

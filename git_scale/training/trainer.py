@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -178,16 +178,13 @@ class Trainer:
 
     def progress(self) -> Progress:
         counts = self.meters.state_dict()
-        return Progress(
+        return replace(
+            self._first_progress,
             step=self.step,
             samples=counts["samples"],
             tokens=counts["tokens"],
             skipped_steps=self.skipped_steps,
             skipped_samples=self.bad_samples,
-            data_fingerprint=self._first_progress.data_fingerprint,
-            tokenizer_fingerprint=self._first_progress.tokenizer_fingerprint,
-            world_size=self._first_progress.world_size,
-            zero_stage=self._first_progress.zero_stage,
         )
 
     def _sum_over_ranks(self, *values: float) -> list[float]:
