@@ -32,7 +32,7 @@ $(VENV)/ready: setup.py
 	@test -n "$(SYSTEM_PYTHON)" || { echo "git_scale needs Python 3.11 or 3.12"; exit 2; }
 	$(SYSTEM_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q "torch>=2.11,<2.14" numpy
-	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint]"
+	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint,hf,video]"
 	touch $@
 
 clean:

@@ -22,13 +22,15 @@ REQUIREMENTS = [
     "psutil>=5.9",
     "xxhash>=3.4",
     "tqdm>=4.60",
+    "pycocoevalcap>=1.2,<2",  # BLEU, ROUGE-L and CIDEr-D as the benchmarks compute them; no Java for these
 ]
 
 EXTRAS = {
     "demo": ["scikit-learn>=1.4"],  # the handwritten digits that the demo is made of
     "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3"],
-    "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
-    "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed
+    "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil", "types-tqdm"],
+    "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed; verifies an export
+    "video": ["av>=14,<19"],  # reads video files
     "cuda": ["megatron-core>=0.16,<0.17"],
 }
 

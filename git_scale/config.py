@@ -36,6 +36,9 @@ class EncoderConfig(Section):
     """Side of the square input in pixels, for evaluation and (unless data.image_sizes) for training."""
     pretrained: bool = False
     """Start from timm's published weights of that name (needs a download or a cache)."""
+    position_std: float | None = Field(None, gt=0)
+    """Of a ViT's first table of positions; none: timm's 0.02, beside which the patches' own embeddings are large. From
+    scratch and with few pictures, 0.5 shows places to the first attention at once."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
 
@@ -53,6 +56,8 @@ class DecoderConfig(Section):
     init_std: float = Field(0.02, gt=0)
     """Of the first weights of projection and decoder. 0.02 (BERT) suits a width of 768; narrow ones learn sooner
     with more, up to 1 / sqrt(width)."""
+    tied: bool = True
+    """The vocabulary head shares the word table. False: for imported weights whose two tables have drifted apart."""
 
 
 class ModelConfig(Section):
@@ -71,14 +76,22 @@ class DataConfig(Section):
     """Folder of tar shards for evaluation; none: no evaluation."""
     tokenizer: str = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
+    task: Literal["caption", "vqa"] = "caption"
+    """vqa: questions as prefixes, the loss on the answer and the end token; one of the answers is drawn per epoch."""
     texts_per_image: int = Field(1, ge=1)
-    """1: one caption, drawn anew each epoch. K: K captions at once, sharing one image pass."""
+    """1: one caption (or question), drawn anew each epoch. K: K of them at once, sharing one image pass."""
     max_text_tokens: int = Field(40, ge=3)
     """Longest text including begin and end token; longer ones are cut."""
     image_sizes: tuple[int, ...] = ()
     """Multi-scale training: each step draws one of these sides; the paper's is 160..224 in steps of 16."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Share of the picture's area that RandomResizedCrop keeps (ratio 1, bicubic)."""
+    resize: Literal["crop", "pad", "fit"] = "crop"
+    """How a picture meets model.encoder.image_size. crop: shorter side to it, then a square (a random one in training).
+    pad: longer side to it, the rest of the square black. fit: shorter side to it unless the longer one would exceed
+    data.max_side; no crop, no padding, so that each picture has its own shape (needs train.micro_batch=1)."""
+    max_side: int | None = Field(None, ge=8)
+    """Of resize=fit, in pixels; none: 4/3 of the image size (GIT's VQA models: 480 and 640)."""
     workers: int = Field(4, ge=0)
     """Loader processes per rank; 0 loads in the training process."""
 
@@ -106,6 +119,8 @@ class TrainConfig(Section):
     """Images per rank and forward pass; accumulation is derived, never set."""
     precision: Literal["fp32", "bf16"] = "bf16"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
 
@@ -118,6 +133,10 @@ class EvalConfig(Section):
     pictures: int = Field(16, ge=0)
     """Of those, how many are shown with reference and generated caption."""
     max_new_tokens: int = Field(40, ge=1)
+    beams: int = Field(1, ge=1)
+    """1: greedy. The paper's captions come from 4."""
+    length_penalty: float = Field(0.6, ge=0)
+    """Exponent of the length in a beam's score; see git_scale/models/beam.py."""
 
 
 class CheckpointConfig(Section):
@@ -125,6 +144,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one more is written at the end."""
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
+    best: str | None = None
+    """Metric of the evaluation whose best checkpoint is kept as well, under checkpoints/best: exact_match, cider, ..."""
 
 
 class LogConfig(Section):
@@ -136,6 +157,9 @@ class RunConfig(Section):
     run_dir: str = "runs/git"
     """Everything a run writes: config.yaml, checkpoints/, tensorboard/, metrics.jsonl, pictures/."""
     seed: int = Field(0, ge=0)
+    init_from: str | None = None
+    """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
+    imported image encoder. None: random. A run that goes on takes its own checkpoint."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -187,6 +211,16 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         yield (
             f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
             f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
+        )
+    if data.task == "vqa" and data.max_text_tokens + run.eval.max_new_tokens > decoder.positions:
+        yield (
+            f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
+            f" (answer) exceed model.decoder.positions={decoder.positions}: set eval.max_new_tokens lower"
+        )
+    if data.resize == "fit" and train.micro_batch > 1:
+        yield (
+            f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
+            " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:

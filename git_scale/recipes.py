@@ -1,7 +1,7 @@
 """A run from a recipe (YAML) and `section.key=value` on top, with every mistake reported at once.
 
-Three layers, no more: the defaults of `git_scale/config.py`, a recipe from `git_scale/configs/` (or any YAML file),
-overrides.
+Layers: the defaults of `git_scale/config.py`, the model of a checkpoint that the run starts from, a recipe from
+`git_scale/configs/` (or any YAML file), overrides.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,32 @@ from git_scale.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "configs"
 
+Start = Callable[[str, str], dict[str, Any]]
+"""(init_from, run_dir) -> the part of the tree that a checkpoint settles: its model and its tokenizer."""
 
-def load_run(recipe: str, overrides: Iterable[str] = ()) -> RunConfig:
+
+def load_run(recipe: str, overrides: Iterable[str] = (), start: Start | None = None) -> RunConfig:
     """The run of a recipe name (`git_base`) or YAML path, with `section.key=value` overrides.
 
+    `start` is asked for what lies below the recipe when the run has an `init_from`.
     Raises ConfigError with every problem at once; an unknown key is answered with the nearest known one.
     """
     tree = _read_recipe(recipe)
     problems = [problem for text in overrides if (problem := _apply(tree, text))]
+    if start and isinstance(init_from := tree.get("init_from"), str):
+        tree = _laid_over(start(init_from, str(tree.get("run_dir", RunConfig().run_dir))), tree)
+    return validated(tree, problems)
+
+
+def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """The run with `section.key=value` overrides. Raises ConfigError with every problem at once."""
+    tree = run.model_dump(mode="json")
+    problems = [problem for text in overrides if (problem := _apply(tree, text))]
+    return validated(tree, problems)
+
+
+def validated(tree: dict[str, Any], problems: list[str]) -> RunConfig:
+    """The tree as a run; raises ConfigError with `problems` and everything else that is wrong with it."""
     try:
         run = RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -72,6 +90,15 @@ def _apply(tree: dict[str, Any], override: str) -> str | None:
             return f"{override!r}: {section} is a value, not a section"
     node[last] = value
     return None
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Both trees in one; `above` wins key by key."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "options"
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 class _Loader(yaml.SafeLoader):

@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "data": BASE,
     "monitoring": BASE,
     "checkpoint": BASE | {"models", "data"},
+    "api": BASE | {"models", "data", "checkpoint"},
     "parallel": BELOW_PARALLEL,
-    "evaluation": BELOW_PARALLEL | {"parallel"},
+    "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
     "training": BELOW_PARALLEL | {"parallel", "evaluation", "recipes"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},
 }

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from git_scale.checkpoint.inference import load_captioner
+import git_scale
 from git_scale.checkpoint.layout import find_checkpoint, read_progress
 from git_scale.data.images import decode
 from git_scale.data.shards import open_shards
@@ -110,13 +109,13 @@ class Caption:
 
 def caption_heldout() -> list[Caption]:
     """All held-out scenes through the run's newest checkpoint, on one process, as a user of it would."""
-    captioner = load_captioner(RUN, torch.device("cpu"))
+    model = git_scale.load(RUN, device="cpu")
     shards = open_shards(DATA / "heldout")
     captions = []
     for first in range(0, len(shards), BATCH):
         raws = [shards.read(index) for index in range(first, min(first + BATCH, len(shards)))]
         images = [decode(raw.image) for raw in raws if raw.image]
-        for raw, image, text in zip(raws, images, captioner.caption(images), strict=True):
+        for raw, image, text in zip(raws, images, model.caption(images, beams=1), strict=True):
             captions.append(Caption(image, raw.text.meta["kind"], raw.text.captions[0], text))
     return captions
 

@@ -4,6 +4,9 @@
     python tools/prepare_data.py images photos/ data/photos --captions captions.tsv
     python tools/prepare_data.py flickr flickr8k/images data/flickr --captions flickr8k/captions.token.txt
     python tools/prepare_data.py coco train2017/ data/coco --captions captions_train2017.json
+    python tools/prepare_data.py vqa val2014/ data/vqav2/heldout \\
+        --questions v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json
+    python tools/prepare_data.py vqa train_images/ data/textvqa/train --questions TextVQA_0.5.1_train.json
 
 Pictures keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
 """
@@ -21,6 +24,7 @@ from git_scale.data.builders.digits import digit_scenes
 from git_scale.data.builders.flickr import read_flickr
 from git_scale.data.builders.pictures import Row, samples_of
 from git_scale.data.builders.tables import read_table
+from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.builders.writer import BuildReport, new_folder, write_shards
 from git_scale.errors import UserError
 
@@ -56,14 +60,17 @@ def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
 def read_rows(args: argparse.Namespace) -> list[Row]:
     if args.format == "images":
         return read_table(args.captions, args.file_column, args.caption_column)
+    if args.format == "vqa":
+        return read_vqa(args.questions, args.annotations, args.image_name)
     return {"flickr": read_flickr, "coco": read_coco}[args.format](args.captions)
 
 
 def print_summary(reports: dict[str, BuildReport]) -> None:
-    print(f"{'':16}{'samples':>10}{'captions':>10}{'distinct':>10}{'shards':>8}{'MiB':>10}{'skipped':>9}")
+    columns = f"{'samples':>10}{'captions':>10}{'distinct':>10}{'questions':>10}"
+    print(f"{'':16}{columns}{'shards':>8}{'MiB':>10}{'skipped':>9}")
     for name, report in reports.items():
-        counts = f"{report.samples:10}{report.captions:10}{report.distinct_captions:10}{report.shards:8}"
-        print(f"{name:16}{counts}{report.bytes / 2**20:10.1f}{report.skipped.total():9}")
+        counts = f"{report.samples:10}{report.captions:10}{report.distinct_captions:10}{report.questions:10}"
+        print(f"{name:16}{counts}{report.shards:8}{report.bytes / 2**20:10.1f}{report.skipped.total():9}")
         for reason, number in report.skipped.most_common():
             names = ", ".join(repr(item.name) for item in report.examples if item.reason == reason)
             print(f"  skipped {number}: {reason}{f': {names}' if names else ''}")
@@ -87,13 +94,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     tables.add_argument("--caption-column", help="default: guessed from the header")
     flickr = formats.add_parser("flickr", help="Flickr8k or Flickr30k: lines of FILE#n<TAB>caption")
     coco = formats.add_parser("coco", help="COCO captions JSON; keeps image_id")
+    vqa = formats.add_parser("vqa", help="VQA v2 or TextVQA JSON; keeps image_id and question_id")
+    vqa.add_argument("--questions", type=Path, required=True, metavar="FILE")
+    vqa.add_argument("--annotations", type=Path, metavar="FILE", help="VQA v2's answers; none: a test split")
+    vqa.add_argument(
+        "--image-name",
+        metavar="FORMAT",
+        help="default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg",
+    )
     for command in (tables, flickr, coco):
-        command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the pictures")
         command.add_argument("--captions", type=Path, required=True, metavar="FILE")
+    for command in (tables, flickr, coco, vqa):
+        command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the pictures")
         command.add_argument(
             "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
         )
-    for command in (digits, tables, flickr, coco):
+    for command in (digits, tables, flickr, coco, vqa):
         command.add_argument("destination", type=Path, metavar="DST", help="new folder of the shards")
         command.add_argument("--samples-per-shard", type=_positive, default=1000, help="(%(default)s)")
         command.add_argument(

@@ -1,6 +1,8 @@
 """What lies where in a run's folder, and when a checkpoint counts as one.
 
     RUN_DIR/config.yaml                       the resolved recipe
+    RUN_DIR/checkpoints/best.json             step, metric and value of the best evaluation (checkpoint.best)
+    RUN_DIR/checkpoints/best                  link to that step's checkpoint
     RUN_DIR/checkpoints/step_00000100/
         manifest.json                         every file below with size and xxh3; written last
         config.yaml                           the resolved recipe at that step
@@ -24,13 +26,23 @@ from typing import Any
 import yaml
 
 from git_scale.errors import CheckpointError
-from git_scale.files import FileDigest, digest
+from git_scale.files import FileDigest, digest, replaced_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 CONFIG = "config.yaml"
 STATE_FOLDER = "deepspeed"
+BEST, BEST_FILE = "best", "best.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The evaluation whose checkpoint is kept beside the newest ones."""
+
+    step: int
+    metric: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,26 @@ def read_progress(checkpoint: Path) -> Progress:
 def read_config(checkpoint: Path) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     return tree
+
+
+def read_best(run_dir: Path) -> Best | None:
+    """None where none was marked, or where its checkpoint is gone."""
+    folder = checkpoints_folder(run_dir)
+    try:
+        best = Best(**json.loads((folder / BEST_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if (folder / step_name(best.step)).is_dir() else None
+
+
+def write_best(run_dir: Path, best: Best) -> None:
+    folder = checkpoints_folder(run_dir)
+    link = folder / f".{BEST}.tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(step_name(best.step), target_is_directory=True)
+    link.replace(folder / BEST)
+    with replaced_atomically(folder / BEST_FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(best)), encoding="utf-8")
 
 
 def find_checkpoint(path: Path) -> Path:

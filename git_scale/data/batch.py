@@ -78,24 +78,38 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Query:
+    """What is asked of a held-out picture."""
+
+    prefix: list[int]
+    """What the generated text begins with: the begin token, then the question's."""
+    references: list[str]
+    """Every right text; empty where none is known, as in a test server's data."""
+    question: str = ""
+    """Empty for a caption."""
+    identity: int | str = ""
+    """The benchmark's number of the picture or question, else a name that is unique in the data."""
+
+
+@dataclass(frozen=True)
 class EvalSample:
     """One sample of an evaluation; `index` -1: an empty slot."""
 
     index: int
     key: str
     images: np.ndarray
-    references: list[str]
+    queries: list[Query]
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Some samples of an evaluation; a slot without references (empty or unusable) is not to be scored."""
+    """Some samples of an evaluation; a slot that is empty or unusable has no queries."""
 
     images: Tensor
     """uint8 [B, F, 3, H, W]."""
-    references: list[list[str]]
-    """All captions of each sample."""
+    queries: list[list[Query]]
+    """Of each sample; their number may differ."""
     keys: list[str]
     """SHARD.tar:KEY of each sample."""
     indices: list[int]
@@ -129,7 +143,7 @@ def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
 def collate_eval(samples: list[EvalSample]) -> EvalBatch:
     return EvalBatch(
         images=_stack([sample.images for sample in samples]),
-        references=[sample.references for sample in samples],
+        queries=[sample.queries for sample in samples],
         keys=[sample.key for sample in samples],
         indices=[sample.index for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from git_scale.config import DataConfig
 from git_scale.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -23,6 +24,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 CROP_ATTEMPTS = 10  # torchvision's
 MAX_OBLONG = 8  # sides of a picture; of a longer strip only the middle is looked at
+FIT_LONGER_SIDE = 4 / 3  # of the image size: GIT's VQA models take 480 and 640, 420 and 560
 
 
 def decode(data: bytes) -> Image.Image:
@@ -33,7 +35,7 @@ def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size)
-        return _to_rgb(image)  # reads the pixels, which raises when the data ends early
+        return to_rgb(image)  # reads the pixels, which raises when the data ends early
     except DataError:
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
@@ -48,7 +50,8 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode in RGB: transparent parts on white, 16 bits of grey scaled to 8."""
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -90,7 +93,7 @@ def random_resized_crop(
 
 def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
     """uint8 [3, size, size]: shorter side resized to `size` (bicubic), then the center, as in torchvision."""
-    image = _shorten(image)
+    image = _shorten(image, MAX_OBLONG)
     short = min(image.size)
     resized = [int(size * side / short) for side in image.size]
     left, top = (round((side - size) / 2) for side in resized)
@@ -98,10 +101,52 @@ def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
     return _to_array(scaled.crop((left, top, left + size, top + size)))
 
 
-def _shorten(image: Image.Image) -> Image.Image:
-    """Cuts a strip to its middle: 1 x 15,000 must not become 224 x 3,360,000 (2 GB) on the way."""
+def prepare(image: Image.Image, data: DataConfig, size: int) -> np.ndarray:
+    """uint8 [3, H, W]: an RGB picture as the model sees it in every evaluation, by `data.resize` (bicubic)."""
+    if data.resize == "crop":
+        return resize_center_crop(image, size)
+    if data.resize == "pad":
+        return resize_pad(image, size)
+    return resize_fit(image, size, longest_side(data, size))
+
+
+def longest_side(data: DataConfig, size: int) -> int:
+    """Pixels of the longer side under data.resize=fit."""
+    return data.max_side or round(FIT_LONGER_SIDE * size)
+
+
+def resize_pad(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 [3, size, size]: longer side resized to `size`, in the middle of a black square."""
+    longest = max(image.size)
+    width, height = (max(1, round(size * side / longest)) for side in image.size)
+    square = Image.new("RGB", (size, size))
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    square.paste(resized, ((size - width) // 2, (size - height) // 2))
+    return _to_array(square)
+
+
+def resize_fit(image: Image.Image, size: int, max_side: int) -> np.ndarray:
+    """uint8 [3, H, W]: shorter side resized to `size`, or less where the longer one would exceed `max_side`.
+
+    The whole picture in its own proportions, as GIT tests its VQA models. An encoder of patches does not look
+    at what remains beyond its last whole patch at the right and the bottom. The shorter side is at least a
+    quarter of `size`, so that patches are left: of a strip too long for that only the middle is looked at.
+    """
+    image = _shorten(image, max(1, 4 * max_side // size))
+    shorter, longer = sorted(image.size)
+    if size * longer > max_side * shorter:
+        size = round(max_side * shorter / longer)
+    width, height = (int(size * side / shorter) for side in image.size)
+    return _to_array(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _shorten(image: Image.Image, most: int) -> Image.Image:
+    """Cuts a strip to its middle, `most` times as long as wide.
+
+    1 x 15,000 must not become 224 x 3,360,000 (2 GB) on the way.
+    """
     width, height = image.size
-    keep_x, keep_y = min(width, MAX_OBLONG * height), min(height, MAX_OBLONG * width)
+    keep_x, keep_y = min(width, most * height), min(height, most * width)
     left, top = (width - keep_x) // 2, (height - keep_y) // 2
     return image.crop((left, top, left + keep_x, top + keep_y))
 

@@ -1,6 +1,6 @@
 """From shards to batches.
 
-    position -> SampleOrder -> (epoch, index) -> RawSample -> crop | tokens -> Sample -> Batch
+    position -> SampleOrder -> (epoch, index) -> RawSample -> pixels | tokens -> Sample -> Batch
 
     positions of one step, dp = 2, two micro-batches of 4:
     | rank 0, a = 0 | rank 1, a = 0 | rank 0, a = 1 | rank 1, a = 1 |
@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, Text, black, collate, collate_eval
-from git_scale.data.captions import choose_captions, clean_captions
-from git_scale.data.images import crop_resized, decode, random_box, resize_center_crop
+from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import SampleOrder
 from git_scale.data.shards import RawSample, ShardSet, naming
+from git_scale.data.tasks import build_task
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
 
@@ -42,7 +42,9 @@ class TrainSamples(Dataset[Sample]):
     """The sample of (position, image_size), prepared for training."""
 
     def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer) -> None:
-        self.run, self.shards, self.tokenizer = run, shards, tokenizer
+        self.run, self.shards = run, shards
+        self.task = build_task(run, tokenizer)
+        self.blank = Text([tokenizer.bos_id, tokenizer.eos_id], [False, False])
         self.order = SampleOrder(shards.counts, run.seed)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
@@ -56,29 +58,31 @@ class TrainSamples(Dataset[Sample]):
             return Sample(key, black(self.run.model.frames, size), self._fill([]), problem=str(error))
 
     def _prepare(self, raw: RawSample, size: int, rng: np.random.Generator) -> Sample:
-        frames, data = self.run.model.frames, self.run.data
         with naming(raw.key):
-            pictures = decode_pictures(raw, frames, float(rng.random()))
-            box = random_box(*pictures[0].size, data.crop_scale, rng)
-            images = np.stack([crop_resized(picture, box, size) for picture in pictures])
-            captions = choose_captions(captions_of(raw, frames), data.texts_per_image, rng)
-        return Sample(raw.key, images, self._fill([self._text(caption) for caption in captions]))
+            pictures = decode_pictures(raw, self.run.model.frames, float(rng.random()))
+            images = np.stack(self._pixels(pictures, size, rng))
+            texts = self.task.texts(raw, rng)
+        return Sample(raw.key, images, self._fill(texts))
 
-    def _text(self, caption: str) -> Text:
-        ids = self.tokenizer.encode(caption)[: self.run.data.max_text_tokens - 2]
-        return Text([self.tokenizer.bos_id, *ids, self.tokenizer.eos_id], [False] + [True] * (len(ids) + 1))
+    def _pixels(self, pictures: list[Image.Image], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """All frames alike. A question may ask for what a crop would cut off: only `crop` draws one."""
+        data = self.run.data
+        if data.resize != "crop":
+            return [prepare(picture, data, size) for picture in pictures]
+        box = random_box(*pictures[0].size, data.crop_scale, rng)
+        return [crop_resized(picture, box, size) for picture in pictures]
 
     def _fill(self, texts: list[Text]) -> list[Text]:
         """As many texts as every sample has; those that are missing have no targets."""
-        blank = Text([self.tokenizer.bos_id, self.tokenizer.eos_id], [False, False])
-        return texts + [blank] * (self.run.data.texts_per_image - len(texts))
+        return texts + [self.blank] * (self.run.data.texts_per_image - len(texts))
 
 
 class EvalSamples(Dataset[EvalSample]):
     """Sample number `index`, prepared for an evaluation; an empty slot for -1."""
 
-    def __init__(self, run: RunConfig, shards: ShardSet) -> None:
-        self.shards = shards
+    def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer) -> None:
+        self.data, self.shards = run.data, shards
+        self.task = build_task(run, tokenizer)
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
 
     def __getitem__(self, index: int) -> EvalSample:
@@ -88,8 +92,8 @@ class EvalSamples(Dataset[EvalSample]):
             raw = self.shards.read(index)
             with naming(raw.key):
                 pictures = decode_pictures(raw, self.frames, 0.5)
-                images = np.stack([resize_center_crop(picture, self.size) for picture in pictures])
-                return EvalSample(index, raw.key, images, captions_of(raw, self.frames))
+                images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
+                return EvalSample(index, raw.key, images, self.task.queries(raw))
         except DataError as error:
             return EvalSample(index, self.shards.key(index), black(self.frames, self.size), [], str(error))
 
@@ -110,10 +114,6 @@ def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Im
     if len({picture.size for picture in pictures}) > 1:
         raise DataError("the frames of the clip differ in size")
     return pictures
-
-
-def captions_of(raw: RawSample, frames: int) -> list[str]:
-    return clean_captions(raw.text.captions if frames == 1 else raw.text.clip_captions)
 
 
 def step_image_size(run: RunConfig, start: int) -> int:
@@ -161,11 +161,14 @@ def build_train_loader(
     return _build_loader(samples, positions, collate_fn, run.data.workers)
 
 
-def build_eval_loader(run: RunConfig, shards: ShardSet, dp_rank: int, dp: int) -> Iterable[EvalBatch]:
+def build_eval_loader(
+    run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, dp_rank: int, dp: int
+) -> Iterable[EvalBatch]:
     """The first run.eval.images samples, dealt out to the ranks, which all get the same number of batches."""
     images = min(run.eval.images, len(shards))
     batches = eval_indices(images, run.train.micro_batch, dp_rank, dp)
-    return _build_loader(EvalSamples(run, shards), batches, collate_eval, min(run.data.workers, len(batches)))
+    samples = EvalSamples(run, shards, tokenizer)
+    return _build_loader(samples, batches, collate_eval, min(run.data.workers, len(batches)))
 
 
 def _build_loader(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,16 +40,16 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """A sentencepiece `.model` or a BERT `vocab.txt`, told apart by the name's ending.
+    """A sentencepiece `.model`, a BERT `vocab.txt` or a BERT `tokenizer.json`, told apart by the name's ending.
 
     Raises DataError when the file is missing, unreadable or of another kind.
     """
     path = Path(path)
     if path.suffix == ".model":
         return SentencePieceTokenizer(path)
-    if path.suffix == ".txt":
+    if path.suffix in (".txt", ".json"):
         return WordPieceTokenizer(path)
-    raise DataError(f"{path}: a tokenizer is a sentencepiece .model or a BERT vocab.txt")
+    raise DataError(f"{path}: a tokenizer is a sentencepiece .model, or a BERT vocab.txt or tokenizer.json")
 
 
 class SentencePieceTokenizer:
@@ -90,21 +91,21 @@ class WordPieceTokenizer:
     def __init__(self, path: Path) -> None:
         data = _read(path)
         self.path, self.fingerprint = path, xxhash.xxh3_64_hexdigest(data)
-        try:
-            # not splitlines(): a vocabulary may hold U+2028 as a word
-            words = [word.rstrip("\r") for word in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
-        except UnicodeDecodeError:
-            raise DataError(f"{path}: not a vocabulary (one word per line in UTF-8)") from None
-        numbers = {word: number for number, word in enumerate(words)}
+        self.words = _words_of_json(data, path) if path.suffix == ".json" else _words_of_lines(data, path)
+        numbers = {word: number for number, word in enumerate(self.words)}
         missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if word not in numbers]
         if missing:
             raise DataError(f"{path}: no BERT vocabulary, it lacks {', '.join(missing)}")
-        self.vocab_size = len(words)
+        self.vocab_size = len(self.words)
         self.pad_id, self.bos_id, self.eos_id = numbers["[PAD]"], numbers["[CLS]"], numbers["[SEP]"]
-        self._tokenizer = _build_wordpiece(numbers)
+        self._tokenizer = self.build_fast()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WordPieceTokenizer, (self.path,)
+
+    def build_fast(self) -> FastTokenizer:
+        """A new `tokenizers.Tokenizer` that does the same, to be changed at will."""
+        return _build_wordpiece({word: number for number, word in enumerate(self.words)})
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -112,6 +113,31 @@ class WordPieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(self._tokenizer.decode([int(number) for number in ids if number not in special]))
+
+
+def _words_of_lines(data: bytes, path: Path) -> list[str]:
+    try:
+        # not splitlines(): a vocabulary may hold U+2028 as a word
+        return [word.rstrip("\r") for word in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a vocabulary (one word per line in UTF-8)") from None
+
+
+def _words_of_json(data: bytes, path: Path) -> list[str]:
+    """Out of Hugging Face's tokenizer.json, where it is that of an uncased BERT."""
+    try:
+        tree = json.loads(data)
+        kind, numbers = tree["model"]["type"], tree["model"]["vocab"]
+        lowers = tree["normalizer"]["lowercase"]
+        words = sorted(numbers, key=lambda word: numbers[word])
+        gaps = [numbers[word] for word in words] != list(range(len(words)))
+        added = [item["content"] for item in tree.get("added_tokens", ()) if item["content"] not in numbers]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path}: not the tokenizer of an uncased BERT; give its vocab.txt") from None
+    if kind != "WordPiece" or lowers is not True or gaps or added:
+        found = f"{kind}, lowercase {lowers}" + (f", added {', '.join(added)}" if added else "")
+        raise DataError(f"{path}: not the tokenizer of an uncased BERT ({found}); such ones only are read")
+    return words
 
 
 def _build_wordpiece(numbers: dict[str, int]) -> FastTokenizer:

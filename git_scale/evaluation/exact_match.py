@@ -10,17 +10,22 @@ def exact_match(generated: list[str], references: list[list[str]]) -> float:
 
     Raises DataError for lists of different length, for none at all, and for a text without a reference.
     """
-    if len(generated) != len(references):
-        raise DataError(
-            f"exact match: {len(generated)} generated texts but {len(references)} lists of references"
-        )
-    if not generated:
-        raise DataError("exact match: no generated texts; is the held-out folder empty?")
-    for number, texts in enumerate(references):
-        if not texts:
-            raise DataError(f"exact match: text {number} ({generated[number]!r}) has no reference")
+    require_references("exact match", generated, references)
     hits = [is_match(text, texts) for text, texts in zip(generated, references, strict=True)]
     return sum(hits) / len(hits)
+
+
+def require_references(metric: str, generated: list[str], references: list[list[str]]) -> None:
+    """Raises DataError when `metric` is not defined: unequal lengths, no text, a text without a reference."""
+    if len(generated) != len(references):
+        raise DataError(
+            f"{metric}: {len(generated)} generated texts but {len(references)} lists of references"
+        )
+    if not generated:
+        raise DataError(f"{metric}: no generated texts; is the held-out folder empty?")
+    for number, texts in enumerate(references):
+        if not texts:
+            raise DataError(f"{metric}: text {number} ({generated[number]!r}) has no reference")
 
 
 def is_match(generated: str, references: list[str]) -> bool:

@@ -5,6 +5,8 @@ never depends on the text, so that
 
 - one pass of the image rows serves K texts (captions, questions, beams) of the same picture;
 - generation keeps the image keys and values of each layer and never runs the image rows again;
+- beams are further text rows: a row stands where its Placement says and sees its own ancestors only, so that no key
+  or value is ever copied from beam to beam, and a prefix is stored once for all of them;
 - in the last layer image rows need only keys and values: no query, no output projection, no FFN.
 
 Shapes: B batch, I image tokens (all frames), K texts per image, T text tokens, S text tokens seen so far,
@@ -26,18 +28,52 @@ from git_scale.config import DecoderConfig
 KeysValues = tuple[Tensor, Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Placement:
+    """Where text rows stand and what they see, when they are not whole texts from the begin token on."""
+
+    positions: Tensor
+    """int64 [B, K, T], counted from the begin token."""
+    visible: Tensor
+    """bool [B, K, T, S]: which of the S text rows so far, the last of which are these. The image is always seen."""
+
+
+class GrowingRows:
+    """Text rows [B, K, N, S, H] in memory that doubles when it is full: a further one copies no earlier one."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._memory: Tensor | None = None
+
+    def append(self, new: Tensor) -> Tensor:
+        """All rows so far, a view."""
+        start, self.length = self.length, self.length + new.shape[3]
+        memory = self._memory
+        if memory is None or memory.shape[3] < self.length:
+            grown = new.new_empty(*new.shape[:3], 2 * self.length, new.shape[4])
+            if memory is not None:
+                grown[..., :start, :] = memory[..., :start, :]
+            self._memory = memory = grown
+        memory[..., start : self.length, :] = new
+        return memory[..., : self.length, :]
+
+
 class LayerCache:
     """Keys and values of one layer: image [B, N, I, H] and text [B, K, N, S, H]."""
 
-    image: KeysValues | None = None
-    text: KeysValues | None = None
+    def __init__(self) -> None:
+        self.image: KeysValues | None = None
+        self.text = GrowingRows(), GrowingRows()
 
-    def append_text(self, new: KeysValues) -> KeysValues:
-        if self.text is not None:
-            new = (torch.cat([self.text[0], new[0]], dim=3), torch.cat([self.text[1], new[1]], dim=3))
-        self.text = new
-        return new
+    def extend(self, image: KeysValues | None, text: KeysValues) -> tuple[KeysValues, KeysValues]:
+        """Takes the image's at the first call and adds the text's; all that it holds then."""
+        if image is not None:
+            # Views into a linear layer's output would be copied anew by the matrix products of every token.
+            self.image = image[0].contiguous(), image[1].contiguous()
+        if self.image is None:
+            raise ValueError("the first call of a generation needs the image stream")
+        keys, values = self.text
+        return self.image, (keys.append(text[0]), values.append(text[1]))
 
 
 class DecoderLayer(nn.Module):
@@ -60,25 +96,25 @@ class DecoderLayer(nn.Module):
         self.hidden_dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, image_BID: Tensor | None, text_BKTD: Tensor, cache: LayerCache | None = None
+        self, image_BID: Tensor | None, text_BKTD: Tensor, hidden: Tensor | None, cache: LayerCache | None
     ) -> tuple[Tensor | None, Tensor]:
         """Both streams after this block; the image stream is None after the last block.
 
-        With a cache, its image keys and values stand in for image_BID (then None) and the text's are added.
+        `hidden`: see attend_text. The cache's image keys and values stand in for an image_BID of None.
         """
-        cache = cache if cache is not None else LayerCache()
-        if image_BID is not None:
-            cache.image = self._split_keys_values(self.key_value(image_BID))
-        if cache.image is None:
-            raise ValueError("the first call of a generation needs the image stream")
-        text_kv = cache.append_text(self._split_keys_values(self.key_value(text_BKTD)))
+        image_kv = None if image_BID is None else self._split_keys_values(self.key_value(image_BID))
+        text_kv = self._split_keys_values(self.key_value(text_BKTD))
+        if cache is not None:
+            image_kv, text_kv = cache.extend(image_kv, text_kv)
+        if image_kv is None:
+            raise ValueError("without the image stream a cache is needed")
         text_q = self._split_heads(self.query(text_BKTD))
-        attended = attend_text(text_q, cache.image, text_kv, self._dropout_p())
+        attended = attend_text(text_q, image_kv, text_kv, hidden, self._dropout_p())
         text_BKTD = self._finish(text_BKTD, self._merge_heads(attended))
         if image_BID is None or self.is_last:
             return None, text_BKTD
         image_q = self._split_heads(self.query(image_BID))
-        attended = F.scaled_dot_product_attention(image_q, *cache.image, dropout_p=self._dropout_p())
+        attended = F.scaled_dot_product_attention(image_q, *image_kv, dropout_p=self._dropout_p())
         return self._finish(image_BID, self._merge_heads(attended)), text_BKTD
 
     def _finish(self, stream: Tensor, attended: Tensor) -> Tensor:
@@ -101,8 +137,12 @@ class DecoderLayer(nn.Module):
         return x.transpose(-2, -3).flatten(-2)
 
 
-def attend_text(q_BKNTH: Tensor, image: KeysValues, text: KeysValues, dropout: float) -> Tensor:
-    """Attention of text rows over [image keys; text keys so far], causal aligned to the lower right.
+def attend_text(
+    q_BKNTH: Tensor, image: KeysValues, text: KeysValues, hidden: Tensor | None, dropout: float
+) -> Tensor:
+    """Attention of text rows over [image keys; text keys so far].
+
+    `hidden`, bool [T, S] or [B, K, 1, T, S], is True where a row may not see a text key; None: it sees all.
 
     The K texts share the image keys [B, N, I, H] without copying them: their rows are laid side by side for
     the image part. One softmax runs over both parts. The scores, K*T x (I+S) per head, are smaller than K
@@ -115,8 +155,8 @@ def attend_text(q_BKNTH: Tensor, image: KeysValues, text: KeysValues, dropout: f
     q_BNMH = q_BKNTH.transpose(1, 2).flatten(2, 3)  # M = K*T
     image_scores = (q_BNMH @ image_k.transpose(-1, -2)).unflatten(2, (K, T)).transpose(1, 2)
     text_scores = q_BKNTH @ text_k.transpose(-1, -2)
-    if T > 1:
-        text_scores = text_scores.masked_fill(_is_future(T, text_k.shape[3], text_scores.device), -math.inf)
+    if hidden is not None:
+        text_scores = text_scores.masked_fill(hidden, -math.inf)
     scores = torch.cat([image_scores, text_scores], dim=-1)
     # The softmax runs in at least fp32 as flash kernels do: bf16 has 8 bits of mantissa.
     precision = torch.promote_types(scores.dtype, torch.float32)
@@ -124,11 +164,6 @@ def attend_text(q_BKNTH: Tensor, image: KeysValues, text: KeysValues, dropout: f
     image_w, text_w = weights.split([image_k.shape[2], text_k.shape[3]], dim=-1)
     from_image = image_w.transpose(1, 2).flatten(2, 3) @ image_v
     return from_image.unflatten(2, (K, T)).transpose(1, 2) + text_w @ text_v
-
-
-def _is_future(T: int, S: int, device: torch.device) -> Tensor:
-    """True where text row t may not see text column s: the T rows are the last of the S columns."""
-    return torch.ones(T, S, dtype=torch.bool, device=device).triu(S - T + 1)
 
 
 class TextEmbedding(nn.Module):
@@ -141,10 +176,9 @@ class TextEmbedding(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-8)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens_BKT: Tensor, first_position: int) -> Tensor:
-        length = tokens_BKT.shape[-1]
-        index = torch.arange(first_position, first_position + length, device=tokens_BKT.device)
-        return self.dropout(self.norm(self.words(tokens_BKT) + self.positions(index)))
+    def forward(self, tokens_BKT: Tensor, positions: Tensor) -> Tensor:
+        """`positions`: [T] or [B, K, T]."""
+        return self.dropout(self.norm(self.words(tokens_BKT) + self.positions(positions)))
 
 
 class OutputHead(nn.Module):
@@ -160,7 +194,7 @@ class OutputHead(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Embedding, blocks and tied head."""
+    """Embedding, blocks and head."""
 
     def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
         super().__init__()
@@ -168,21 +202,40 @@ class TextDecoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, is_last=number == config.layers - 1) for number in range(config.layers)
         )
-        self.head = OutputHead(self.embedding.words)
+        self.head = OutputHead(self.embedding.words) if config.tied else nn.Linear(config.width, vocab_size)
         self.activation_checkpointing = False
 
     def forward(
-        self, image_BID: Tensor | None, tokens_BKT: Tensor, rows: Tensor, cache: list[LayerCache] | None
+        self,
+        image_BID: Tensor | None,
+        tokens_BKT: Tensor,
+        rows: Tensor,
+        cache: list[LayerCache] | None,
+        placement: Placement | None,
     ) -> Tensor:
         """Logits [len(rows), V] at `rows`, flat positions in [B*K*T]."""
-        seen = cache[0].text[0].shape[3] if cache and cache[0].text is not None else 0
-        text_BKTD = self.embedding(tokens_BKT, seen)
+        if placement is None and cache and cache[0].text[0].length:
+            raise ValueError("tokens that continue a cache need a placement")
+        positions, hidden = _place(tokens_BKT, placement)
+        text_BKTD = self.embedding(tokens_BKT, positions)
         for number, layer in enumerate(self.layers):
+            past = cache[number] if cache else None
             if self.activation_checkpointing and self.training:
-                image_BID, text_BKTD = checkpoint(layer, image_BID, text_BKTD, use_reentrant=False)
+                image_BID, text_BKTD = checkpoint(
+                    layer, image_BID, text_BKTD, hidden, past, use_reentrant=False
+                )
             else:
-                image_BID, text_BKTD = layer(image_BID, text_BKTD, cache[number] if cache else None)
+                image_BID, text_BKTD = layer(image_BID, text_BKTD, hidden, past)
         return self.head(text_BKTD.flatten(0, 2)[rows])
 
     def new_cache(self) -> list[LayerCache]:
         return [LayerCache() for _ in self.layers]
+
+
+def _place(tokens_BKT: Tensor, placement: Placement | None) -> tuple[Tensor, Tensor | None]:
+    """Positions of the rows, and which text keys are hidden from them; whole texts by default, causally."""
+    if placement is not None:
+        return placement.positions, ~placement.visible[:, :, None]
+    length, device = tokens_BKT.shape[-1], tokens_BKT.device
+    future = torch.ones(length, length, dtype=torch.bool, device=device).triu(1) if length > 1 else None
+    return torch.arange(length, device=device), future

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from git_scale.config import EncoderConfig
 from git_scale.errors import ConfigError
+
+Grid = tuple[int, int]
 
 # Keeps the declared operators alive: torch.library drops them with the object.
 _TORCHVISION_STAND_IN: list[torch.library.Library] = []
@@ -52,6 +55,31 @@ class QuickGelu(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
+def resize_positions(table_1IC: Tensor, old: Grid, new: Grid, prefix_tokens: int) -> Tensor:
+    """A learned table of grid positions (rows, columns) for another grid; the leading class token is untouched.
+
+    Bicubic without antialiasing and with align_corners=False, as GIT's own code and transformers do; timm's own
+    filters, which for smaller pictures gives other features than the published ones.
+    """
+    if old == new:
+        return table_1IC
+    prefix, grid = table_1IC[:, :prefix_tokens], table_1IC[:, prefix_tokens:]
+    grid_1CHW = grid.float().unflatten(1, old).permute(0, 3, 1, 2)
+    grid_1CHW = F.interpolate(grid_1CHW, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([prefix, grid_1CHW.permute(0, 2, 3, 1).flatten(1, 2).to(grid.dtype)], dim=1)
+
+
+def _add_positions(vit: Any, x_BHWC: Tensor) -> Tensor:
+    """timm's VisionTransformer._pos_embed with resize_positions."""
+    vit_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    grid = (x_BHWC.shape[1], x_BHWC.shape[2])
+    table = resize_positions(vit.pos_embed, vit.patch_embed.grid_size, grid, vit_prefix)
+    x = x_BHWC.flatten(1, 2)
+    extra = [token.expand(len(x), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
+    x = torch.cat([*extra, x + table], dim=1) if vit.no_embed_class else torch.cat([*extra, x], dim=1) + table
+    return vit.pos_drop(x)
+
+
 class ImageEncoder(nn.Module):
     """A timm model without its classifier: pictures to normalised feature tokens.
 
@@ -61,12 +89,21 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.backbone: Any = _create_timm_model(config)  # timm's models share no typed base class
+        if config.position_std is not None:
+            _scale_positions(self.backbone, config)
         self.width = int(self.backbone.num_features)
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+        self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """[B, 3, H, W] normalised pixels to [B, I, C] tokens."""
-        features = self.backbone(images_BCHW)
+        """[B, 3, H, W] normalised pixels to [B, I, C] tokens.
+
+        What lies beyond a ViT's last whole patch is not seen, as in GIT's own convolution.
+        """
+        height, width = images_BCHW.shape[-2:]
+        features = self.backbone(
+            images_BCHW[..., : height - height % self._patch[0], : width - width % self._patch[1]]
+        )
         if features.ndim == 3:
             return features
         return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
@@ -94,8 +131,26 @@ def _create_timm_model(config: EncoderConfig) -> Any:
         raise ConfigError(
             [f"model.encoder: timm refuses {config.name!r} with options {options}: {error}"]
         ) from error
+    is_vit = isinstance(backbone, timm.models.VisionTransformer)
+    if is_vit and backbone.dynamic_img_size and backbone.pos_embed is not None:
+        backbone._pos_embed = functools.partial(_add_positions, backbone)
     _replace_modules(backbone, timm.layers.QuickGELU, QuickGelu)
     return backbone
+
+
+def _scale_positions(backbone: Any, config: EncoderConfig) -> None:
+    table = getattr(backbone, "pos_embed", None)
+    if table is None:
+        raise ConfigError(
+            [f"model.encoder.position_std: {config.name} has no table of positions; leave it out"]
+        )
+    nn.init.normal_(table, std=config.position_std)
+
+
+def _takes_any_size(backbone: Any) -> bool:
+    import timm
+
+    return isinstance(backbone, timm.models.VisionTransformer) and backbone.dynamic_img_size
 
 
 def _replace_modules(root: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:

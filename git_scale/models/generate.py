@@ -1,28 +1,20 @@
-"""Greedy generation: the picture is encoded once, each further token is one cached decoder step."""
+"""Generation: texts about pictures, each continuing a prefix, by greedy search, beams or sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from git_scale.models.decoder import LayerCache
+from git_scale.errors import ConfigError
+from git_scale.models.beam import search_beams
+from git_scale.models.decoding import Decoding, Generated, Rules
+from git_scale.models.sampling import draw_texts
+from git_scale.models.stream import Decodable, Prefixes, TextStream
+from git_scale.models.trie import Trie
 
-
-class Decodable(Protocol):
-    """A GitModel, or the engine around one."""
-
-    def __call__(
-        self,
-        images_BFCHW: Tensor | None,
-        tokens_BKT: Tensor,
-        rows: Tensor,
-        cache: list[LayerCache] | None = None,
-    ) -> Tensor: ...
-
-    def new_cache(self) -> list[LayerCache]: ...
+__all__ = ["Decodable", "Decoding", "Generated", "Prefixes", "Trie", "generate"]
 
 
 def _all_ended(ended: Tensor) -> bool:
@@ -30,35 +22,108 @@ def _all_ended(ended: Tensor) -> bool:
 
 
 @torch.no_grad()
-def generate_greedy(
+def generate(
     model: Decodable,
     images_BFCHW: Tensor,
-    begin_token: int,
+    prefixes: Prefixes,
     end_token: int,
-    max_new_tokens: int,
+    decoding: Decoding,
+    trie: Trie | None = None,
     is_finished: Callable[[Tensor], bool] = _all_ended,
-) -> list[list[int]]:
-    """The most likely token after token for each picture, without begin and end token.
+    generator: torch.Generator | None = None,
+) -> list[list[list[Generated]]]:
+    """Texts [B][K][n_best], best first, without prefix and end token.
 
-    `is_finished` is asked after each token, with a bool [B] of the texts that have ended. Under ZeRO-3 every
-    forward pass is collective: there it must give the same answer on all ranks.
+    prefixes[b][k]: the tokens that a text begins with, of any length, the begin token first; K for each picture.
+    With a trie the generated part is one of its texts. Sampling is repeatable through `generator`, which lives
+    on the pictures' device.
+
+    `is_finished` is asked after each token, with a bool tensor of the texts that are done. Under ZeRO-3 every
+    forward pass is collective: there it must give the same answer on all ranks, and a rank whose own texts are
+    done goes on without effect until it says so, or max_new_tokens are reached.
+
+    Raises ConfigError, before the model is asked, when the model or the trie cannot serve `decoding`.
     """
-    batch = images_BFCHW.shape[0]
-    device = images_BFCHW.device
-    cache = model.new_cache()
-    rows = torch.arange(batch, device=device)
-    tokens = torch.full((batch,), begin_token, device=device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=device)
-    steps: list[Tensor] = []
-    for _ in range(max_new_tokens):
-        logits = model(None if steps else images_BFCHW, tokens[:, None, None], rows, cache)
-        tokens = logits.argmax(-1).masked_fill(ended, end_token)
-        ended |= tokens == end_token
-        steps.append(tokens)
-        if is_finished(ended):
-            break
-    return [_until(row, end_token) for row in torch.stack(steps, dim=1).tolist()]
+    _check_prefixes(model, images_BFCHW, prefixes)
+    longest = max(len(prefix) for row in prefixes for prefix in row)
+    _check_positions(model, longest, decoding)
+    _check_choice(model, decoding, trie, end_token)
+    trie = None if trie is None else trie.to(images_BFCHW.device)
+    rules = Rules(end_token, decoding.min_new_tokens, trie)
+    count, copies = len(prefixes[0]), decoding.n_best if decoding.samples else 1
+    repeated = [[prefix for prefix in row for _ in range(copies)] for row in prefixes]
+    stream = TextStream(model, images_BFCHW, repeated)
+    if decoding.beams == 1:
+        drawn = draw_texts(stream, rules, decoding, generator, is_finished)
+        texts = [_ranked(drawn[at : at + copies]) for at in range(0, len(drawn), copies)]
+    else:
+        texts = search_beams(stream, rules, decoding, is_finished)
+    return [texts[at : at + count] for at in range(0, len(texts), count)]
 
 
-def _until(tokens: list[int], end_token: int) -> list[int]:
-    return tokens[: tokens.index(end_token)] if end_token in tokens else tokens
+def _ranked(texts: list[Generated]) -> list[Generated]:
+    return sorted(texts, key=lambda text: -text.score)
+
+
+def _check_prefixes(model: Decodable, images: Tensor, prefixes: Prefixes) -> None:
+    """Raises ValueError: these are mistakes of a program, not of its user."""
+    if images.ndim != 5 or not len(prefixes) == len(images) > 0:
+        raise ValueError(f"{len(prefixes)} lists of prefixes for images of shape {tuple(images.shape)}")
+    if len({len(row) for row in prefixes}) > 1 or not prefixes[0]:
+        raise ValueError(
+            f"not the same number of prefixes for each picture: {[len(row) for row in prefixes]}"
+        )
+    for prefix in (prefix for row in prefixes for prefix in row):
+        if not prefix or min(prefix) < 0 or max(prefix) >= model.vocab_size:
+            raise ValueError(
+                f"a prefix has at least one token, all in 0..{model.vocab_size - 1}, not {prefix}"
+            )
+
+
+def _check_positions(model: Decodable, longest: int, decoding: Decoding) -> None:
+    room = model.max_positions - longest
+    if decoding.max_new_tokens > room:
+        remedy = f"set max_new_tokens={room} or less" if room > 0 else "shorten the prefix"
+        raise ConfigError(
+            [
+                f"a prefix of {longest} tokens and max_new_tokens={decoding.max_new_tokens} exceed"
+                f" model.decoder.positions={model.max_positions}: {remedy}"
+            ]
+        )
+
+
+def _check_choice(model: Decodable, decoding: Decoding, trie: Trie | None, end_token: int) -> None:
+    if trie is None:
+        problems = _problems_of_width(model.vocab_size, decoding)
+    elif trie.end_token != end_token or trie.largest_token >= model.vocab_size:
+        raise ValueError("the trie was built with another tokenizer than the model's")
+    else:
+        problems = _problems_of_trie(trie, decoding)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems_of_width(vocab_size: int, decoding: Decoding) -> list[str]:
+    """More beams than there are texts."""
+    words, most = vocab_size - 1, decoding.max_new_tokens
+    texts = sum(words**length for length in range(decoding.min_new_tokens, most)) + words**most
+    if decoding.beams > texts:
+        return [f"beams={decoding.beams} exceed the {texts} texts of at most {most} tokens that exist"]
+    return []
+
+
+def _problems_of_trie(trie: Trie, decoding: Decoding) -> list[str]:
+    problems = []
+    if trie.longest >= decoding.max_new_tokens:
+        problems.append(
+            f"max_new_tokens={decoding.max_new_tokens}: the longest text to choose from has {trie.longest}"
+            f" tokens; set max_new_tokens={trie.longest + 1} or more"
+        )
+    if trie.shortest < decoding.min_new_tokens:
+        problems.append(
+            f"min_new_tokens={decoding.min_new_tokens}: the shortest text to choose from has {trie.shortest}"
+            f" tokens; set min_new_tokens={trie.shortest} or less"
+        )
+    if decoding.n_best > len(trie) and not decoding.samples:
+        problems.append(f"n_best={decoding.n_best} exceeds the {len(trie)} texts to choose from")
+    return problems

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from git_scale.config import ModelConfig
-from git_scale.models.decoder import LayerCache, TextDecoder
+from git_scale.models.decoder import LayerCache, Placement, TextDecoder
 from git_scale.models.encoders import ImageEncoder
 
 
@@ -33,6 +33,8 @@ class GitModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.vocab_size = config.vocab_size
+        self.max_positions = config.decoder.positions
         self.encoder = ImageEncoder(config.encoder)
         self.temporal = TemporalEmbedding(config.frames, self.encoder.width) if config.frames > 1 else None
         self.projection = nn.Sequential(
@@ -48,14 +50,16 @@ class GitModel(nn.Module):
         tokens_BKT: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None = None,
+        placement: Placement | None = None,
     ) -> Tensor:
         """Logits [len(rows), V] of the token after each position in `rows`, flat positions in [B*K*T].
 
         Only the rows asked for meet the vocabulary: the target positions in training, the last ones in
-        generation. After a first call with a cache (`new_cache()`), images are None and tokens are the next.
+        generation. After a first call with a cache (`new_cache()`), images are None, tokens are the next ones,
+        and `placement` says where they stand and which of the tokens so far they see.
         """
         image_BID = None if images_BFCHW is None else self.encode(images_BFCHW)
-        return self.decoder(image_BID, tokens_BKT, rows, cache)
+        return self.decoder(image_BID, tokens_BKT, rows, cache, placement)
 
     def encode(self, images_BFCHW: Tensor) -> Tensor:
         """Projected image tokens [B, F*I, D]."""

@@ -44,10 +44,10 @@ def decoder_forward_flops(
     return project + (decoder.layers - 1) * image_layer + image_keys + decoder.layers * text_layer + head
 
 
-@lru_cache(maxsize=64)  # one entry per image size of multi-scale training
-def encoder_forward_flops(encoder: nn.Module, image_size: int) -> int:
-    """FLOPs of one square picture through an encoder that was built on the meta device; cached."""
-    return count_forward_flops(encoder, torch.empty(1, 3, image_size, image_size, device="meta"))
+@lru_cache(maxsize=256)  # one entry per image size of multi-scale training or of data.resize=fit
+def encoder_forward_flops(encoder: nn.Module, height: int, width: int) -> int:
+    """FLOPs of one picture through an encoder that was built on the meta device; cached."""
+    return count_forward_flops(encoder, torch.empty(1, 3, height, width, device="meta"))
 
 
 def count_forward_flops(module: nn.Module, *inputs: Tensor) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from git_scale.errors import UserError
+from git_scale.parallel.topology import Topology
 
 T = TypeVar("T")
 
@@ -36,3 +40,19 @@ def from_first_rank(item: T) -> T:
     box = [item]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first_rank_first(topology: Topology, action: Callable[[], T]) -> T:
+    """Runs `action` on the first rank, then on the others: what it writes (an index) is written once.
+
+    A UserError on the first rank is raised on all of them.
+    """
+    result, error = None, None
+    if topology.is_writer:
+        try:
+            result = action()
+        except UserError as failure:
+            error = failure
+    if error := from_first_rank(error):
+        raise error
+    return result if topology.is_writer else action()  # type: ignore[return-value]

@@ -182,6 +182,27 @@ class Engine:
         self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
 
 
+class InferenceEngine:
+    """A model that only runs forward: whole on each rank or, under ZeRO-3, partitioned over them."""
+
+    def __init__(
+        self, model: nn.Module, ds_config: dict[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.is_whole_on_each_rank = zero_stage(ds_config) < 3
+        self.model: Any = model.to(dtype)
+        if self.is_whole_on_each_rank:
+            self.model.to(device)
+            return
+        config = {
+            **ds_config,
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; nothing is trained
+            "bf16": {"enabled": dtype == torch.bfloat16},
+        }
+        self.model, *_ = deepspeed.initialize(model=model, config=config)
+
+
 class _DurableCheckpointEngine(TorchCheckpointEngine):
     """DeepSpeed's file layer: files that hold tensors and plain values only, written durably, with digests.
 

@@ -16,27 +16,42 @@ from git_scale.data.tokenizer import train_sentencepiece
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "black": (20, 20, 20)}
 SIDES = {"tiny": 8, "small": 14, "big": 22}
 SIDE = 32
-VOCAB_SIZE = 30
+COLOUR, SIZE = "what colour?", "how big?"
+VOCAB_SIZE = 34
 
 
 def write_squares_data(folder: Path) -> Path:
-    """folder/train (40 samples), folder/heldout (7) and folder/tokenizer.model (30 pieces)."""
+    """folder/train (40 samples), folder/heldout (7) and folder/tokenizer.model (34 pieces)."""
     write_squares(folder / "train", 40)
     write_squares(folder / "heldout", 7)
-    captions = [f"a {side} {colour} square" for colour in COLOURS for side in SIDES]
-    texts = [*captions, "a square", "one big square on white"]
+    captions = [describe(colour, side) for colour in COLOURS for side in SIDES]
+    texts = [*captions, "a square", "one big square on white", COLOUR, SIZE, *COLOURS, *SIDES]
     train_sentencepiece(texts, folder / "tokenizer.model", VOCAB_SIZE)
     return folder
 
 
+def describe(colour: str, side: str) -> str:
+    return f"a {side} {colour} square"
+
+
 def write_squares(folder: Path, count: int) -> None:
-    """One shard; each picture has two captions of different length, so that batches are ragged."""
+    """One shard; each picture has two captions of different length, so that batches are ragged, and two questions.
+
+    Every third picture has the question of its size alone: their number is ragged as well.
+    """
     folder.mkdir(parents=True)
     with webdataset.TarWriter(str(folder / "squares-000000.tar"), encoder=False) as tar:
         for number in range(count):
             colour, side = list(COLOURS)[number % 4], list(SIDES)[number % 3]
             second = "a square" if number % 2 else "one big square on white"
-            text = json.dumps({"captions": [f"a {side} {colour} square", second]}).encode()
+            questions = [{"question": SIZE, "answers": [side]}, {"question": COLOUR, "answers": [colour]}]
+            text = json.dumps(
+                {
+                    "captions": [describe(colour, side), second],
+                    "questions": questions[: 1 if number % 3 == 2 else 2],
+                    "image_id": number,
+                }
+            ).encode()
             tar.write({"__key__": f"{number:04d}", "png": draw_square(colour, side), "json": text})
 
 

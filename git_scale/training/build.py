@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
+from git_scale.data.images import longest_side
 from git_scale.data.loader import build_train_loader
 from git_scale.data.shards import ShardSet, open_shards
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
-from git_scale.errors import ConfigError, UserError
-from git_scale.evaluation.captioning import CaptionEvaluator
-from git_scale.models.encoders import has_batch_norm
-from git_scale.models.git import GitModel
+from git_scale.errors import ConfigError
+from git_scale.evaluation.evaluator import Evaluator
+from git_scale.evaluation.scores import check_metric
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers
-from git_scale.parallel import collectives
+from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
 from git_scale.training.run_folder import claim_run_folder
+from git_scale.training.start import build_model, encoder_learns, load_first_weights
 from git_scale.training.trainer import Trainer
-
-T = TypeVar("T")
 
 
 def build_trainer(
@@ -40,6 +39,7 @@ def build_trainer(
     Raises UserError, the same on all ranks, for everything that is wrong before the first step.
     """
     check_world(run, topology.dp)
+    check_metric(run.data.task, run.checkpoint.best)
     tokenizer = load_fitting_tokenizer(run)
     shards = first_rank_first(topology, lambda: open_shards(run.data.train))
     heldout = run.data.heldout
@@ -47,14 +47,16 @@ def build_trainer(
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
 
     model = build_model(run)
+    if not layout.published(Path(run.run_dir)):  # else its own checkpoint follows
+        first_rank_first(topology, lambda: load_first_weights(model, run))
     engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, topology, device)
     checkpoints = Checkpoints(run, tokenizer.path, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
-    costs = StepCosts(run.model, topology.dp)
-    for size in run.train_image_sizes:
-        costs.image_tokens(size)  # an error now, not at the first step that draws this size
-    evaluator = CaptionEvaluator(run, heldout_shards, tokenizer, topology)
+    costs = StepCosts(run.model, topology.dp, encoder_learns(model))
+    for shape in training_shapes(run):
+        costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
+    evaluator = Evaluator(run, heldout_shards, tokenizer, topology) if heldout_shards else None
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.
     torch.manual_seed(run.seed * topology.dp + topology.dp_rank + 1)  # dropout differs between ranks
@@ -67,20 +69,13 @@ def build_trainer(
     return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress)
 
 
-def build_model(run: RunConfig) -> GitModel:
-    """The model with the same first weights on every rank: a function of (seed, model)."""
-    torch.manual_seed(run.seed)
-    model = GitModel(run.model)
-    if run.train.precision == "bf16" and has_batch_norm(model):
-        raise ConfigError(
-            [
-                f"model.encoder.name={run.model.encoder.name!r} holds batch norms, whose statistics DeepSpeed"
-                " leaves in fp32 and torch does not mix with bf16 weights: set train.precision=fp32, or take an"
-                " encoder with layer norms"
-            ]
-        )
-    model.set_activation_checkpointing(run.train.activation_checkpointing)
-    return model
+def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
+    """(height, width) of the pictures to come; of data.resize=fit, which has any, a wide and a high one."""
+    squares = [(size, size) for size in run.train_image_sizes]
+    if run.data.resize != "fit":
+        return squares
+    wide = [(size, longest_side(run.data, size)) for size, _ in squares]
+    return squares + wide + [(width, height) for height, width in wide]
 
 
 def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
@@ -93,22 +88,6 @@ def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
             ]
         )
     return tokenizer
-
-
-def first_rank_first(topology: Topology, action: Callable[[], T]) -> T:
-    """Runs `action` on the first rank, then on the others: what it writes (an index) is written once.
-
-    A UserError on the first rank is raised on all of them. Collective.
-    """
-    result, error = None, None
-    if topology.is_writer:
-        try:
-            result = action()
-        except UserError as failure:
-            error = failure
-    if error := collectives.from_first_rank(error):
-        raise error
-    return result if topology.is_writer else action()  # type: ignore[return-value]
 
 
 def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:

@@ -107,9 +107,22 @@ class Checkpoints:
             sync_folder(target.parent)
         except OSError as error:
             return str(error)
+        best = layout.read_best(Path(self._run.run_dir))
         for old in layout.published(Path(self._run.run_dir))[self._run.checkpoint.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            if best is None or old.name != layout.step_name(best.step):
+                shutil.rmtree(old, ignore_errors=True)
         return None
+
+    def is_best(self, value: float) -> bool:
+        """Whether no marked checkpoint has so high a value; of equal ones the first stays."""
+        best = collectives.from_first_rank(layout.read_best(Path(self._run.run_dir)))
+        return best is None or value > best.value
+
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Points checkpoints/best to the checkpoint of `step`, if it was written."""
+        run_dir = Path(self._run.run_dir)
+        if self._topology.is_writer and (self._folder / layout.step_name(step)).is_dir():
+            layout.write_best(run_dir, layout.Best(step, metric, value))
 
     def resume(self, data_fingerprint: str, tokenizer_fingerprint: str) -> Progress | None:
         """Restores the newest undamaged checkpoint; None when the run has none.

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from git_scale.config import RunConfig, check_world
-from git_scale.errors import UserError
+from git_scale.errors import ConfigError, UserError
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import read_ds_config, zero_stage
 from git_scale.parallel.topology import Topology, topology_from
 from git_scale.recipes import load_run
+from git_scale.training.start import freeze, settled_by
 
 USAGE_ERROR = 2
 
@@ -33,12 +34,19 @@ def parse_training_arguments(description: str, argv: list[str] | None) -> argpar
     return parser.parse_intermixed_args(argv)
 
 
-def run_training(args: argparse.Namespace) -> int:
-    """Trains as `args` say; returns the exit code. User errors become one message on stderr and code 2."""
+def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int:
+    """Trains as `args` say; returns the exit code. User errors become one message on stderr and code 2.
+
+    from_checkpoint: a run without `init_from` is refused.
+    """
     topology = Topology()  # until the launcher's variables are read, every process speaks for itself
     try:
         topology = topology_from(os.environ)
-        run = load_run(args.config, args.overrides)
+        run = load_run(args.config, args.overrides, settled_by)
+        if from_checkpoint and run.init_from is None:
+            raise ConfigError(
+                ["init_from is not set: fine-tuning starts from a checkpoint, init_from=DIR; tools/pretrain.py does not"]
+            )
         ds_config = read_ds_config(args.ds_config)
         check_world(run, topology.dp)
         if args.dry_run:
@@ -72,10 +80,13 @@ def describe(run: RunConfig, stage: int, dp: int) -> str:
     """The resolved tree, parameters by part and the shape of a step, without building weights."""
     with torch.device("meta"):
         model = GitModel(run.model)
+    freeze(model, run.train.freeze)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parts = [(name, f"{count_parameters(part):,}") for name, part in model.named_children()]
     rows = [
         *parts,
         ("all, unique", f"{count_parameters(model):,}"),
+        ("of these learn", f"{learning:,}"),
         ("data-parallel ranks", str(dp)),
         ("ZeRO stage", str(stage)),
         ("micro-batches per step and rank", str(run.accumulation(dp))),

@@ -13,7 +13,18 @@ from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
 
 # What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on.
-IDENTITY = ("seed", "model", "data.train", "data.tokenizer", "data.texts_per_image", "data.max_text_tokens")
+IDENTITY = (
+    "seed",
+    "init_from",
+    "model",
+    "data.train",
+    "data.tokenizer",
+    "data.task",
+    "data.resize",
+    "data.texts_per_image",
+    "data.max_text_tokens",
+    "train.freeze",
+)
 
 
 def claim_run_folder(run: RunConfig) -> None:

@@ -14,7 +14,7 @@ from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
-from git_scale.evaluation.captioning import CaptionEvaluator
+from git_scale.evaluation.evaluator import Evaluator
 from git_scale.models.git import language_model_loss
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
@@ -59,7 +59,7 @@ class Trainer:
         engine: Engine,
         batches: Iterable[Batch],
         checkpoints: Checkpoints,
-        evaluator: CaptionEvaluator,
+        evaluator: Evaluator | None,
         writer: Writer,
         meters: Meters,
         costs: StepCosts,
@@ -154,22 +154,31 @@ class Trainer:
             self.step,
             self.meters.report(
                 self.step,
-                lr_encoder=max(rate for name, rate in rates.items() if name.startswith("encoder")),
-                lr_decoder=max(rate for name, rate in rates.items() if name.startswith("decoder")),
+                lr_encoder=_highest(rates, "encoder"),
+                lr_decoder=_highest(rates, "decoder"),
                 skipped_steps=self.skipped_steps,
                 data_skipped=self.bad_samples,
             ),
         )
 
     def evaluate(self) -> None:
+        if self.evaluator is None:
+            return
         with self.meters.pause():
             self.engine.average_statistics()
             evaluation = self.evaluator.evaluate(self.engine)
-            if evaluation is None:
-                return
-            self.writer.scalars(self.step, evaluation.metrics)
-            if evaluation.sheet is not None:
-                self.writer.pictures(self.step, "heldout", evaluation.sheet)
+        self.writer.scalars(self.step, evaluation.metrics)
+        if evaluation.sheet is not None:
+            self.writer.pictures(self.step, "heldout", evaluation.sheet)
+        self.keep_best(evaluation.metrics)
+
+    def keep_best(self, metrics: dict[str, float]) -> None:
+        """Saves this step and points checkpoints/best to it when `checkpoint.best` was never as high."""
+        name = self.run.checkpoint.best
+        if name is None or not self.checkpoints.is_best(metrics[f"eval/{name}"]):
+            return
+        self.save()
+        self.checkpoints.mark_best(self.step, name, metrics[f"eval/{name}"])
 
     def save(self) -> None:
         with self.meters.pause():
@@ -190,3 +199,8 @@ class Trainer:
     def _sum_over_ranks(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         return collectives.sum_over_ranks(tensor).tolist()
+
+
+def _highest(rates: dict[str, float], tower: str) -> float:
+    """0 where all of the tower is frozen."""
+    return max((rate for name, rate in rates.items() if name.startswith(tower)), default=0.0)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from git_scale.data.batch import EvalSample, Sample, Text, black, collate, collate_eval
+from git_scale.data.batch import EvalSample, Query, Sample, Text, black, collate, collate_eval
 
 
 def test_collate_pads_texts_and_keeps_places() -> None:
@@ -41,10 +41,10 @@ def test_to_moves_every_tensor() -> None:
 def test_collate_eval() -> None:
     batch = collate_eval(
         [
-            EvalSample(4, "s:a", black(1, 8), ["x", "y"]),
+            EvalSample(4, "s:a", black(1, 8), [Query([2], ["x", "y"])]),
             EvalSample(6, "s:b", black(1, 8), [], "s:b: bad"),
             EvalSample(-1, "", black(1, 8), []),
         ]
     )
-    assert batch.indices == [4, 6, -1] and batch.references == [["x", "y"], [], []]
+    assert batch.indices == [4, 6, -1] and batch.queries == [[Query([2], ["x", "y"])], [], []]
     assert batch.problems == ["s:b: bad"] and batch.images.shape == (3, 1, 3, 8, 8)

@@ -11,8 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from git_scale.config import DataConfig
 from git_scale.data import images
-from git_scale.data.images import crop_resized, decode, normalise, random_box, random_resized_crop
+from git_scale.data.images import (
+    crop_resized,
+    decode,
+    normalise,
+    prepare,
+    random_box,
+    random_resized_crop,
+    resize_fit,
+    resize_pad,
+)
 from git_scale.data.images import resize_center_crop as center_crop
 from git_scale.errors import DataError
 
@@ -220,3 +230,58 @@ def test_normalise_equals_torchvision(vision: object) -> None:
     theirs = vision.normalize(pixels.double() / 255, images.MEAN, images.STD)  # type: ignore[attr-defined]
     torch.testing.assert_close(normalise(pixels, torch.float32), theirs.float(), rtol=1e-6, atol=1e-6)
     assert normalise(pixels, torch.bfloat16).equal(normalise(pixels, torch.float32).bfloat16())
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (33, 32), (20, 100), (50, 50)])
+def test_pad_keeps_the_whole_picture(size: tuple[int, int]) -> None:
+    white = np.full((size[1], size[0], 3), 255, np.uint8)
+    padded = resize_pad(Image.fromarray(white), 64)
+    assert padded.shape == (3, 64, 64)
+    inside = padded.min(axis=0) == 255
+    assert np.array_equal(inside, padded.max(axis=0) == 255), "nothing but white and black"
+    rows, columns = inside.any(axis=1).sum(), inside.any(axis=0).sum()
+    width, height = (round(64 * side / max(size)) for side in size)
+    assert (columns, rows) == (width, height) and inside.sum() == width * height
+    top, left = inside.any(axis=1).argmax(), inside.any(axis=0).argmax()
+    assert (left, top) == ((64 - width) // 2, (64 - height) // 2)
+    image = noise(*size)
+    part = resize_pad(image, 64)[:, top : top + rows, left : left + columns]
+    assert np.array_equal(part.transpose(1, 2, 0), image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (640, 480)),  # as it is
+        ((480, 640), (480, 640)),
+        ((1024, 768), (640, 480)),
+        ((1280, 720), (640, 360)),  # 16:9 would be 853 long: the longer side decides
+        ((500, 375), (640, 480)),
+        ((375, 500), (480, 640)),
+        ((333, 500), (426, 639)),  # round(640 * 333 / 500) = 426, int(426 * 500 / 333) = 639
+        ((500, 500), (480, 480)),
+    ],
+)
+def test_fit_has_the_sides_of_gits_vqa_models(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resize_fit(noise(*size), 480, 640).shape == (3, expected[1], expected[0])
+
+
+@pytest.mark.parametrize("size", [(2000, 100), (100, 2000), (15_000, 1)])
+def test_fit_leaves_patches_of_a_strip(size: tuple[int, int]) -> None:
+    assert sorted(resize_fit(Image.new("RGB", size), 480, 640).shape) == [3, 128, 640], "of its middle, 5:1"
+
+
+def test_fit_is_the_whole_picture() -> None:
+    image = noise(100, 75)
+    expected = np.asarray(image.resize((64, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(resize_fit(image, 48, 64), expected)
+
+
+def test_prepare_follows_the_recipe() -> None:
+    image = noise(90, 40)
+    assert np.array_equal(prepare(image, DataConfig(), 32), center_crop(image, 32))
+    assert np.array_equal(prepare(image, DataConfig(resize="pad"), 32), resize_pad(image, 32))
+    assert prepare(image, DataConfig(resize="fit", max_side=50), 32).shape == (3, 22, 49)
+    assert prepare(image, DataConfig(resize="fit"), 36).shape == (3, 21, 47)  # 4/3 of 36 is 48
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(prepare(image, DataConfig(), 32), resize_pad(image, 32))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from git_scale.config import RunConfig
-from git_scale.data.batch import Batch
+from git_scale.data.batch import Batch, EvalBatch
 from git_scale.data.captions import clean_captions
 from git_scale.data.images import decode, resize_center_crop
 from git_scale.data.loader import build_eval_loader, build_train_loader, eval_indices, step_image_size
@@ -252,6 +252,10 @@ def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callab
     return open_shards(tmp_path)
 
 
+def references_of(batch: EvalBatch) -> list[list[str]]:
+    return [[text for query in queries for text in query.references] for queries in batch.queries]
+
+
 def test_frames_of_clips(clips: ShardSet, tokenizer: Tokenizer) -> None:
     run = make_run(0, 4, 4, model={"encoder": {"image_size": 16}, "frames": 6})
     starts = set()
@@ -266,9 +270,10 @@ def test_frames_of_clips(clips: ShardSet, tokenizer: Tokenizer) -> None:
         assert words(tokenizer, batch.tokens[rows["short"], 0]) == "clip 1"
         assert any("s.tar:picture: no frames of a clip" in problem for problem in batch.problems)
     assert starts == {0, 20}  # random within their parts
-    batch = next(iter(build_eval_loader(run, clips, 0, 1)))
+    batch = next(iter(build_eval_loader(run, clips, tokenizer, 0, 1)))
     assert batch.images[0].float().mean((1, 2, 3)).tolist() == [20, 60, 100, 140, 180, 220]
-    assert batch.references == [["clip 0"], ["clip 1"], [], batch.references[3]]
+    references = references_of(batch)
+    assert references == [["clip 0"], ["clip 1"], [], references[3]]
 
 
 def test_frames_share_one_crop(
@@ -302,32 +307,34 @@ def test_eval_slots(dp: int, images: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_eval_loader(folder: Path, workers: int) -> None:
+def test_eval_loader(folder: Path, tokenizer: Tokenizer, workers: int) -> None:
     shards = open_shards(folder)
     run = make_run(workers, eval={"images": 7})
-    ranks = [list(build_eval_loader(run, shards, r, 2)) for r in range(2)]
+    ranks = [list(build_eval_loader(run, shards, tokenizer, r, 2)) for r in range(2)]
     assert [batch.indices for batch in ranks[0]] == [[0, 2, 4, 6]]
     assert [batch.indices for batch in ranks[1]] == [[1, 3, 5, -1]]
     first, second = ranks[0][0], ranks[1][0]
     for b, index in enumerate(first.indices):
         raw = shards.read(index)
         assert first.keys[b] == raw.key
-        assert first.references[b] == clean_captions(raw.text.captions)
+        assert references_of(first)[b] == clean_captions(raw.text.captions)
         assert np.array_equal(first.images[b, 0], resize_center_crop(decode(raw.image or b""), 16))
-    assert not second.images[3].any() and second.references[3] == [] and second.keys[3] == ""
+    assert not second.images[3].any() and references_of(second)[3] == [] and second.keys[3] == ""
     assert second.problems == []
 
 
-def test_eval_of_more_images_than_there_are(folder: Path) -> None:
-    batches = list(build_eval_loader(make_run(eval={"images": 100}), open_shards(folder), 0, 1))
+def test_eval_of_more_images_than_there_are(folder: Path, tokenizer: Tokenizer) -> None:
+    batches = list(build_eval_loader(make_run(eval={"images": 100}), open_shards(folder), tokenizer, 0, 1))
     assert [index for batch in batches for index in batch.indices] == list(range(16))
 
 
-def test_a_bad_sample_of_an_evaluation(tmp_path: Path, write_shard: Callable, picture: Callable) -> None:
+def test_a_bad_sample_of_an_evaluation(
+    tmp_path: Path, write_shard: Callable, tokenizer: Tokenizer, picture: Callable
+) -> None:
     good = {"jpg": picture(0), "txt": b"good"}
     write_shard(tmp_path / "s.tar", [("a", good), ("b", {**good, "jpg": b"no picture"}), ("c", good)])
-    batch = next(iter(build_eval_loader(make_run(), open_shards(tmp_path), 0, 1)))
-    assert batch.references == [["good"], [], ["good"]] and batch.indices == [0, 1, 2]
+    batch = next(iter(build_eval_loader(make_run(), open_shards(tmp_path), tokenizer, 0, 1)))
+    assert references_of(batch) == [["good"], [], ["good"]] and batch.indices == [0, 1, 2]
     assert len(batch.problems) == 1 and batch.problems[0].startswith("s.tar:b: the picture")
     assert not batch.images[1].any()
 

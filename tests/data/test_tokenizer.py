@@ -83,6 +83,35 @@ def test_windows_line_ends(vocab: Path) -> None:
     assert load_tokenizer(vocab).encode("a dog running") == expected
 
 
+def test_hugging_faces_file_of_an_uncased_bert(vocab: Path, tmp_path: Path) -> None:
+    theirs = BertWordPieceTokenizer(str(vocab), lowercase=True)
+    path = tmp_path / "tokenizer.json"
+    theirs.save(str(path))
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.vocab_size == len(VOCAB) and tokenizer.words == VOCAB
+    assert tokenizer.encode("A Dog, running.") == load_tokenizer(vocab).encode("A Dog, running.")
+    check_protocol(tokenizer, "a dog running.")
+
+
+def test_other_files_of_hugging_face_are_refused(vocab: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    cased = BertWordPieceTokenizer(str(vocab), lowercase=False)
+    cased.save(str(path))
+    with pytest.raises(
+        DataError, match=r"not the tokenizer of an uncased BERT \(WordPiece, lowercase False\)"
+    ):
+        load_tokenizer(path)
+    more = BertWordPieceTokenizer(str(vocab), lowercase=True)
+    more.add_tokens(["giraffe"])
+    more.save(str(path))
+    with pytest.raises(DataError, match="added giraffe"):
+        load_tokenizer(path)
+    for text in ("{", "[]", '{"model": {"type": "BPE", "vocab": {}}}', '{"model": 3, "normalizer": null}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="not the tokenizer of an uncased BERT"):
+            load_tokenizer(path)
+
+
 def test_what_cannot_be_loaded(tmp_path: Path, model: Path) -> None:
     cases = {
         "missing.model": None,

@@ -9,21 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
+from git_scale.models.decoder import LayerCache, Placement
 from git_scale.models.git import GitModel
 
 VOCABULARY = 23
 BuildModel = Callable[..., GitModel]
 DrawInputs = Callable[..., tuple[Tensor, Tensor]]
+Texts = list[tuple[int, ...]]
 
 
-def build_tiny_model(frames: int = 1, dropout: float = 0.0, layers: int = 3, seed: int = 0) -> GitModel:
+def build_tiny_model(
+    frames: int = 1, dropout: float = 0.0, layers: int = 3, seed: int = 0, tied: bool = True
+) -> GitModel:
     config = ModelConfig(
         encoder=EncoderConfig(
             name="vit_tiny_patch16_224",
             image_size=16,
             options={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "proj_drop_rate": dropout},
         ),
-        decoder=DecoderConfig(layers=layers, width=32, heads=4, ffn=48, positions=16, dropout=dropout),
+        decoder=DecoderConfig(
+            layers=layers, width=32, heads=4, ffn=48, positions=16, dropout=dropout, tied=tied
+        ),
         vocab_size=VOCABULARY,
         frames=frames,
     )
@@ -55,3 +61,69 @@ def draw_inputs() -> DrawInputs:
 @pytest.fixture
 def vocabulary() -> int:
     return VOCABULARY
+
+
+class Oracle:
+    """A model whose logits are a table: random for each picture (its first pixel) and all that a row sees.
+
+    It knows a row's text only through what the placements let the row see, and checks the positions by that.
+    """
+
+    max_positions = 64
+
+    def __init__(self, vocab_size: int, seed: int = 0, spread: float = 1.0) -> None:
+        self.vocab_size = vocab_size
+        self._seed = seed
+        self._spread = spread
+        self._table: dict[tuple[int, ...], Tensor] = {}
+        self.texts: list[Texts] = []  # of each call, what its rows saw
+        self.saw_images: list[bool] = []
+
+    def logits(self, picture: int, text: tuple[int, ...]) -> Tensor:
+        if (picture, *text) not in self._table:
+            noise = torch.Generator().manual_seed(hash((self._seed, picture, *text)) % 2**63)
+            drawn = torch.randn(self.vocab_size, generator=noise, dtype=torch.float64)
+            self._table[picture, *text] = self._spread * drawn
+        return self._table[picture, *text]
+
+    def __call__(
+        self,
+        images: Tensor | None,
+        tokens: Tensor,
+        rows: Tensor,
+        cache: list[LayerCache] | None = None,
+        placement: Placement | None = None,
+    ) -> Tensor:
+        self.saw_images.append(images is not None)
+        if images is not None:
+            self._pictures = images[:, 0, 0, 0, 0].long().tolist()
+            self._spoken = tokens[:, :, :0]
+        self._spoken = torch.cat([self._spoken, tokens], dim=2)
+        K, T = tokens.shape[1:]
+        places = [(row // (K * T), row // T % K, row % T) for row in rows.tolist()]
+        texts = [self._text(place, placement) for place in places]
+        self.texts.append(texts)
+        pictures = [self._pictures[b] for b, _, _ in places]
+        return torch.stack([self.logits(*pair) for pair in zip(pictures, texts, strict=True)])
+
+    def _text(self, place: tuple[int, int, int], placement: Placement | None) -> tuple[int, ...]:
+        b, k, t = place
+        if placement is None:
+            return tuple(self._spoken[b, k, : t + 1].tolist())
+        text = self._spoken[b, k][placement.visible[b, k, t]].tolist()
+        assert placement.positions[b, k, t] == len(text) - 1
+        return tuple(text)
+
+    def new_cache(self) -> list[LayerCache]:
+        return []
+
+
+@pytest.fixture
+def make_oracle() -> type[Oracle]:
+    return Oracle
+
+
+@pytest.fixture
+def number_pictures() -> Callable[[int], Tensor]:
+    """Pictures [B, 1, 3, 8, 8] that an Oracle knows as 0..B-1."""
+    return lambda count: torch.arange(count).view(-1, 1, 1, 1, 1).expand(-1, 1, 3, 8, 8).float()

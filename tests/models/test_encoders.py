@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from typing import Any
@@ -78,6 +79,56 @@ def test_a_vit_keeps_all_tokens_after_its_last_norm() -> None:
 def test_a_vit_takes_other_sizes_when_asked_to(side: int, tokens: int) -> None:
     encoder = build("vit_tiny_patch16_224", dynamic_img_size=True, **VIT)
     assert encoder(torch.randn(1, 3, side, side)).shape == (1, tokens, 32)
+
+
+def test_positions_of_a_ramp_stay_a_ramp() -> None:
+    """Halfway between two values bicubic weights are symmetric, so that a linear function is kept there."""
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    grid = torch.stack([rows, columns], dim=-1).flatten(0, 1)
+    table = torch.cat([torch.tensor([[-7.0, 9.0]]), grid])[None]
+    resized = encoders.resize_positions(table, (8, 8), (4, 8), 1)
+    assert resized.shape == (1, 33, 2)
+    assert torch.equal(resized[:, 0], table[:, 0])  # the class token
+    found = resized[0, 1:].unflatten(0, (4, 8))
+    # align_corners=False: row r of 4 lies at (r + 0.5) * 2 - 0.5 of 8
+    torch.testing.assert_close(found[1:3, 3], torch.tensor([[2.5, 3.0], [4.5, 3.0]]))
+    torch.testing.assert_close(found[2, :, 1], torch.arange(8.0))
+    assert encoders.resize_positions(table, (8, 8), (8, 8), 1) is table
+
+
+def test_smaller_pictures_meet_positions_without_a_filter() -> None:
+    """As GIT's own code; timm itself would filter the table."""
+    from timm.layers import resample_abs_pos_embed
+
+    torch.manual_seed(0)
+    table = torch.randn(1, 17, 6)
+    options = {"old_size": [4, 4], "num_prefix_tokens": 1}
+    plain = resample_abs_pos_embed(table, [2, 3], antialias=False, **options)
+    filtered = resample_abs_pos_embed(table, [2, 3], **options)
+    found = encoders.resize_positions(table, (4, 4), (2, 3), 1)
+    torch.testing.assert_close(found, plain)
+    assert (found - filtered).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
+def test_the_vit_itself_uses_them(name: str) -> None:
+    """deit3 adds positions before the class token, without one for it."""
+    encoder = build(name, dynamic_img_size=True, **VIT)
+    vit, images = encoder.backbone, torch.randn(2, 3, 16, 40)
+    with torch.no_grad():
+        vit.pos_embed.normal_()
+    found = encoder(images)
+    prefix = 0 if vit.no_embed_class else 1
+    fixed = build(name, **VIT)
+    fixed.load_state_dict(encoder.state_dict())
+    fixed.backbone.patch_embed.strict_img_size = False
+    table = encoders.resize_positions(vit.pos_embed, (4, 4), (2, 5), prefix)
+    fixed.backbone.pos_embed = torch.nn.Parameter(table.detach())
+    torch.testing.assert_close(found, fixed(images))
+    clone = copy.deepcopy(encoder)
+    with torch.no_grad():
+        encoder.backbone.pos_embed.zero_()
+    torch.testing.assert_close(clone(images), found)  # a copy has positions of its own
 
 
 @pytest.mark.parametrize(
@@ -162,3 +213,21 @@ def test_clips_activation_is_the_lean_one_with_the_same_values_and_gradients() -
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     (our_gradient,), (gradient,) = (torch.autograd.grad(y.sum(), x) for y in (ours, plain))
     torch.testing.assert_close(our_gradient, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_first_positions_as_wide_as_asked_for() -> None:
+    config = EncoderConfig(name="vit_tiny_patch16_224", image_size=224, position_std=0.5)
+    assert float(ImageEncoder(config).backbone.pos_embed.std()) == pytest.approx(0.5, rel=0.05)
+    with pytest.raises(ConfigError, match="resnet18 has no table of positions"):
+        ImageEncoder(EncoderConfig(name="resnet18", position_std=0.5))
+
+
+def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
+    options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
+    encoder = ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224", image_size=32, options=options)).eval()
+    images = torch.randn(2, 3, 37, 47)
+    with torch.no_grad():
+        whole = encoder(images)
+        assert whole.shape == (2, 1 + 4 * 5, 32)
+        assert torch.equal(whole, encoder(images[..., :32, :40]))
+        assert not torch.equal(whole, encoder(images[..., 5:, 7:]))

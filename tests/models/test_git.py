@@ -66,6 +66,22 @@ def test_the_word_table_and_the_head_are_one_parameter(tiny_model: BuildModel) -
     assert count_parameters(model) == table.numel() + others
 
 
+def test_an_untied_head_has_weights_of_its_own(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:
+    model = tiny_model(tied=False)
+    table, head = model.decoder.embedding.words.weight, model.decoder.head.weight
+    assert head is not table and head.shape == table.shape
+    assert count_parameters(model) == count_parameters(tiny_model()) + table.numel()
+    assert model.state_dict().keys() == tiny_model().state_dict().keys()
+    _, _, gradients = loss_and_gradients(model, *draw_inputs())
+    assert gradients["decoder.embedding.words.weight"].any() and gradients["decoder.head.weight"].any()
+    images, tokens = draw_inputs()
+    before = model(images, tokens, torch.tensor([3]))
+    with torch.no_grad():
+        head += 0.5
+    assert not torch.allclose(model(images, tokens, torch.tensor([3])), before)
+    assert not torch.equal(head, table)
+
+
 @pytest.mark.parametrize(
     ("recipe", "encoder", "whole"),
     [("git_base", 85_799_424, 153_178_170), ("git_large", 303_179_776, 370_755_130)],
@@ -94,9 +110,14 @@ def test_git2_has_the_papers_size() -> None:
     assert 0.3e9 <= count_parameters(model.decoder) < 0.35e9
 
 
-def test_the_initial_weights_are_berts() -> None:
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_initial_weights_are_berts(tied: bool) -> None:
     config = ModelConfig.model_validate(
-        {"encoder": load_run("demo").model.encoder, "decoder": {"layers": 2}, "vocab_size": 1000}
+        {
+            "encoder": load_run("demo").model.encoder,
+            "decoder": {"layers": 2, "tied": tied},
+            "vocab_size": 1000,
+        }
     )
     torch.manual_seed(0)
     model = GitModel(config)

@@ -88,9 +88,10 @@ def test_encoder_flops_are_cached_by_image_size() -> None:
         vit = TinyViT(width=16, layers=1)
     calls = []
     vit.register_forward_hook(lambda *_: calls.append(1))
-    small, large = encoder_forward_flops(vit, 32), encoder_forward_flops(vit, 64)
-    assert encoder_forward_flops(vit, 32) == small
-    assert len(calls) == 2
+    small, large = encoder_forward_flops(vit, 32, 32), encoder_forward_flops(vit, 64, 64)
+    wide = encoder_forward_flops(vit, 32, 64)
+    assert encoder_forward_flops(vit, 32, 32) == small < wide < large
+    assert len(calls) == 3
     assert 4 * small < large < 16 * small  # 4 x the rows: dense work grows 4-fold, attention 16-fold
 
 

@@ -75,7 +75,7 @@ def test_every_format_builds_the_same_samples(
     assert first.text.captions == ["about a.jpg", "more"] and second.text.captions == ["about b.png"]
     assert first.text.meta.get("image_id") == (100 if form == "coco" else None)
     output = capsys.readouterr().out
-    assert output.splitlines()[1].split()[:5] == ["out", "2", "3", "3", "1"]
+    assert output.splitlines()[1].split()[:6] == ["out", "2", "3", "3", "0", "1"]
     for line in (
         "skipped 1: empty caption: 'b.png'",
         "skipped 1: broken picture: 'broken.jpg'",
@@ -83,6 +83,43 @@ def test_every_format_builds_the_same_samples(
         "skipped 1: path leaves the images folder: '../secret.jpg'",
     ):
         assert line in output
+
+
+def test_vqa_builds_pictures_with_questions_alone(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [("a", "what?", 1), ("gone", "where?", 2), ("a", "how?", 3)]
+    tree = {
+        "questions": [dict(zip(("image_id", "question", "question_id"), item, strict=True)) for item in asked]
+    }
+    answers = [
+        {"question_id": number, "answers": [{"answer": f"answer {number}"}] * 10} for number in (1, 2, 3)
+    ]
+    (tmp_path / "q.json").write_text(json.dumps(tree))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": answers}))
+    command = [
+        "vqa",
+        str(images),
+        str(tmp_path / "out"),
+        "--questions",
+        str(tmp_path / "q.json"),
+        "--workers",
+        "1",
+    ]
+    assert tool.main(command) == 2
+    assert "give --image-name" in capsys.readouterr().err
+    command += ["--annotations", str(tmp_path / "a.json"), "--image-name", "{image_id}.jpg"]
+    assert tool.main(command) == 0
+    shards = open_shards(tmp_path / "out")
+    (record,) = (shards.read(number).text for number in range(len(shards)))
+    assert record.captions == [] and record.meta["image_id"] == "a"
+    assert record.questions == [
+        {"question": "what?", "answers": ["answer 1"] * 10, "question_id": 1},
+        {"question": "how?", "answers": ["answer 3"] * 10, "question_id": 3},
+    ]
+    output = capsys.readouterr().out
+    assert output.splitlines()[1].split()[:6] == ["out", "1", "0", "0", "2", "1"]
+    assert "skipped 1: missing picture: 'gone.jpg'" in output
 
 
 def test_digits_build_both_splits_with_other_handwriting(

@@ -256,7 +256,7 @@ def _message_of(
 def test_what_is_wrong_is_said_before_the_first_step_on_all_ranks(squares: Path, tmp_path: Path) -> None:
     for messages in run_distributed(wrong_setups, 2, squares, tmp_path):
         vocabulary, batch, data, tokenizer, norms, folder = messages
-        assert "model.vocab_size=99" in vocabulary and "set model.vocab_size=30" in vocabulary
+        assert "model.vocab_size=99" in vocabulary and "set model.vocab_size=34" in vocabulary
         assert "train.global_batch=8 is no multiple of train.micro_batch=3 x 2 ranks" in batch
         assert "nowhere" in data
         assert "nothing.model" in tokenizer

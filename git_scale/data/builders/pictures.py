@@ -1,4 +1,4 @@
-"""From rows (a picture's file name and its captions) to samples with the picture's bytes.
+"""From rows (a picture's file name, its captions and questions) to samples with the picture's bytes.
 
 File names come from CSV and JSON files that strangers wrote: none of them may lead out of the images folder.
 """
@@ -32,6 +32,8 @@ class Row:
     captions: tuple[str, ...]
     extra: dict[str, Any] = field(default_factory=dict)
     """Goes into the sample's json as it is."""
+    questions: tuple[dict[str, Any], ...] = ()
+    """Each `{"question": str, "answers": [str, ...]}`, and what else is to be kept of it."""
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> list[Row]:
@@ -45,7 +47,7 @@ def gather(pairs: Iterable[tuple[str, str]]) -> list[Row]:
 def samples_of(
     rows: Iterable[Row], images: Path, shrink: bool = False, workers: int = 1
 ) -> Iterator[SampleToWrite | Skipped]:
-    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty captions.
+    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty texts.
 
     `shrink`: pictures above the paper's size (shorter side 384, longer side 640) become smaller JPEGs; all
     others keep their bytes. Raises DataError when `images` is no folder.
@@ -57,17 +59,22 @@ def samples_of(
 
 
 def make_sample(images: Path, shrink: bool, row: Row) -> list[SampleToWrite | Skipped]:
-    """The row's sample, after one Skipped for each empty caption; or only what was skipped and why."""
+    """The row's sample, after one Skipped for each empty text; or only what was skipped and why."""
     captions = [text.strip() for text in row.captions if clean_caption(text)]
+    questions = [question for question in row.questions if clean_caption(question["question"])]
     outcomes: list[SampleToWrite | Skipped] = []
     outcomes += [Skipped(row.file, "empty caption")] * (len(row.captions) - len(captions))
-    if not captions:
+    outcomes += [Skipped(row.file, "empty question")] * (len(row.questions) - len(questions))
+    if not captions and not questions:
         return outcomes or [Skipped(row.file, "no caption")]
     try:
         image, extension = load_picture(images, row.file, shrink)
     except _UnusableError as reason:
         return [*outcomes, Skipped(row.file, str(reason))]
-    return [*outcomes, SampleToWrite(image, extension, {"captions": captions, "file": row.file, **row.extra})]
+    text = {"captions": captions, "file": row.file, **row.extra}
+    if questions:
+        text["questions"] = questions
+    return [*outcomes, SampleToWrite(image, extension, text)]
 
 
 class _UnusableError(Exception):

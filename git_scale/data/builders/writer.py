@@ -52,6 +52,7 @@ class BuildReport:
     samples: int = 0
     captions: int = 0
     distinct_captions: int = 0
+    questions: int = 0
     shards: int = 0
     bytes: int = 0
     """Of the tar files, their indexes not counted."""
@@ -114,16 +115,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def _usable(samples: Iterable[SampleToWrite | Skipped], report: BuildReport) -> Iterator[SampleToWrite]:
-    """Passes samples on, and takes down the captions that go by and what is skipped."""
+    """Passes samples on, and takes down the texts that go by and what is skipped."""
     seen: set[int] = set()  # hashes: the captions of a large data set would fill the memory
     for item in samples:
         if isinstance(item, Skipped):
             report.skip(item)
             continue
-        captions = item.text["captions"]
+        captions = item.text.get("captions", [])
         seen.update(map(hash, captions))
         report.captions += len(captions)
         report.distinct_captions = len(seen)
+        report.questions += len(item.text.get("questions", []))
         yield item
 
 

@@ -48,6 +48,15 @@ def test_pictures_keep_their_bytes(images: Path, file: str, extension: str) -> N
         assert sample.text == {"captions": ["one", "two"], "file": file}
 
 
+def test_questions_go_along_with_captions_or_alone(images: Path) -> None:
+    asked = tuple({"question": text, "answers": ["a", "a"], "question_id": 5} for text in ("what?", " "))
+    skipped, sample = make_sample(images, False, Row("a.jpg", (), {"image_id": 1}, asked))
+    assert skipped == Skipped("a.jpg", "empty question")
+    assert sample.text == {"captions": [], "file": "a.jpg", "image_id": 1, "questions": [asked[0]]}
+    (sample,) = make_sample(images, False, Row("a.jpg", ("one",), {}, asked[:1]))
+    assert sample.text == {"captions": ["one"], "file": "a.jpg", "questions": [asked[0]]}
+
+
 def test_the_content_decides_on_the_extension_not_the_name(images: Path) -> None:
     (images / "a.png").write_bytes((images / "a.jpg").read_bytes())
     (sample,) = outcome(images, "a.png", "text")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import git_scale
 from git_scale.data.images import decode
 from git_scale.data.shards import open_shards
 from git_scale.parallel.topology import Topology
@@ -36,11 +37,9 @@ def train_and_evaluate(
 
 
 def captions_from_checkpoint(run_dir: Path, heldout: Path) -> list[str]:
-    from git_scale.checkpoint.inference import load_captioner
-
     shards = open_shards(heldout)
     pictures = [decode(shards.read(index).image or b"") for index in range(len(shards))]
-    return load_captioner(run_dir, torch.device("cpu")).caption(pictures)
+    return git_scale.load(run_dir, device="cpu").caption(pictures, beams=1)
 
 
 @pytest.mark.distributed
@@ -60,15 +59,13 @@ def test_each_sample_is_captioned_once_and_as_from_the_checkpoint(
 
 @pytest.mark.distributed
 def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(squares: Path, tmp_path: Path) -> None:
-    from git_scale.checkpoint.inference import load_captioner
     from git_scale.data.tokenizer import train_sentencepiece
     from git_scale.errors import CheckpointError
 
     run_distributed(train_and_evaluate, 1, squares, tmp_path / "run", 0)
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    train_sentencepiece(["a b c d e f g"] * 9, checkpoint / "tokenizer.model", 12)
-    with pytest.raises(CheckpointError, match=r"its tokenizer has 12 pieces, its model 30"):
-        load_captioner(tmp_path / "run", torch.device("cpu"))
+    train_sentencepiece(["a b c d e f g"] * 9, tmp_path / "other.model", 12)
+    with pytest.raises(CheckpointError, match=r"its tokenizer has 12 pieces, its model 34"):
+        git_scale.load(tmp_path / "run", device="cpu", tokenizer=tmp_path / "other.model")
 
 
 def live_weights_and_files(

@@ -1,0 +1,152 @@
+"""A model's folder, published whole or not at all, and its files of tensors, written one tensor after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from git_scale.checkpoint import layout
+from git_scale.errors import CheckpointError
+from git_scale.files import digest, replaced_atomically, sync_folder, write_durably
+
+MAX_SHARD = 4 << 30  # bytes per file of tensors
+MARKS = (layout.MANIFEST, "config.json")  # one of them is in every folder that may be replaced
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}  # as safetensors names them
+
+
+@contextmanager
+def new_folder(destination: Path, force: bool, sources: list[Path]) -> Iterator[Path]:
+    """A hidden folder beside `destination` to write to, renamed to it when the block ends well.
+
+    With `force` an existing model's folder is replaced; it stays until the new one is complete. Raises
+    CheckpointError before anything is written when the destination cannot be used.
+    """
+    destination = Path(os.path.abspath(destination))  # noqa: PTH100 - a link is not to be followed
+    _check_destination(destination, force, sources)
+    hidden = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.partial")
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        sync_folder(hidden)
+        _swap(hidden, destination)
+    except OSError as error:
+        raise CheckpointError(f"{destination}: cannot be written: {error}; nothing was changed") from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _check_destination(destination: Path, force: bool, sources: list[Path]) -> None:
+    if not os.path.lexists(destination):
+        return
+    if not force:
+        raise CheckpointError(
+            f"{destination}: exists; choose another destination or add --force to replace it"
+        )
+    if any(source.resolve().is_relative_to(destination.resolve()) for source in sources):
+        raise CheckpointError(f"{destination}: holds what is to be read; choose another destination")
+    if destination.is_symlink() or not any((destination / name).is_file() for name in MARKS):
+        raise CheckpointError(
+            f"{destination}: is no model's folder, so --force does not replace it; remove it"
+        )
+
+
+def _swap(new: Path, destination: Path) -> None:
+    old = destination.with_name(f".{destination.name}.{uuid.uuid4().hex}.old")
+    replaces = destination.exists()
+    if replaces:
+        destination.rename(old)
+    try:
+        new.rename(destination)
+    except OSError:
+        if replaces:
+            old.rename(destination)
+        raise
+    sync_folder(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_durably(path, lambda file: file.write(text.encode()))
+
+
+def write_manifest(folder: Path) -> None:
+    """Of all files in the folder; written last."""
+    files = sorted(path for path in folder.iterdir() if path.name != layout.MANIFEST)
+    with replaced_atomically(folder / layout.MANIFEST) as temporary:
+        temporary.write_text(layout.manifest_text(digest(path) for path in files), encoding="utf-8")
+
+
+Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
+Tensors = Iterator[tuple[str, Tensor]]
+
+
+def write_tensors(
+    folder: Path, shapes: Shapes, tensors: Callable[[list[str]], Tensors], max_shard: int = MAX_SHARD
+) -> None:
+    """Writes safetensors files: model.safetensors, or shards and their index when one file would be too large.
+
+    `tensors(names)` yields (name, tensor) in the order of `names`; only one of them is in memory at a time.
+    """
+    shards = _split(shapes, max_shard)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = (
+            f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
+        )
+        write_durably(folder / file, _writer({name: shapes[name] for name in names}, tensors(names)))
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(_size(*shapes[name]) for name in shapes)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1))
+
+
+def _split(shapes: Shapes, max_shard: int) -> list[list[str]]:
+    """In the order of the names; a tensor that is larger than a shard has one of its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, (shape, dtype) in shapes.items():
+        size = _size(shape, dtype)
+        if shards[-1] and filled + size > max_shard:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _writer(shapes: Shapes, tensors: Tensors) -> Callable[[BinaryIO], None]:
+    """The safetensors format: length of the header, header, then the numbers in its order."""
+
+    def write(file: BinaryIO) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+        offset = 0
+        for name, (shape, dtype) in shapes.items():
+            end = offset + _size(shape, dtype)
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, (shape, dtype)), (found, tensor) in zip(shapes.items(), tensors, strict=True):
+            if (found, tensor.shape, tensor.dtype) != (name, shape, dtype):
+                raise ValueError(
+                    f"{found} {tensor.shape} {tensor.dtype} in the place of {name} {shape} {dtype}"
+                )
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+    return write
+
+
+def _size(shape: torch.Size, dtype: torch.dtype) -> int:
+    return shape.numel() * dtype.itemsize

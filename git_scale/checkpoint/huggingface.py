@@ -1,0 +1,198 @@
+"""GIT as transformers keeps it: config.json and model.safetensors (or pytorch_model.bin), opened as ours."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from git_scale.checkpoint.clip import Sizes, clip_encoder, shapes_of
+from git_scale.checkpoint.names import RenamedWeights, Row, huggingface_rows
+from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
+from git_scale.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
+from git_scale.data.images import MEAN, STD
+from git_scale.errors import CheckpointError
+from git_scale.models.git import GitModel
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.model", "tokenizer.json")
+HEAD, WORDS = "output.weight", "git.embeddings.word_embeddings.weight"
+
+# (key, what git_scale computes with, transformers' default where a file leaves the key out)
+FIXED = (
+    ("hidden_act", ("gelu",), "gelu"),
+    ("layer_norm_eps", (1e-12,), 1e-12),
+    ("vision_config.layer_norm_eps", (1e-5,), 1e-5),
+    ("vision_config.hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
+    ("vision_config.num_channels", (3,), 3),
+    ("vision_config.attention_dropout", (0,), 0),
+)
+DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 1024,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+def is_model(path: Path) -> bool:
+    return (path / CONFIG_FILE).is_file()
+
+
+def open_huggingface(folder: Path) -> Opened:
+    """Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow."""
+    config = read_json(folder / CONFIG_FILE)
+    tensors = find_tensors(folder)
+    if tensors is None:
+        raise CheckpointError(f"{folder}: has a {CONFIG_FILE}, but no model.safetensors or pytorch_model.bin")
+    source = open_tensors(tensors)
+    model = _model_config(config, folder / CONFIG_FILE, tied=_is_tied(source, config))
+    _compare_preprocessing(folder)
+    with torch.device("meta"):
+        shapes = shapes_of(GitModel(model))
+    layers = _whole_number(config.get("vision_config") or {}, "num_hidden_layers", VISION_DEFAULTS, folder)
+    weights = RenamedWeights(source, _rows(model, layers, source), shapes, _dropped(source, model), folder)
+    tokenizer = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
+    data = DataConfig(tokenizer=tokenizer.name) if tokenizer else DataConfig()
+    return Opened("huggingface", folder, RunConfig(model=model, data=data), tokenizer, weights, None)
+
+
+def _rows(model: ModelConfig, layers: int, source: TensorSource) -> list[Row]:
+    """The table, in the spelling of this file; a tied head may be left out of it."""
+    is_old = any(name.startswith("git.img_temperal_embedding.") for name in source.shapes)
+    rows = huggingface_rows(model, layers, "img_temperal" if is_old else "img_temporal")
+    return [row for row in rows if row.theirs != (HEAD,) or HEAD in source.shapes or not model.decoder.tied]
+
+
+def _dropped(source: TensorSource, model: ModelConfig) -> dict[str, str]:
+    dropped = {
+        name: "a range of numbers that older transformers stored"
+        for name in source.shapes
+        if name.endswith(".position_ids")
+    }
+    if model.frames == 1:
+        temporal = [name for name in source.shapes if ".img_temp" in name and "al_embedding." in name]
+        dropped |= dict.fromkeys(
+            temporal, "a model of one frame, where single pictures have no temporal embedding"
+        )
+    return dropped
+
+
+def _is_tied(source: TensorSource, config: dict[str, Any]) -> bool:
+    if HEAD not in source.shapes:
+        return config.get("tie_word_embeddings") is True  # if not, its absence is an error
+    same_shape = source.shapes[HEAD] == source.shapes.get(WORDS)
+    return same_shape and torch.equal(source.read(HEAD), source.read(WORDS))
+
+
+def _model_config(config: dict[str, Any], path: Path, tied: bool) -> ModelConfig:
+    if config.get("model_type") != "git":
+        raise CheckpointError(f"{path}: model_type={config.get('model_type')!r}; only 'git' is read here")
+    vision = config.get("vision_config") or {}
+    if not isinstance(vision, dict):
+        raise CheckpointError(f"{path}: vision_config={vision!r} is no table of settings")
+    _check_fixed(config, path)
+    text = {key: _whole_number(config, key, DEFAULTS, path) for key in DEFAULTS}
+    frames = config.get("num_image_with_embedding") or 1
+    try:
+        return ModelConfig(
+            encoder=_encoder_config(vision, path),
+            decoder=DecoderConfig(
+                layers=text["num_hidden_layers"],
+                width=text["hidden_size"],
+                heads=text["num_attention_heads"],
+                ffn=text["intermediate_size"],
+                positions=text["max_position_embeddings"],
+                dropout=_dropout(config, path),
+                tied=tied,
+            ),
+            vocab_size=text["vocab_size"],
+            frames=frames,
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {error.errors()[0]['msg']}: {error.errors()[0]['input']!r}") from None
+
+
+def _encoder_config(vision: dict[str, Any], path: Path) -> EncoderConfig:
+    sizes = {key: _whole_number(vision, key, VISION_DEFAULTS, path) for key in VISION_DEFAULTS}
+    return clip_encoder(
+        Sizes(
+            patch=sizes["patch_size"],
+            width=sizes["hidden_size"],
+            layers=sizes["num_hidden_layers"],
+            heads=sizes["num_attention_heads"],
+            hidden=sizes["intermediate_size"],
+        ),
+        image_size=sizes["image_size"],
+        quick_gelu=vision.get("hidden_act", "quick_gelu") == "quick_gelu",
+    )
+
+
+def _check_fixed(config: dict[str, Any], path: Path) -> None:
+    for key, allowed, default in FIXED:
+        section, _, last = key.rpartition(".")
+        table = (config.get(section) or {}) if section else config
+        if (value := table.get(last, default)) not in allowed:
+            one_of = " or ".join(map(repr, allowed))
+            raise CheckpointError(
+                f"{path}: {key}={value!r} cannot be imported: git_scale computes with {one_of}"
+            )
+
+
+def _whole_number(table: dict[str, Any], key: str, defaults: dict[str, int], path: Path) -> int:
+    value = table.get(key, defaults[key])
+    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"{path}: {key}={value!r} cannot be imported: a whole number is needed")
+    return value
+
+
+def _dropout(config: dict[str, Any], path: Path) -> float:
+    hidden, attention = (
+        config.get(f"{key}_prob", 0.1) for key in ("hidden_dropout", "attention_probs_dropout")
+    )
+    if hidden != attention:
+        log.warning(
+            "%s: hidden_dropout_prob=%s and attention_probs_dropout_prob=%s; further training takes the first for"
+            " both",
+            path,
+            hidden,
+            attention,
+        )
+    return float(hidden)
+
+
+def _compare_preprocessing(folder: Path) -> None:
+    """Warns when the pictures were normalised otherwise: the weights are right, captions may be worse."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    settings = read_json(path)
+    for key, ours in (("image_mean", MEAN), ("image_std", STD)):
+        theirs = settings.get(key)
+        if theirs is not None and [round(x, 4) for x in theirs] != [round(x, 4) for x in ours]:
+            log.warning(
+                "%s: %s=%s, where git_scale takes CLIP's %s as the paper's code does: captions may differ from"
+                " those of transformers",
+                path,
+                key,
+                theirs,
+                list(ours),
+            )

@@ -1,0 +1,120 @@
+"""The paper's own checkpoints (microsoft/GenerativeImage2Text): model.pt and parameter.yaml, opened as ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from git_scale.checkpoint.clip import clip_encoder, count_layers, read_sizes, shapes_of, square_side
+from git_scale.checkpoint.names import RenamedWeights, microsoft_rows
+from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.sources import TORCH_SUFFIXES, TensorSource, open_tensors
+from git_scale.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
+from git_scale.errors import CheckpointError
+from git_scale.models.git import GitModel
+
+HEAD_WIDTH = 64  # of its decoders as of its encoders
+WORDS, HEAD = "textual.embedding.words.weight", "textual.output.weight"
+DROPPED = {"image_encoder.proj": "CLIP's projection, which GIT never uses"}
+MAX_YAML = 1 << 20  # bytes; real ones have some hundred
+
+
+def find_file(path: Path) -> Path | None:
+    """The model.pt of a path: itself, in the folder, or in its snapshot/."""
+    if path.is_file() and path.suffix in TORCH_SUFFIXES:
+        return path
+    candidates = (path / "model.pt", path / "snapshot" / "model.pt")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def open_microsoft(path: Path) -> Opened:
+    """Raises CheckpointError when the file is no GIT of the paper's code or cannot be read safely."""
+    source = _Unprefixed(open_tensors(path))
+    shapes = source.shapes
+    if WORDS not in shapes or "image_encoder.conv1.weight" not in shapes:
+        hint = " It holds CLIP's: import it." if any(name.startswith("visual.") for name in shapes) else ""
+        raise CheckpointError(f"{path}: no GIT of the paper's code, it has no {WORDS}.{hint}")
+    sizes, positions = read_sizes(shapes, "image_encoder.", path)
+    parameters = read_parameters(path)
+    crop = _sides(parameters, path)
+    patch = sizes.patch
+    image_size = crop[0] or square_side(positions, path) * patch
+    if (image_size // patch) ** 2 + 1 != positions:
+        raise CheckpointError(
+            f"{path}: {positions} image positions do not fit test_crop_size={image_size} and patches of {patch}"
+        )
+    model = ModelConfig(
+        encoder=clip_encoder(sizes, image_size, quick_gelu=True),
+        decoder=_decoder_config(source, path),
+        vocab_size=shapes[WORDS][0],
+        frames=sum(name.startswith("img_temperal_embedding.") for name in shapes) or 1,
+    )
+    with torch.device("meta"):
+        ours = shapes_of(GitModel(model))
+    weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, DROPPED, path)
+    data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
+    tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)
+    return Opened("microsoft", path, RunConfig(model=model, data=data), tokenizer, weights, None)
+
+
+def _decoder_config(source: TensorSource | _Unprefixed, path: Path) -> DecoderConfig:
+    shapes = source.shapes
+    ffn = shapes.get("textual.transformer.encoder.layer.0.intermediate.dense.weight")
+    positions = shapes.get("textual.embedding.positions.weight")
+    width = shapes[WORDS][1]
+    if ffn is None or positions is None or width % HEAD_WIDTH:
+        raise CheckpointError(f"{path}: its text decoder (width {width}) is not built as GIT's")
+    tied = shapes.get(HEAD) == shapes[WORDS] and torch.equal(source.read(HEAD), source.read(WORDS))
+    return DecoderConfig(
+        layers=count_layers(shapes, "textual.transformer.encoder.layer"),
+        width=width,
+        heads=width // HEAD_WIDTH,
+        ffn=ffn[0],
+        positions=positions[0],
+        tied=tied,
+    )
+
+
+class _Unprefixed:
+    """Without the `module.` that some files have before every name."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self._prefix = "module." if all(name.startswith("module.") for name in source.shapes) else ""
+        self.shapes = {name.removeprefix(self._prefix): shape for name, shape in source.shapes.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._source.read(self._prefix + name)
+
+
+def read_parameters(model_file: Path) -> dict[str, Any]:
+    """parameter.yaml beside model.pt, or above its snapshot/; empty where there is none."""
+    folders = (model_file.parent, model_file.parent.parent)
+    for path in (folder / "parameter.yaml" for folder in folders[: 1 + (folders[0].name == "snapshot")]):
+        if path.is_file():
+            try:
+                if path.stat().st_size > MAX_YAML:
+                    raise CheckpointError(f"{path}: {path.stat().st_size} bytes; at most {MAX_YAML} are read")
+                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                raise CheckpointError(f"{path}: cannot be read: {error}") from None
+            if not isinstance(tree, dict):
+                raise CheckpointError(f"{path}: a table of settings is expected")
+            # training runs keep theirs under `param`
+            return tree["param"] if isinstance(tree.get("param"), dict) else tree
+    return {}
+
+
+def _sides(parameters: dict[str, Any], model_file: Path) -> tuple[int | None, int | None]:
+    """test_crop_size and test_respect_ratio_max."""
+    sides: list[int | None] = []
+    for key in ("test_crop_size", "test_respect_ratio_max"):
+        value = parameters.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 8):
+            raise CheckpointError(f"parameter.yaml of {model_file}: {key}={value!r} is no side in pixels")
+        sides.append(value)
+    return sides[0], sides[1]

@@ -1,0 +1,134 @@
+"""The model folder of git_scale: what a checkpoint holds, without what only training needs.
+
+FOLDER/manifest.json                    every file below with size and xxh3; written last
+FOLDER/config.yaml                      the recipe that the model was trained with
+FOLDER/tokenizer.model | vocab.txt      none beside an image encoder alone
+FOLDER/model.safetensors                fp32; or model-0000i-of-0000n.safetensors and their index
+FOLDER/origin.json                      the kind of source and its step
+FOLDER/metrics.json                     what was measured of it, if anything was
+FOLDER/README.md                        model card
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from git_scale.checkpoint.card import METRICS, USE_ENCODER, USE_NATIVE, read_metrics, write_card
+from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
+from git_scale.checkpoint.layout import CONFIG
+from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run
+from git_scale.checkpoint.probe import ExportReport, check_tokenizer, compare, probe
+from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
+from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, read_finite
+from git_scale.config import RunConfig
+from git_scale.data.tokenizer import Tokenizer, WordPieceTokenizer
+from git_scale.errors import CheckpointError
+from git_scale.files import write_durably
+from git_scale.models.encoders import ImageEncoder
+from git_scale.models.git import GitModel, count_parameters
+
+ORIGIN = "origin.json"
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / ORIGIN).is_file()
+
+
+class NativeWeights:
+    """Weights of a model folder; a tied head is the word table, which is stored once."""
+
+    def __init__(self, source: TensorSource, tied: bool) -> None:
+        self.dropped: dict[str, str] = {}
+        self.shapes = dict(source.shapes)
+        self._source, self._tied = source, tied and TIED_TO in source.shapes
+        if self._tied:
+            self.shapes[TIED_NAME] = self.shapes[TIED_TO]
+
+    def read(self, name: str) -> Tensor:
+        return self._source.read(TIED_TO if self._tied and name == TIED_NAME else name)
+
+
+def open_native(folder: Path) -> Opened:
+    """Raises CheckpointError. The caller has compared the files with their manifest."""
+    tensors = find_tensors(folder)
+    if tensors is None:
+        raise CheckpointError(f"{folder}: model.safetensors is missing")
+    run = read_run(folder)
+    step = read_json(folder / ORIGIN).get("step")
+    weights = NativeWeights(open_tensors(tensors), run.model.decoder.tied)
+    tokenizer = folder / Path(run.data.tokenizer).name
+    return Opened(
+        kind="native",
+        path=folder,
+        run=run,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        weights=weights,
+        step=step if isinstance(step, int) else None,
+    )
+
+
+def export_native(
+    opened: Opened, destination: Path, force: bool = False, tokenizer_file: Path | None = None
+) -> ExportReport:
+    """Writes a model folder of anything that was opened, whole or not at all.
+
+    What was written is read back and compared on a probe before it is published. Raises CheckpointError or
+    DataError; the destination is then as it was.
+    """
+    tokenizer = None if opened.holds_encoder_only else check_tokenizer(opened, tokenizer_file)
+    with torch.device("meta"):
+        config = architecture(opened)
+        module = ImageEncoder(config.encoder) if opened.holds_encoder_only else GitModel(config)
+    prefix = "encoder." if opened.holds_encoder_only else ""
+    state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    if config.decoder.tied:
+        state.pop(TIED_NAME, None)
+    expected = probe(opened)  # first: it finds what does not fit before anything is written
+    with new_folder(destination, force, [opened.path]) as folder:
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        write_tensors(folder, shapes, lambda names: _read(opened, names))
+        _write_rest(folder, opened, tokenizer)
+        write_manifest(folder)
+        difference = compare(opened.path, expected, lambda: probe(open_checkpoint(folder)))
+    return ExportReport(
+        destination=destination,
+        tensors=len(shapes),
+        parameters=count_parameters(module),
+        dropped=opened.weights.dropped,
+        max_abs_diff=difference,
+        verified_with="git_scale",
+    )
+
+
+def _read(opened: Opened, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
+        yield name, read_finite(opened.weights, name)
+
+
+def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> None:
+    run = opened.run
+    if tokenizer is not None:
+        name = write_tokenizer(tokenizer, folder)
+        run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": name})})
+    run = RunConfig.model_validate(run.model_dump() | {"model": architecture(opened).model_dump()})
+    write_text(folder / CONFIG, run.to_yaml())
+    write_text(folder / ORIGIN, json.dumps({"source": opened.kind, "step": opened.step}))
+    if metrics := read_metrics(opened):
+        write_text(folder / METRICS, json.dumps(metrics, indent=1))
+    use = USE_ENCODER if opened.holds_encoder_only else USE_NATIVE
+    write_text(folder / "README.md", write_card(opened, use))
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
+    """Its file, as vocab.txt or tokenizer.model; returns the name."""
+    if isinstance(tokenizer, WordPieceTokenizer):
+        write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in tokenizer.words))
+        return "vocab.txt"
+    data = tokenizer.path.read_bytes()
+    write_durably(folder / "tokenizer.model", lambda file: file.write(data))
+    return "tokenizer.model"

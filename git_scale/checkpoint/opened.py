@@ -1,0 +1,123 @@
+"""Any checkpoint, opened: its recipe, its tokenizer and its weights by the names of GitModel.
+
+training      a checkpoint of a run, or a run's folder (its newest one)
+native        a model folder of git_scale (git_scale/checkpoint/native.py)
+huggingface   a folder of transformers with a GIT in it
+microsoft     model.pt of the paper's code, or its folder
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.weights import TrainingWeights, Weights, check_files, check_names, read_finite
+from git_scale.config import ModelConfig, RunConfig
+from git_scale.errors import CheckpointError
+from git_scale.models.encoders import ImageEncoder
+from git_scale.models.git import GitModel
+
+__all__ = [
+    "Opened",
+    "architecture",
+    "check_names",
+    "load_encoder",
+    "load_model",
+    "open_checkpoint",
+    "read_run",
+]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose weights have not been read yet."""
+
+    kind: str
+    """training, native, huggingface or microsoft; encoder: the file of an image encoder alone."""
+    path: Path
+    run: RunConfig
+    """The recipe it was trained with; of a foreign one the model section is true, the rest are defaults."""
+    tokenizer: Path | None
+    """For load_tokenizer; None: the folder has none."""
+    weights: Weights
+    step: int | None
+
+    @property
+    def holds_encoder_only(self) -> bool:
+        return all(name.startswith("encoder.") for name in self.weights.shapes)
+
+
+def open_checkpoint(path: Path) -> Opened:
+    """Detects the kind. Raises CheckpointError when it is none, damaged, or not to be read by git_scale."""
+    from git_scale.checkpoint import huggingface, microsoft, native
+
+    path = Path(path)
+    if huggingface.is_model(path):
+        return huggingface.open_huggingface(path)
+    if (file := microsoft.find_file(path)) is not None:
+        return microsoft.open_microsoft(file)
+    checkpoint = layout.find_checkpoint(path)
+    check_files(checkpoint)
+    if native.is_model(checkpoint):
+        return native.open_native(checkpoint)
+    run = read_run(checkpoint)
+    return Opened(
+        kind="training",
+        path=checkpoint,
+        run=run,
+        tokenizer=checkpoint / Path(run.data.tokenizer).name,
+        weights=TrainingWeights(checkpoint),
+        step=layout.read_progress(checkpoint).step,
+    )
+
+
+def read_run(checkpoint: Path) -> RunConfig:
+    """The recipe in a checkpoint's folder. Raises CheckpointError."""
+    try:
+        return RunConfig.model_validate(layout.read_config(checkpoint))
+    except (OSError, ValidationError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{checkpoint / layout.CONFIG}: not a recipe of this git_scale: {error}"
+        ) from None
+
+
+def load_model(opened: Opened) -> GitModel:
+    """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
+    if opened.holds_encoder_only:
+        raise CheckpointError(
+            f"{opened.path}: holds an image encoder alone, no GIT: train one from it with"
+            f" init_from={opened.path}"
+        )
+    with torch.device("meta"):
+        model = GitModel(architecture(opened))
+    _fill(model, opened, prefix="")
+    return model
+
+
+def load_encoder(opened: Opened) -> ImageEncoder:
+    """The image encoder alone, as load_model."""
+    with torch.device("meta"):
+        encoder = ImageEncoder(architecture(opened).encoder)
+    _fill(encoder, opened, prefix="encoder.")
+    return encoder
+
+
+def architecture(opened: Opened) -> ModelConfig:
+    """The recipe's model without its wish for published first weights."""
+    encoder = opened.run.model.encoder.model_copy(update={"pretrained": False})
+    return opened.run.model.model_copy(update={"encoder": encoder})
+
+
+def _fill(module: torch.nn.Module, opened: Opened, prefix: str) -> None:
+    expected = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+    found = {name: shape for name, shape in opened.weights.shapes.items() if name.startswith(prefix)}
+    check_names(opened.path, expected, found)
+    tensors = {name.removeprefix(prefix): read_finite(opened.weights, name) for name in expected}
+    module.load_state_dict(tensors, assign=True)
+    if isinstance(module, GitModel) and opened.run.model.decoder.tied:
+        module.decoder.head.weight = module.decoder.embedding.words.weight

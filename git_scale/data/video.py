@@ -1,0 +1,128 @@
+"""Frames of a video file, equally spaced in time, through PyAV (an optional package).
+
+Two passes: the first reads the times of all frames without decoding any, the second seeks to each frame that is
+wanted. Neither a duration nor a frame count has to be written in the file, and one frame at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from git_scale.data.images import MAX_PIXELS, check_size
+from git_scale.errors import DataError, UserError
+
+ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+# No playlists: they would open further files and addresses.
+CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf"
+# The others' times are those of decoding, or their seeking is a guess by the byte.
+SEEKABLE = ("mov", "matroska")
+
+
+def read_frames(source: str | Path | bytes, count: int) -> list[Image.Image]:
+    """`count` RGB frames of a video (a path or its bytes): those shown in the middle of each of `count` equal parts.
+
+    A video of fewer frames gives some of them more than once. Turned upright when the file says so.
+    Raises DataError for anything but a whole video of reasonable size, UserError when PyAV is not installed.
+    """
+    av = _import_av()
+    name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+            return _read(av, file, count)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: the video cannot be read: {reason}") from None
+
+
+def middles(start: float, end: float, count: int) -> list[float]:
+    """The middle of each of `count` equal parts of [start, end)."""
+    return [start + (part + 0.5) * (end - start) / count for part in range(count)]
+
+
+def _import_av() -> ModuleType:
+    try:
+        import av
+        import av.error
+    except ImportError:
+        raise UserError("videos are read by PyAV, which is not installed: pip install av") from None
+    return av
+
+
+def _read(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Image]:
+    with _open(av, file) as container:
+        if not container.streams.video:
+            raise DataError("no video in it, only sound or other streams")
+        if container.format.name.split(",")[0] in SEEKABLE and (times := _frame_times(container)):
+            return _read_at(container, times, count)
+    return _read_in_order(av, file, count)
+
+
+def _open(av: ModuleType, file: BinaryIO) -> Any:
+    file.seek(0)
+    container = av.open(file, options={"format_whitelist": CONTAINERS})
+    for stream in container.streams.video:
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # held before a frame is allocated
+    return container
+
+
+def _frame_times(container: Any) -> list[int]:
+    """The presentation times of all frames in order, in units of the stream; empty when one has none."""
+    # the last packet is empty: it flushes the decoder
+    packets = (packet for packet in container.demux(video=0) if packet.size and not packet.is_discard)
+    times = {packet.pts for packet in packets}
+    return [] if None in times else sorted(times)
+
+
+def _read_at(container: Any, times: list[int], count: int) -> list[Image.Image]:
+    mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
+    targets = middles(times[0], times[-1] + mean_duration, count)
+    shown = [times[bisect.bisect_right(times, target) - 1] for target in targets]
+    pictures = {pts: _to_picture(_frame_at(container, pts)) for pts in sorted(set(shown))}
+    return [pictures[pts] for pts in shown]
+
+
+def _frame_at(container: Any, pts: int) -> Any:
+    """The frame shown at `pts`, decoded from the key frame before it; the next one where it is damaged."""
+    container.seek(pts, stream=container.streams.video[0])
+    frame = None
+    for frame in _decode(container):
+        if frame.pts is not None and frame.pts >= pts:
+            break
+    if frame is None:
+        raise DataError("the video is damaged: a frame cannot be decoded")
+    return frame
+
+
+def _read_in_order(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Image]:
+    """By the numbers of the frames, all of which are decoded twice: first to count them."""
+    with _open(av, file) as container:
+        total = sum(1 for _ in _decode(container))
+    if not total:
+        raise DataError("no frame in it")
+    shown = [int(middle) for middle in middles(0, total, count)]
+    with _open(av, file) as container:
+        frames = enumerate(_decode(container))
+        pictures = {number: _to_picture(frame) for number, frame in frames if number in shown}
+    return [pictures[number] for number in shown]
+
+
+def _decode(container: Any) -> Iterator[Any]:
+    codec = container.streams.video[0].codec_context
+    check_size(codec.width, codec.height)
+    for frame in container.decode(video=0):
+        check_size(frame.width, frame.height)
+        yield frame
+
+
+def _to_picture(frame: Any) -> Image.Image:
+    picture: Image.Image = frame.to_image()
+    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

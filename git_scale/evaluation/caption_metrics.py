@@ -1,0 +1,37 @@
+"""The published scores of captions: BLEU, ROUGE-L and CIDEr, as pycocoevalcap computes them.
+
+METEOR and SPICE need Java programs and are left out.
+"""
+
+from __future__ import annotations
+
+from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
+from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
+from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
+
+from git_scale.evaluation.exact_match import require_references
+from git_scale.evaluation.ptb import tokenize
+
+
+def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[str, float]:
+    """bleu_1 .. bleu_4 and rouge_l from 0 to 1, cider (CIDEr-D) from 0 to 10, over all images.
+
+    Papers print them times 100. CIDEr weighs a phrase by how few of the images have it in a reference, so that it
+    depends on all references given and is 0 for a single image.
+    Raises DataError for lists of different length, for none at all, and for a caption without a reference.
+    """
+    require_references("caption metrics", generated, references)
+    hypotheses = {number: [_join(text)] for number, text in enumerate(generated)}
+    truths = {number: [_join(text) for text in texts] for number, texts in enumerate(references)}
+    bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
+    rouge, _ = Rouge().compute_score(truths, hypotheses)
+    has_words = any(
+        text for texts in truths.values() for text in texts
+    )  # Cider takes the maximum of their counts
+    cider = Cider().compute_score(truths, hypotheses)[0] if has_words else 0.0
+    scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
+    return {name: float(value) for name, value in {**scores, "rouge_l": rouge, "cider": cider}.items()}
+
+
+def _join(caption: str) -> str:
+    return " ".join(tokenize(caption))

@@ -1,0 +1,169 @@
+"""Texts for held-out pictures, generated on all ranks, and what they are worth."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from git_scale.config import RunConfig
+from git_scale.data.batch import EvalBatch
+from git_scale.data.images import normalise
+from git_scale.data.loader import build_eval_loader
+from git_scale.data.shards import ShardSet
+from git_scale.data.tokenizer import Tokenizer
+from git_scale.evaluation.scores import score
+from git_scale.evaluation.sheet import Captioned, draw_captions
+from git_scale.models.generate import Decoding, generate
+from git_scale.parallel import collectives
+from git_scale.parallel.topology import Topology
+
+
+# Silent where an evaluation takes seconds; in a log file a line every half minute.
+PROGRESS: dict[str, Any] = {"delay": 5, "leave": False, "unit": "batch", "mininterval": 1 if sys.stderr.isatty() else 30}
+
+
+class Runner(Protocol):
+    """A model on all ranks: the training engine, or one that only runs forward."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> Any:
+        """A Decodable with train() and eval()."""
+
+    @property
+    def is_whole_on_each_rank(self) -> bool:
+        """False where every forward pass is collective."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated text."""
+
+    index: int
+    """Number of the sample in the shards."""
+    key: str
+    identity: int | str
+    question: str
+    generated: str
+    references: list[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same on every rank; predictions in the order of the shards."""
+
+    metrics: dict[str, float]
+    predictions: list[Prediction]
+    sheet: Image.Image | None
+    problems: list[str]
+    """One message per sample that could not be used."""
+
+
+class Evaluator:
+    """Asks everything of the first `eval.images` held-out samples; each rank takes every dp-th of them."""
+
+    def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, topology: Topology) -> None:
+        self._run = run
+        self._shards = shards
+        self._tokenizer = tokenizer
+        self._topology = topology
+        self._decoding = Decoding(
+            max_new_tokens=run.eval.max_new_tokens,
+            beams=run.eval.beams,
+            length_penalty=run.eval.length_penalty,
+        )
+
+    def evaluate(self, runner: Runner) -> Evaluation:
+        """Collective."""
+        topology = self._topology
+        loader = build_eval_loader(self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp)
+        predictions: list[Prediction] = []
+        shown: list[tuple[int, np.ndarray]] = []
+        problems: list[str] = []
+        runner.model.eval()
+        for batch in tqdm(loader, "evaluation", disable=not topology.is_writer, **PROGRESS):
+            predictions += self._predict(runner, batch)
+            shown += self._pictures_to_show(batch)
+            problems += batch.problems
+        runner.model.train()
+        parts = collectives.gather_objects((predictions, shown, problems))
+        everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
+        pictures = dict(item for part in parts for item in part[1])
+        metrics = score(self._run.data.task, everything)
+        return Evaluation(
+            {f"eval/{name}": value for name, value in metrics.items()},
+            everything,
+            _draw(everything, pictures),
+            [message for part in parts for message in part[2]],
+        )
+
+    def _predict(self, runner: Runner, batch: EvalBatch) -> list[Prediction]:
+        def all_finished(ended: Tensor) -> bool:
+            running = not bool(ended.all())
+            # Under ZeRO-3 every forward pass gathers weights from all ranks: the last to finish decides.
+            return not (
+                running if runner.is_whole_on_each_rank else collectives.any_rank(running, runner.device)
+            )
+
+        texts = generate(
+            runner.model,
+            normalise(batch.images.to(runner.device), runner.dtype),
+            self._prefixes(batch),
+            self._tokenizer.eos_id,
+            self._decoding,
+            is_finished=all_finished,
+        )
+        return [
+            Prediction(
+                index,
+                key,
+                query.identity,
+                query.question,
+                self._tokenizer.decode(text[0].tokens),
+                query.references,
+            )
+            for index, key, queries, answers in zip(
+                batch.indices, batch.keys, batch.queries, texts, strict=True
+            )
+            # neither a filler of a short rank nor an unreadable sample has queries
+            for query, text in zip(queries, answers, strict=False)
+        ]
+
+    def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
+        """As many for each picture: where others have more questions, a bare begin token fills the place."""
+        most = max(1, *map(len, batch.queries))
+        filler = [self._tokenizer.bos_id]
+        return [
+            [query.prefix for query in queries] + [filler] * (most - len(queries)) for queries in batch.queries
+        ]
+
+    def _pictures_to_show(self, batch: EvalBatch) -> list[tuple[int, np.ndarray]]:
+        return [
+            (index, image[0].permute(1, 2, 0).numpy())
+            for index, image in zip(batch.indices, batch.images, strict=True)
+            if 0 <= index < self._run.eval.pictures
+        ]
+
+
+def _draw(predictions: list[Prediction], pictures: dict[int, np.ndarray]) -> Image.Image | None:
+    """The first text of each picture to show, beside what was asked."""
+    first = {item.index: item for item in reversed(predictions)}
+    rows = [
+        Captioned(
+            pictures[index],
+            f"{item.question} {' / '.join(item.references[:1])}".strip(),
+            f"{item.question} {item.generated}".strip(),
+        )
+        for index, item in sorted(first.items())
+        if index in pictures
+    ]
+    return draw_captions(rows) if rows else None

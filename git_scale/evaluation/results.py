@@ -1,0 +1,63 @@
+"""What an evaluation leaves behind, in the formats that the evaluation servers take.
+
+    metrics.json         {"eval/cider": 1.23, ...}
+    results.json         COCO: [{"image_id": 42, "caption": "..."}, ...]
+                         VQA: [{"question_id": 42001, "answer": "..."}, ...]
+    predictions.jsonl    one line per text: key, identity, question, generated, references
+    captions.png         the first pictures with reference and text
+
+The ids are `image_id` of a sample's json and `question_id` of its questions. Where they are missing the sample's key
+stands instead, "000000042", and "000000042#1" for its second question; no server takes those.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from git_scale.evaluation.evaluator import Evaluation, Prediction
+from git_scale.files import replaced_atomically
+
+Id = int | str
+
+
+def write_results(folder: Path, evaluation: Evaluation) -> None:
+    """All files of an evaluation; each appears whole or not at all, and replaces one of an earlier evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [(item.identity, item.generated) for item in evaluation.predictions]
+    if any(item.question for item in evaluation.predictions):
+        write_vqa_results(folder / "results.json", texts)
+    else:
+        write_coco_results(folder / "results.json", texts)
+    _write(folder / "predictions.jsonl", "".join(map(_line, evaluation.predictions)))
+    if evaluation.sheet:
+        with replaced_atomically(folder / "captions.png") as temporary:
+            evaluation.sheet.save(temporary, "PNG")
+    _write(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def write_coco_results(path: Path, captions: Iterable[tuple[Id, str]]) -> None:
+    """(image_id, caption) pairs in COCO's format."""
+    _write(path, _rows({"image_id": number, "caption": text} for number, text in captions))
+
+
+def write_vqa_results(path: Path, answers: Iterable[tuple[Id, str]]) -> None:
+    """(question_id, answer) pairs in VQA's format."""
+    _write(path, _rows({"question_id": number, "answer": text} for number, text in answers))
+
+
+def _rows(rows: Iterable[dict[str, Any]]) -> str:
+    """A JSON array with one row per line, so that two evaluations can be compared line by line."""
+    return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n"
+
+
+def _line(item: Prediction) -> str:
+    names = ("key", "identity", "question", "generated", "references")
+    return json.dumps({name: getattr(item, name) for name in names}, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

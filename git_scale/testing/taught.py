@@ -1,0 +1,96 @@
+"""A tiny model that has learned to speak of coloured squares, in seconds on one core: something to ask."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from git_scale.checkpoint.native import export_native
+from git_scale.checkpoint.opened import Opened
+from git_scale.config import RunConfig
+from git_scale.data.batch import Batch, Sample, collate
+from git_scale.data.images import decode, normalise, prepare
+from git_scale.data.tasks import Prompts
+from git_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from git_scale.models.git import GitModel, language_model_loss
+from git_scale.testing.tiny import (
+    COLOUR,
+    COLOURS,
+    SIDE,
+    SIDES,
+    SIZE,
+    VOCAB_SIZE,
+    describe,
+    draw_square,
+    tiny_run,
+)
+
+STEPS = 200
+
+
+def write_taught(folder: Path, frames: int = 1) -> Path:
+    """A model folder that captions the squares of git_scale.testing.tiny and answers COLOUR and SIZE about them.
+
+    With `frames` > 1 it has seen them as clips whose frames are all the same.
+    """
+    said = [describe(colour, side) for colour in COLOURS for side in SIDES]
+    with tempfile.TemporaryDirectory() as scratch:
+        words = Path(scratch) / "tokenizer.model"
+        train_sentencepiece([*said, COLOUR, SIZE, *COLOURS, *SIDES], words, VOCAB_SIZE)
+        run = _recipe(words.parent, frames)
+        torch.manual_seed(0)
+        model = GitModel(run.model)
+        _learn(model, _everything(Prompts(load_tokenizer(words), run.data), frames))
+        export_native(Opened("training", folder, run, words, _Live(model), STEPS), folder)
+    return folder
+
+
+class _Live:
+    """Weights of a model in memory."""
+
+    def __init__(self, model: GitModel) -> None:
+        self.dropped: dict[str, str] = {}
+        self._state = model.state_dict()
+        self.shapes = {name: tensor.shape for name, tensor in self._state.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._state[name]
+
+
+def _recipe(folder: Path, frames: int) -> RunConfig:
+    run = tiny_run(folder, folder, data={"max_text_tokens": 24}, eval={"max_new_tokens": 16})
+    decoder = run.model.decoder.model_copy(update={"positions": 40})
+    model = run.model.model_copy(update={"decoder": decoder, "vocab_size": VOCAB_SIZE, "frames": frames})
+    return run.model_copy(update={"model": model})
+
+
+def _everything(prompts: Prompts, frames: int) -> Batch:
+    """Each square with its caption and the two questions."""
+    encode, samples = prompts.tokenizer.encode, []
+    for colour in COLOURS:
+        for side in SIDES:
+            pixels = prepare(decode(draw_square(colour, side)), prompts.data, SIDE)
+            texts = [
+                prompts.caption(describe(colour, side)),
+                prompts.answer(encode(COLOUR), encode(colour)),
+                prompts.answer(encode(SIZE), encode(side)),
+            ]
+            samples.append(Sample("", pixels[None].repeat(frames, 0), texts))
+    return collate(samples)
+
+
+def _learn(model: GitModel, batch: Batch) -> None:
+    images = normalise(batch.images, torch.float32)
+    rows, labels = batch.target_rows()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        loss = language_model_loss(model(images, batch.tokens, rows), labels, 0.0) / len(labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()

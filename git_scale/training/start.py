@@ -1,0 +1,86 @@
+"""Where a run's first weights come from, and which of them learn."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.initial import initialise
+from git_scale.checkpoint.opened import open_checkpoint
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.models.encoders import has_batch_norm
+from git_scale.models.git import GitModel
+
+log = logging.getLogger(__name__)
+
+
+def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
+    """The model and tokenizer of the checkpoint that a run starts from, to lie below its recipe.
+
+    A run that has begun keeps what it began with: it goes on where that checkpoint is gone.
+    """
+    begun = Path(run_dir) / layout.CONFIG
+    if begun.is_file() and layout.published(Path(run_dir)):
+        tree = yaml.safe_load(begun.read_text(encoding="utf-8"))
+        return {"model": tree["model"], "data": {"tokenizer": tree["data"]["tokenizer"]}}
+    opened = open_checkpoint(Path(init_from))
+    model = opened.run.model.model_dump(mode="json")
+    if opened.holds_encoder_only:
+        model = {"encoder": model["encoder"]}
+    model["encoder"]["pretrained"] = False
+    return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
+
+
+def build_model(run: RunConfig) -> GitModel:
+    """The model with the same first weights on every rank: a function of (seed, model, init_from)."""
+    torch.manual_seed(run.seed)
+    model = GitModel(run.model)
+    if run.train.precision == "bf16" and has_batch_norm(model):
+        raise ConfigError(
+            [
+                f"model.encoder.name={run.model.encoder.name!r} holds batch norms, whose statistics DeepSpeed"
+                " leaves in fp32 and torch does not mix with bf16 weights: set train.precision=fp32, or take an"
+                " encoder with layer norms"
+            ]
+        )
+    freeze(model, run.train.freeze)
+    model.set_activation_checkpointing(run.train.activation_checkpointing)
+    return model
+
+
+def load_first_weights(model: GitModel, run: RunConfig) -> None:
+    """Fills the model from `init_from`; what the source does not have keeps its random start, and is named."""
+    if run.init_from is None:
+        return
+    for line in initialise(model, run.model, open_checkpoint(Path(run.init_from))):
+        log.info("init_from %s: %s", run.init_from, line)
+
+
+def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:
+    """Parameters that match a pattern do not learn. Raises ConfigError for a pattern that matches none."""
+    named = dict(model.named_parameters())
+    idle = [pattern for pattern in patterns if not fnmatch.filter(named, pattern)]
+    if idle:
+        raise ConfigError(
+            [
+                f"train.freeze: {pattern!r} matches no parameter; names are like {', '.join(list(named)[:2])}"
+                for pattern in idle
+            ]
+        )
+    for pattern in patterns:
+        for name in fnmatch.filter(named, pattern):
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError([f"train.freeze={list(patterns)} leaves nothing to learn"])
+
+
+def encoder_learns(model: GitModel) -> bool:
+    """Without, nothing runs backward through the image encoder."""
+    return any(parameter.requires_grad for parameter in model.encoder.parameters())

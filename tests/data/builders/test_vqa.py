@@ -1,0 +1,129 @@
+"""VQA files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.vqa import read_vqa
+from git_scale.errors import DataError
+
+QUESTIONS = {
+    "data_subtype": "val2014",
+    "questions": [
+        {"image_id": 42, "question": "What is it?", "question_id": 42000},
+        {"image_id": 7, "question": "How many?", "question_id": 7000},
+        {"image_id": 42, "question": "Is it red?", "question_id": 42001},
+    ],
+}
+ANSWERS = {42000: ["dog"] * 9 + ["cat"], 7000: ["2", "two"], 42001: ["yes"]}
+ANNOTATIONS = {
+    "annotations": [
+        {"question_id": number, "answers": [{"answer": text, "answer_id": 1} for text in texts]}
+        for number, texts in ANSWERS.items()
+    ]
+}
+
+
+def save(path: Path, tree: Any) -> Path:
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def read(tmp_path: Path, questions: Any, annotations: Any = None, name: str | None = None) -> list[Row]:
+    answers = None if annotations is None else save(tmp_path / "annotations.json", annotations)
+    return read_vqa(save(tmp_path / "questions.json", questions), answers, name)
+
+
+def question(text: str, number: int | str, answers: list[str]) -> dict[str, Any]:
+    return {"question": text, "answers": answers, "question_id": number}
+
+
+def test_questions_are_joined_with_answers_and_gathered_by_picture(tmp_path: Path) -> None:
+    first = (
+        question("What is it?", 42000, ["dog"] * 9 + ["cat"]),
+        question("Is it red?", 42001, ["yes"]),
+    )
+    second = (question("How many?", 7000, ["2", "two"]),)
+    assert read(tmp_path, QUESTIONS, ANNOTATIONS) == [
+        Row("COCO_val2014_000000000042.jpg", (), {"image_id": 42}, first),
+        Row("COCO_val2014_000000000007.jpg", (), {"image_id": 7}, second),
+    ]
+
+
+def test_a_test_split_has_no_answers_and_the_pictures_of_its_whole(tmp_path: Path) -> None:
+    rows = read(tmp_path, QUESTIONS | {"data_subtype": "test-dev2015"})
+    assert rows[1] == Row(
+        "COCO_test2015_000000000007.jpg", (), {"image_id": 7}, (question("How many?", 7000, []),)
+    )
+
+
+def test_textvqa(tmp_path: Path) -> None:
+    tree = {
+        "data": [
+            {"image_id": "00a1", "question": "what brand?", "question_id": 3, "answers": ["x", "x", "y"]},
+            {"image_id": "00a1", "question": "what year?", "question_id": 4},
+        ]
+    }
+    asked = (question("what brand?", 3, ["x", "x", "y"]), question("what year?", 4, []))
+    assert read(tmp_path, tree) == [Row("00a1.jpg", (), {"image_id": "00a1"}, asked)]
+
+
+def test_the_name_of_the_pictures_can_be_given(tmp_path: Path) -> None:
+    tree = {"questions": QUESTIONS["questions"]}
+    assert [row.file for row in read(tmp_path, tree, name="{image_id:04d}.png")] == ["0042.png", "0007.png"]
+    with pytest.raises(DataError, match="name no data_subtype"):
+        read(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    "name", ["{image_id:012d", "{number}.jpg", "{}.jpg", "{image_id.x}", "{image_id:zz}"]
+)
+def test_a_name_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"does not fit image_id 42 .* give --image-name"):
+        read(tmp_path, QUESTIONS, ANNOTATIONS, name)
+
+
+def test_annotations_of_another_split_are_refused(tmp_path: Path) -> None:
+    annotations = {"annotations": ANNOTATIONS["annotations"][1:]}
+    with pytest.raises(DataError, match="question 42000 has no annotation; are questions and"):
+        read(tmp_path, QUESTIONS, annotations)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"questions": 3, "data_subtype": "x"},
+        {"questions": [{"image_id": 1}], "data_subtype": "x"},
+        {"questions": [{"image_id": [], "question": "a", "question_id": 1}], "data_subtype": "x"},
+        {"data": [3]},
+        {"data": [{"image_id": 1, "question": "a", "question_id": 1, "answers": 3}]},
+    ],
+)
+def test_another_form_is_refused(tmp_path: Path, tree: Any) -> None:
+    with pytest.raises(DataError, match=r"not VQA questions .* expected an object with questions"):
+        read(tmp_path, tree)
+
+
+@pytest.mark.parametrize(
+    "tree", [{}, {"annotations": [{}]}, {"annotations": [{"question_id": 1, "answers": [3]}]}]
+)
+def test_another_form_of_annotations_is_refused(tmp_path: Path, tree: Any) -> None:
+    with pytest.raises(DataError, match=r"annotations\.json: not VQA annotations"):
+        read(tmp_path, QUESTIONS, tree)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "not a readable JSON"), (b"\xff", "not a readable JSON"), (b"[]", "holds a list")],
+)
+def test_broken_json_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "questions.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_vqa(path)

@@ -1,0 +1,223 @@
+"""Videos written here, in which a bar's place tells the number of the frame."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from git_scale.data import images, video
+from git_scale.data.video import middles, read_frames
+from git_scale.errors import DataError, UserError
+
+av = pytest.importorskip("av")
+
+STEP = 8  # pixels that the bar moves per frame, and its width
+FRAMES = 31
+MIDDLES = [2, 7, 12, 18, 23, 28]  # of six parts of 31 frames: 2.58, 7.75, 12.92, 18.08, 23.25, 28.42
+
+
+class Unseekable(io.RawIOBase):
+    """A pipe: what was written cannot be mended afterwards, so no duration gets into the header."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.data += bytes(data)
+        return len(data)
+
+
+def write_video(
+    target: Any,
+    format: str = "mp4",
+    codec: str = "libx264",
+    times: Iterable[int] = range(FRAMES),
+    gop: int = 7,
+    rotation: int = 0,
+    b_frames: int = 2,
+) -> None:
+    """Frame number n is black but for a white bar at STEP * n; shown at times[n] tenths of a second."""
+    times = list(times)
+    with av.open(target, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = STEP * (len(times) + len(times) % 2), 32, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = b_frames
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, time in enumerate(times):
+            pixels = np.zeros((32, stream.width, 3), np.uint8)
+            pixels[:, STEP * number : STEP * (number + 1)] = 255
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = time
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def a_video(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    write_video(buffer, **options)
+    return buffer.getvalue()
+
+
+def number_of(picture: Image.Image) -> int:
+    columns = np.asarray(picture.convert("L")).mean(axis=0)
+    return int(columns.reshape(-1, STEP).mean(axis=1).argmax())
+
+
+def numbers(source: str | Path | bytes, count: int) -> list[int]:
+    return [number_of(picture) for picture in read_frames(source, count)]
+
+
+def test_middles() -> None:
+    assert middles(0, 6, 3) == [1, 3, 5]
+    assert middles(10, 20, 1) == [15]
+
+
+@pytest.mark.parametrize(
+    ("format", "codec", "b_frames"),
+    [
+        ("mp4", "libx264", 2),
+        ("mp4", "mpeg4", 0),
+        ("mov", "libx264", 2),
+        ("matroska", "libx264", 2),
+        ("matroska", "ffv1", 0),
+        ("webm", "libvpx", 0),
+        ("avi", "mpeg4", 0),
+        ("avi", "libx264", 2),  # AVI knows the order of decoding only
+        ("mpegts", "libx264", 2),
+        ("mpeg", "mpeg2video", 2),
+    ],
+)
+def test_frames_are_the_middles_of_equal_parts(format: str, codec: str, b_frames: int) -> None:
+    data = a_video(format=format, codec=codec, b_frames=b_frames)
+    assert numbers(data, 6) == MIDDLES
+    assert numbers(data, 1) == [15]
+
+
+def test_every_frame_and_more_than_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "bar.mp4"
+    write_video(str(path))
+    assert numbers(path, FRAMES) == list(range(FRAMES))
+    write_video(str(path), times=range(3))
+    assert numbers(str(path), 6) == [0, 0, 1, 1, 2, 2]
+    write_video(str(path), times=[0])
+    assert numbers(path, 2) == [0, 0]
+
+
+def test_it_is_time_that_is_divided_not_the_number_of_frames() -> None:
+    # the tenth frame stays for four seconds: at 13.75 and 41.25 of 55 it is the one that is shown
+    assert numbers(a_video(format="matroska", times=[*range(10), 50]), 2) == [9, 9]
+
+
+def test_no_duration_is_needed() -> None:
+    stream = Unseekable()
+    write_video(stream, format="matroska")
+    with av.open(io.BytesIO(stream.data)) as container:
+        assert container.duration is None and not container.streams.video[0].frames
+    assert numbers(stream.data, 6) == MIDDLES
+
+
+@pytest.mark.parametrize("rotation", [90, -90, 180])
+def test_a_turned_video_is_turned_upright(rotation: int) -> None:
+    upright, turned = (read_frames(a_video(rotation=angle), 1)[0] for angle in (0, rotation))
+    counterclockwise = np.rot90(np.asarray(upright), rotation // 90)
+    assert np.array_equal(np.asarray(turned), counterclockwise)
+
+
+def test_few_frames_are_decoded_and_fewer_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = a_video(times=range(200), gop=10, b_frames=0)
+    decoded, kept = [], []
+    decode, to_picture = video._decode, video._to_picture
+
+    def counting(container: Any) -> Iterator[Any]:
+        for frame in decode(container):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video, "_decode", counting)
+    monkeypatch.setattr(video, "_to_picture", lambda frame: kept.append(frame.pts) or to_picture(frame))
+    assert numbers(data, 4) == [25, 75, 125, 175]
+    assert len(kept) == 4
+    assert len(decoded) <= 4 * 10, "a key frame comes every ten"
+
+
+def sound() -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        samples = np.zeros((1, 800), np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def test_sound_alone_is_refused() -> None:
+    with pytest.raises(DataError, match="no video in it"):
+        read_frames(sound(), 2)
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish" * 100, bytes(5000)])
+def test_rubbish_is_refused(data: bytes) -> None:
+    with pytest.raises(DataError, match=rf"a video of {len(data)} bytes: "):
+        read_frames(data, 2)
+
+
+def test_damage_raises_data_errors_only() -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    for format in ("mp4", "matroska", "mpegts"):
+        healthy = np.frombuffer(a_video(format=format), np.uint8)
+        for share in (0.3, 0.9):
+            damaged = healthy[: int(share * len(healthy))].copy()
+            for _ in range(3):
+                damaged[rng.integers(len(damaged), size=10)] ^= 0x55
+                try:
+                    read_frames(damaged.tobytes(), 2)
+                except DataError:
+                    refused += 1
+    assert refused > 3
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    write_video(str(tmp_path / "bar.ts"), format="mpegts")
+    assert numbers(tmp_path / "bar.ts", 1) == [15]
+    lists = {
+        "m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{tmp_path}/bar.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat": f"ffconcat version 1.0\nfile '{tmp_path}/bar.ts'\n",
+    }
+    for ending, text in lists.items():
+        path = tmp_path / f"list.{ending}"
+        path.write_text(text)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_frames(path, 1)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.mp4: .*No such file"):
+        read_frames(tmp_path / "none.mp4", 1)
+
+
+def test_large_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = a_video()
+    monkeypatch.setattr(images, "MAX_PIXELS", 5000)
+    with pytest.raises(DataError, match="256 x 32 pixels"):
+        read_frames(data, 1)
+
+
+def test_without_pyav_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UserError, match="pip install av"):
+        read_frames(b"", 1)

@@ -1,0 +1,78 @@
+"""Result files as the evaluation servers read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from git_scale.evaluation.evaluator import Evaluation, Prediction
+from git_scale.evaluation.results import write_coco_results, write_results, write_vqa_results
+
+CAPTIONS = [
+    Prediction(0, "s.tar:000", 42, "", "a caf\u00e9", ["the caf\u00e9"]),
+    Prediction(1, "s.tar:001", "001", "", 'a "dog"', []),
+]
+ANSWERS = [
+    Prediction(0, "s.tar:000", 42001, "what is it?", "dog", ["dog"] * 10),
+    Prediction(0, "s.tar:000", 42002, "how many?", "2", ["two"]),
+]
+
+
+def evaluation(predictions: list[Prediction], sheet: Image.Image | None = None) -> Evaluation:
+    return Evaluation({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [])
+
+
+def test_captions_in_cocos_format(tmp_path: Path) -> None:
+    write_results(tmp_path / "new" / "out", evaluation(CAPTIONS, Image.new("RGB", (4, 3))))
+    folder = tmp_path / "new" / "out"
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == [
+        {"image_id": 42, "caption": "a caf\u00e9"},
+        {"image_id": "001", "caption": 'a "dog"'},
+    ]
+    assert json.loads((folder / "metrics.json").read_text()) == {"eval/cider": 1.25, "eval/texts": 2.0}
+    assert Image.open(folder / "captions.png").size == (4, 3)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "captions.png",
+        "metrics.json",
+        "predictions.jsonl",
+        "results.json",
+    ]
+
+
+def test_answers_in_vqas_format_and_all_predictions(tmp_path: Path) -> None:
+    write_results(tmp_path, evaluation(ANSWERS))
+    assert json.loads((tmp_path / "results.json").read_text()) == [
+        {"question_id": 42001, "answer": "dog"},
+        {"question_id": 42002, "answer": "2"},
+    ]
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert lines[1] == {
+        "key": "s.tar:000",
+        "identity": 42002,
+        "question": "how many?",
+        "generated": "2",
+        "references": ["two"],
+    }
+    assert not (tmp_path / "captions.png").exists()
+
+
+def test_no_text_is_an_empty_list(tmp_path: Path) -> None:
+    write_coco_results(tmp_path / "a.json", [])
+    write_vqa_results(tmp_path / "b.json", iter([]))
+    assert (
+        json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "b.json").read_text()) == []
+    )
+
+
+def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_coco_results(path, [(1, "old")])
+    with pytest.raises(TypeError):
+        write_coco_results(path, [(1, "new"), (object(), "no number")])  # type: ignore[list-item]
+    with pytest.raises(UnicodeEncodeError):
+        write_coco_results(path, [(1, "\ud800")])
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert json.loads(path.read_text()) == [{"image_id": 1, "caption": "old"}]

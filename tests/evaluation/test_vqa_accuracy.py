@@ -1,0 +1,85 @@
+"""VQA accuracy by hand, and against the definition written out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from git_scale.errors import DataError
+from git_scale.evaluation.vqa_accuracy import answer_accuracy, normalize_answer, vqa_accuracy
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("Yes.", "yes"),
+        ("the  Dog\n", "dog"),
+        ("An apple and a pear", "apple and pear"),
+        ("The", ""),
+        ("none", "0"),
+        ("ten men", "10 men"),
+        ("eleven", "eleven"),
+        ("dont", "don't"),
+        ("Couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("yall", "y'all"),
+        ("oclock", "o'clock"),
+        ("shell", "shell"),  # and not she'll
+        ("dog's", "dog's"),
+        ("1,000", "1000"),
+        ("1,000-2,000", "10002000"),  # a comma between digits: every sign vanishes
+        ("black/white", "black white"),
+        ("black / white", "black white"),
+        ("t-shirt", "t shirt"),
+        ("t-shirt, red", "t shirt red"),  # the comma has a blank beside it, the hyphen has not
+        ("t-shirt - red", "tshirt red"),  # one blank beside a hyphen: all hyphens vanish
+        ("red,white", "red white"),
+        ("3.5", "3.5"),
+        ("3. 5", "3 5"),
+        ("p.m.", "pm"),
+        ("10:30", "10:30"),  # the colon is no sign of the list
+        ("what?!", "what"),
+        ("(left)", "left"),
+        ("", ""),
+    ],
+)
+def test_normalisation(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("agree", "accuracy"),
+    # k of 10 agree: (k * min(k - 1, 3) + (10 - k) * min(k, 3)) / 30
+    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)],
+)
+def test_ten_people(agree: int, accuracy: float) -> None:
+    assert answer_accuracy("Two.", ["2"] * agree + ["3"] * (10 - agree)) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("answers", "accuracy"),
+    [(["a"], 0), (["2"], 1), (["2", "3"], 0.5), (["2", "2", "3"], 2 / 3), (["2"] * 4, 1)],
+)
+def test_fewer_people(answers: list[str], accuracy: float) -> None:
+    assert answer_accuracy("two", answers) == pytest.approx(accuracy)
+
+
+def test_equals_leaving_out_each_person_in_turn() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        answers = [rng.choice(["yes", "no", "Yes."]) for _ in range(rng.randint(4, 12))]
+        expected = 0.0
+        for left_out in range(len(answers)):
+            others = answers[:left_out] + answers[left_out + 1 :]
+            expected += min(sum(other != "no" for other in others) / 3, 1) / len(answers)
+        assert answer_accuracy("yes", answers) == pytest.approx(expected)
+
+
+def test_mean_over_questions() -> None:
+    assert vqa_accuracy(["yes", "red", "4"], [["yes"], ["blue"], ["four", "five"]]) == pytest.approx(0.5)
+
+
+def test_a_question_without_answers_is_refused() -> None:
+    with pytest.raises(DataError, match=r"VQA accuracy: text 0 .* has no reference"):
+        vqa_accuracy(["yes"], [[]])

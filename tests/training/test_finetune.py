@@ -1,0 +1,204 @@
+"""Fine-tuning: what a run starts from, what stays frozen, which checkpoint is the best, and its evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.weights import load_weights
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.parallel.topology import Topology
+from git_scale.recipes import load_run
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.taught import write_taught
+from git_scale.testing.tiny import tiny_run
+
+ROOM = {"max_text_tokens": 24}
+MODEL_POSITIONS = 40
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that speaks of squares."""
+    return write_taught(tmp_path_factory.mktemp("taught") / "model")
+
+
+def vqa_run(squares: Path, run_dir: Path, taught: Path, **sections: dict[str, Any]) -> RunConfig:
+    """The tiny run on questions, from the taught model and with its tokenizer."""
+    data = {"task": "vqa", "texts_per_image": 2, "tokenizer": str(taught / "tokenizer.model"), **ROOM}
+    sections["data"] = data | sections.get("data", {})
+    run = tiny_run(squares, run_dir, **sections)
+    decoder = run.model.decoder.model_copy(update={"positions": MODEL_POSITIONS})
+    model = run.model.model_copy(update={"decoder": decoder})
+    return run.model_copy(update={"model": model, "init_from": str(taught)})
+
+
+def train(
+    topology: Topology, device: torch.device, run: RunConfig, stage: int, steps: int
+) -> tuple[int, list[float], dict[str, float], list[tuple[Any, str]]]:
+    """The first step, losses, metrics and answers of some steps, with a checkpoint at the end."""
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    first, losses = trainer.step, []
+    for _ in range(steps):
+        losses.append(trainer.train_step().loss)
+        trainer.step += 1
+    trainer.save()
+    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    return first, losses, evaluation.metrics, [(p.identity, p.generated) for p in evaluation.predictions]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_it_starts_from_the_checkpoint_and_frozen_weights_stay(
+    squares: Path, tmp_path: Path, taught: Path, world_size: int, stage: int
+) -> None:
+    frozen = {"freeze": ["encoder.*", "*.positions.*"], "micro_batch": 8 // world_size}
+    run = vqa_run(squares, tmp_path / "run", taught, train=frozen)
+    answers = run_distributed(train, world_size, run, stage, 3)
+    _, losses, metrics, texts = answers[0]
+    assert losses[0] < 0.6, "the taught model knows most answers; a random one begins at 3.2"
+    assert metrics["eval/texts"] == 12 == len(texts), "7 pictures, of which 2 have one question"
+    assert metrics["eval/vqa_accuracy"] == metrics["eval/exact_match"] > 0.7
+    assert all(answer[3] == texts for answer in answers)
+
+    before = _weights_of(taught)
+    after = load_weights(tmp_path / "run" / "checkpoints" / "step_00000003")
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        stays = name.startswith("encoder.") or ".positions." in name
+        assert torch.equal(tensor, before[name]) == stays, name
+
+    # the same command goes on, with frozen weights and without what it started from
+    resumed = run.model_copy(update={"init_from": str(taught)})
+    assert run_distributed(train, world_size, resumed, stage, 1)[0][0] == 3
+
+
+def _weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from git_scale.checkpoint.opened import open_checkpoint
+
+    weights = open_checkpoint(folder).weights
+    return {name: weights.read(name) for name in weights.shapes}
+
+
+def fit(topology: Topology, device: torch.device, run: RunConfig) -> list[str]:
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
+    scores = iter([0.2, 0.9, 0.5, 0.9, 0.1])
+    real = trainer.evaluator.evaluate
+
+    def evaluate(engine: Any) -> Any:
+        evaluation = real(engine)
+        evaluation.metrics["eval/vqa_accuracy"] = next(scores)
+        return evaluation
+
+    trainer.evaluator.evaluate = evaluate
+    trainer.fit()
+    trainer.writer.close()
+    return sorted(path.name for path in (Path(run.run_dir) / "checkpoints").iterdir())
+
+
+@pytest.mark.distributed
+def test_the_best_checkpoint_outlives_newer_ones(squares: Path, tmp_path: Path, taught: Path) -> None:
+    sections = {"eval": {"every": 2}, "checkpoint": {"every": 2, "keep": 2, "best": "vqa_accuracy"}}
+    run = vqa_run(squares, tmp_path / "run", taught, train={"micro_batch": 4}, **sections)
+    (names, _) = run_distributed(fit, 2, run)
+    assert names == ["best", "best.json", "step_00000004", "step_00000008", "step_00000010"]
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "best").resolve() == (folder / "step_00000004").resolve()
+    best = json.loads((folder / "best.json").read_text())
+    assert best == {"step": 4, "metric": "vqa_accuracy", "value": 0.9}
+    assert layout.find_checkpoint(folder / "best").name == "best"
+    assert layout.find_checkpoint(tmp_path / "run").name == "step_00000010"
+
+
+def refused(topology: Topology, device: torch.device, run: RunConfig) -> str:
+    from git_scale.training.build import build_trainer
+
+    try:
+        build_trainer(run, {}, topology, device)
+    except ConfigError as error:
+        return str(error)
+    return "built"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"train": {"freeze": ["encode.*"]}}, "train.freeze: 'encode.*' matches no parameter"),
+        ({"train": {"freeze": ["*"]}}, "leaves nothing to learn"),
+        ({"checkpoint": {"best": "cider"}}, "with data.task=vqa it is one of exact_match, vqa_accuracy"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    squares: Path, tmp_path: Path, taught: Path, section: dict[str, Any], message: str
+) -> None:
+    run = vqa_run(squares, tmp_path / "run", taught, **section)
+    assert message in run_distributed(refused, 1, run)[0]
+
+
+def test_a_recipe_takes_model_and_tokenizer_from_the_checkpoint(taught: Path, tmp_path: Path) -> None:
+    from git_scale.training.start import settled_by
+
+    given = [f"init_from={taught}", f"run_dir={tmp_path / 'run'}", "eval.max_new_tokens=8"]
+    run = load_run("finetune_vqa", [*given, "data.max_text_tokens=24", "model.encoder.image_size=48"], settled_by)
+    assert run.model.vocab_size == 34 and run.model.decoder.width == 32
+    assert run.data.tokenizer == str(taught / "tokenizer.model")
+    assert run.model.encoder.image_size == 48, "what is typed lies above the checkpoint"
+    assert (run.data.task, run.optimizer.encoder_lr) == ("vqa", 1e-5), "and so does the recipe"
+
+
+def test_a_run_that_has_begun_does_not_need_what_it_started_from(tmp_path: Path, squares: Path) -> None:
+    from git_scale.training.start import settled_by
+
+    run = tiny_run(squares, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000010").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(run.to_yaml(), encoding="utf-8")
+    settled = settled_by(str(tmp_path / "gone"), str(tmp_path / "run"))
+    assert settled["model"] == run.model.model_dump(mode="json")
+    assert settled["data"] == {"tokenizer": run.data.tokenizer}
+
+
+def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path) -> None:
+    """Against a loss written by hand: the mean over answer and end tokens of the negative log-probabilities."""
+    from git_scale.data.loader import build_train_loader
+    from git_scale.data.images import normalise
+    from git_scale.data.shards import open_shards
+    from git_scale.data.tokenizer import load_tokenizer
+    from git_scale.models.git import GitModel, language_model_loss
+
+    run = vqa_run(squares, tmp_path / "run", taught)
+    words = load_tokenizer(run.data.tokenizer)
+    batch = next(iter(build_train_loader(run, open_shards(run.data.train), words, 0, 1, 0)))
+    torch.manual_seed(0)
+    model = GitModel(run.model).double().eval()
+    images = normalise(batch.images, torch.float64)
+    everywhere = torch.arange(batch.tokens.numel())
+    with torch.no_grad():
+        rows, labels = batch.target_rows()
+        ours = float(language_model_loss(model(images, batch.tokens, rows), labels, 0.0))
+        logits = model(images, batch.tokens, everywhere).view(*batch.tokens.shape, -1).numpy()
+    by_hand, answers = 0.0, set()
+    for b, k in np.ndindex(batch.tokens.shape[:2]):
+        ids = batch.tokens[b, k].tolist()
+        text = words.decode(ids)
+        if not text:
+            continue
+        question, _, answer = text.partition("? ")
+        answers.add(answer)
+        first = 1 + len(words.encode(f"{question}?"))
+        for t in range(first, ids.index(words.eos_id) + 1):
+            row = logits[b, k, t - 1]
+            by_hand += float(np.log(np.exp(row - row.max()).sum()) + row.max() - row[ids[t]])
+    assert answers <= {"red", "green", "blue", "black", "tiny", "small", "big"} and len(answers) > 3
+    assert ours == pytest.approx(by_hand, rel=1e-5)  # the loss is summed in fp32

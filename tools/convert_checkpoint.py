@@ -1,0 +1,124 @@
+"""Checkpoints in and out: import from elsewhere, export to elsewhere, look into one.
+
+    python tools/convert_checkpoint.py import hub/git-base-coco models/git-base-coco
+    python tools/convert_checkpoint.py import GIT_BASE_VQAv2/model.pt models/vqa --tokenizer vocab.txt
+    python tools/convert_checkpoint.py import ViT-B-16.pt models/clip-b16
+    python tools/convert_checkpoint.py import vit.safetensors models/vit --encoder vit_small_patch16_224
+    python tools/convert_checkpoint.py export runs/git_base exported/git-base --format hf
+    python tools/convert_checkpoint.py inspect runs/git_base
+
+Import reads Hugging Face's GIT, the paper's model.pt, and image encoders alone: those of CLIP, open_clip and timm.
+Export reads anything; --format hf is for transformers, native is git_scale's own model folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from git_scale.checkpoint.clip import open_encoder, with_image_size
+from git_scale.checkpoint.huggingface_export import export_huggingface
+from git_scale.checkpoint.native import export_native
+from git_scale.checkpoint.opened import Opened, open_checkpoint
+from git_scale.checkpoint.probe import ExportReport
+from git_scale.checkpoint.sources import TORCH_SUFFIXES
+from git_scale.checkpoint.weights import TIED_NAME
+from git_scale.errors import CheckpointError, UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        args.command(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_import(args: argparse.Namespace) -> None:
+    opened = open_source(args.source, args.encoder)
+    if args.image_size is not None:
+        opened = with_image_size(opened, args.image_size)
+    report(export_native(opened, args.destination, args.force, args.tokenizer), args.json)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    opened = open_checkpoint(args.source)
+    export = export_huggingface if args.format == "hf" else export_native
+    report(export(opened, args.destination, args.force), args.json)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    opened = open_source(args.source, args.encoder)
+    print(f"kind       {opened.kind}")
+    print(f"path       {opened.path}")
+    print(f"step       {'-' if opened.step is None else opened.step}")
+    print(f"tokenizer  {opened.tokenizer or '-'}")
+    is_tied = opened.run.model.decoder.tied
+    shapes = {n: shape for n, shape in opened.weights.shapes.items() if not (is_tied and n == TIED_NAME)}
+    parts: Counter[str] = Counter()
+    for name, shape in shapes.items():
+        parts[name.partition(".")[0]] += shape.numel()
+    for part, numbers in parts.items():
+        print(f"{part:10} {numbers:>15,} numbers")
+    print(f"{'total':10} {parts.total():>15,}")
+    for name, shape in shapes.items():
+        print(f"{name}  {list(shape)}")
+
+
+def open_source(path: Path, encoder: str | None) -> Opened:
+    """A GIT, or the file of an image encoder alone."""
+    if path.is_file() and (opened := open_encoder(path, encoder)) is not None:
+        return opened
+    if path.is_file() and path.suffix not in TORCH_SUFFIXES:
+        raise CheckpointError(f"{path}: no image encoder of CLIP; one of timm needs --encoder NAME")
+    return open_checkpoint(path)
+
+
+def report(done: ExportReport, json_file: Path | None) -> None:
+    print(f"{done.destination}: {done.tensors} tensors, {done.parameters:,} parameters")
+    for reason, count in Counter(done.dropped.values()).items():
+        print(f"  not taken: {count} ({reason})")
+    print(f"  read back with {done.verified_with}: largest difference {done.max_abs_diff:.2g}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(asdict(done), default=str, indent=1), encoding="utf-8")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    into = commands.add_parser("import", help="from elsewhere to a model folder of git_scale")
+    into.set_defaults(command=run_import)
+    into.add_argument(
+        "--tokenizer", type=Path, help="vocab.txt, tokenizer.json or tokenizer.model of the model"
+    )
+    into.add_argument(
+        "--image-size", type=int, help="interpolate the table of positions for pictures of this side"
+    )
+    out = commands.add_parser("export", help="from a run, a checkpoint or a model folder")
+    out.set_defaults(command=run_export)
+    out.add_argument("--format", choices=("hf", "native"), required=True)
+    look = commands.add_parser("inspect", help="kind, step, parameters and shapes")
+    look.set_defaults(command=run_inspect)
+    for command in (into, out, look):
+        command.add_argument("source", type=Path)
+    for command in (into, look):
+        command.add_argument("--encoder", help="timm's name of an image encoder that comes alone")
+    for command in (into, out):
+        command.add_argument("destination", type=Path)
+        command.add_argument("--force", action="store_true", help="replace a model's folder that exists")
+        command.add_argument("--json", type=Path, help="write the report to this file as well")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

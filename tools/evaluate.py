@@ -1,0 +1,74 @@
+"""Scores a checkpoint on shards: metrics as JSON, predictions in the benchmark's own submission format.
+
+    python tools/evaluate.py --checkpoint runs/git_base --data data/coco/heldout --task caption eval.beams=4
+    python tools/evaluate.py --checkpoint runs/vqa/checkpoints/best --data data/vqav2/heldout --task vqa
+    torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/git2 --data data/coco/heldout \\
+        --ds_config ds_configs/zero3.json
+
+The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is answered
+once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
+predictions.jsonl (with question and references) and captions.png. section.key=value changes what the checkpoint's recipe
+says: eval.beams, eval.max_new_tokens, train.micro_batch (pictures per pass), data.resize, model.encoder.image_size ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from git_scale.errors import UserError
+from git_scale.evaluation.benchmark import evaluate_checkpoint
+from git_scale.evaluation.results import write_results
+from git_scale.parallel.ds_config import read_ds_config
+from git_scale.parallel.topology import Topology, topology_from
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    topology = Topology()
+    try:
+        topology = topology_from(os.environ)
+        logging.basicConfig(level=logging.INFO if topology.is_writer else logging.ERROR, format="%(message)s")
+        if args.out.exists() and not args.force:
+            raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
+        evaluation = evaluate_checkpoint(
+            args.checkpoint,
+            args.data,
+            args.task,
+            args.tokenizer,
+            args.overrides,
+            read_ds_config(args.ds_config),
+            topology,
+        )
+        if topology.is_writer:
+            write_results(args.out, evaluation)
+            print(json.dumps(evaluation.metrics, indent=1))
+    except UserError as error:
+        if topology.is_writer:
+            print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="folder of tar shards")
+    parser.add_argument("--task", choices=("caption", "vqa"), help="default: what it was trained for")
+    parser.add_argument("--tokenizer", type=Path, help="for a checkpoint without one (Microsoft's)")
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="new folder (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="write over --out")
+    parser.add_argument("--ds_config", metavar="JSON", help="ZeRO-3 splits the model over the processes")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
