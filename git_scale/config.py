@@ -37,7 +37,7 @@ class EncoderConfig(Section):
     pretrained: bool = False
     """Start from timm's published weights of that name (needs a download or a cache)."""
     position_std: float | None = Field(None, gt=0)
-    """Of a ViT's first table of positions; none: timm's 0.02, beside which the patches' own embeddings are large. From
+    """Of a ViT's first table of positions; none: timm's 0.02, which is little beside the embeddings of patches. From
     scratch and with few pictures, 0.5 shows places to the first attention at once."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
@@ -87,7 +87,7 @@ class DataConfig(Section):
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Share of the picture's area that RandomResizedCrop keeps (ratio 1, bicubic)."""
     resize: Literal["crop", "pad", "fit"] = "crop"
-    """How a picture meets model.encoder.image_size. crop: shorter side to it, then a square (a random one in training).
+    """How a picture meets model.encoder.image_size. crop: shorter side to it, then a square (random in training).
     pad: longer side to it, the rest of the square black. fit: shorter side to it unless the longer one would exceed
     data.max_side; no crop, no padding, so that each picture has its own shape (needs train.micro_batch=1)."""
     max_side: int | None = Field(None, ge=8)
@@ -145,7 +145,7 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
     best: str | None = None
-    """Metric of the evaluation whose best checkpoint is kept as well, under checkpoints/best: exact_match, cider, ..."""
+    """Metric whose best checkpoint is kept as well, under checkpoints/best: exact_match, cider, vqa_accuracy, ..."""
 
 
 class LogConfig(Section):
@@ -222,6 +222,8 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
+    if run.checkpoint.best is not None and data.heldout is None:
+        yield f"checkpoint.best={run.checkpoint.best!r} is measured on held-out data: set data.heldout"
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"

@@ -142,6 +142,34 @@ def test_a_crop_range_outside_0_to_1_is_refused(value: str) -> None:
     assert problem.endswith("is no range within (0, 1]: the paper's is [0.8, 1.0]")
 
 
+def test_questions_pictures_and_the_best_checkpoint_fit_together() -> None:
+    (positions,) = problems_of("data.task=vqa", "model.decoder.positions=64", "eval.max_new_tokens=30")
+    assert "data.max_text_tokens=40 (question) + eval.max_new_tokens=30 (answer) exceed" in positions
+    (stacked,) = problems_of("data.resize=fit", "train.micro_batch=2")
+    assert "set train.micro_batch=1 or data.resize=pad" in stacked
+    (heldout,) = problems_of("checkpoint.best=cider", "data.heldout=null")
+    assert "set data.heldout" in heldout
+
+
+def test_a_checkpoints_model_lies_below_recipe_and_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("run_dir: here\ninit_from: there\nmodel: {encoder: {image_size: 64}}\n")
+    asked = []
+
+    def start(init_from: str, run_dir: str) -> dict:
+        asked.append((init_from, run_dir))
+        encoder = {"name": "resnet18", "image_size": 32, "options": {"layers": [1, 1, 1, 1]}}
+        return {"model": {"encoder": encoder, "vocab_size": 99}, "data": {"tokenizer": "there/vocab.txt"}}
+
+    run = load_run(str(recipe), ["model.vocab_size=98"], start)
+    assert asked == [("there", "here")]
+    assert (run.model.encoder.name, run.model.encoder.image_size) == ("resnet18", 64)
+    assert run.model.encoder.options == {"layers": [1, 1, 1, 1]}
+    assert (run.model.vocab_size, run.data.tokenizer) == (98, "there/vocab.txt")
+    load_run("git_base", [], start)
+    assert len(asked) == 1, "a run from nothing asks nobody"
+
+
 def test_tiny_image_sizes_and_wild_betas_are_refused_together() -> None:
     assert problems_of("data.image_sizes=[224, 4]", "optimizer.betas=[0.9, 1]") == [
         "data.image_sizes=[224, 4]: sides of at least 8 pixels are needed",
@@ -227,7 +255,7 @@ def test_the_suggested_batch_passes(dp: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_tree_round_trips_through_yaml(name: str, tmp_path: Path) -> None:
-    run = load_run(name, ["optimizer.encoder_lr=3e-7", "data.heldout=null"])
+    run = load_run(name, ["optimizer.encoder_lr=3e-7", "data.heldout=null", "checkpoint.best=null"])
     written = tmp_path / "config.yaml"
     written.write_text(run.to_yaml())
     assert load_run(str(written)) == run

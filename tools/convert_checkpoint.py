@@ -2,7 +2,7 @@
 
     python tools/convert_checkpoint.py import hub/git-base-coco models/git-base-coco
     python tools/convert_checkpoint.py import GIT_BASE_VQAv2/model.pt models/vqa --tokenizer vocab.txt
-    python tools/convert_checkpoint.py import ViT-B-16.pt models/clip-b16
+    python tools/convert_checkpoint.py import open_clip_model.safetensors models/clip-b16
     python tools/convert_checkpoint.py import vit.safetensors models/vit --encoder vit_small_patch16_224
     python tools/convert_checkpoint.py export runs/git_base exported/git-base --format hf
     python tools/convert_checkpoint.py inspect runs/git_base
@@ -18,7 +18,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from git_scale.checkpoint.clip import open_encoder, with_image_size
@@ -29,6 +29,7 @@ from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
 from git_scale.errors import CheckpointError, UserError
+from git_scale.recipes import adjusted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +52,8 @@ def run_import(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     opened = open_checkpoint(args.source)
+    if args.crop:
+        opened = replace(opened, run=adjusted(opened.run, ["data.resize=crop"]))
     export = export_huggingface if args.format == "hf" else export_native
     report(export(opened, args.destination, args.force), args.json)
 
@@ -107,6 +110,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     out = commands.add_parser("export", help="from a run, a checkpoint or a model folder")
     out.set_defaults(command=run_export)
     out.add_argument("--format", choices=("hf", "native"), required=True)
+    out.add_argument(
+        "--crop",
+        action="store_true",
+        help="of a model that was trained on padded or uncropped pictures: let it see the middle of them",
+    )
     look = commands.add_parser("inspect", help="kind, step, parameters and shapes")
     look.set_defaults(command=run_inspect)
     for command in (into, out, look):

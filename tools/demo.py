@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,6 +31,7 @@ from git_scale.monitoring.tables import format_table
 from git_scale.recipes import load_run
 
 RUN = Path("runs/demo")
+VIT_RUN = Path("runs/demo_vit")
 DATA = Path("runs/demo-data")
 PROCESSES = 2
 DS_CONFIG = "ds_configs/zero3.json"
@@ -49,9 +51,9 @@ ENVIRONMENT = {
 def main() -> int:
     started = time.monotonic()
     build_data()
-    train_seconds = train()
+    train_seconds = train("demo")
     captions = caption_heldout()
-    summary = summarise(train_seconds, captions)
+    summary = summarise(train_seconds, captions, export_to_huggingface())
     draw(captions)
     print()
     print(
@@ -62,6 +64,7 @@ def main() -> int:
     print()
     print(format_table([(key, str(value)) for key, value in summary.items()], ("measured in this run", "")))
     print(f"\npictures with their captions   {RUN / 'captions.png'}")
+    print(f"the ViT for transformers       {VIT_RUN / 'hf'}")
     print(f"curves                         {sys.executable} -m tensorboard.main --logdir {RUN}/tensorboard")
     print(f"all of it took                 {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
@@ -77,12 +80,29 @@ def build_data() -> None:
         call("tools/train_tokenizer.py", str(DATA / "train"), str(tokenizer), "--vocab-size", size)
 
 
-def train() -> float:
+def train(recipe: str) -> float:
     """Pretrains on two processes under ZeRO stage 3; returns the seconds of the whole command."""
     started = time.monotonic()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    call(*launcher, "tools/pretrain.py", "--config", "demo", "--ds_config", DS_CONFIG)
+    call(*launcher, "tools/pretrain.py", "--config", recipe, "--ds_config", DS_CONFIG)
     return time.monotonic() - started
+
+
+def export_to_huggingface() -> dict[str, Any]:
+    """Trains the one demo that transformers has a class for, exports its checkpoint and compares the logits.
+
+    transformers' GIT knows CLIP's ViT only, not the ResNet that learns these scenes in minutes.
+    """
+    train("demo_vit")
+    report = VIT_RUN / "export.json"
+    target = str(VIT_RUN / "hf")
+    convert = ("tools/convert_checkpoint.py", "export", str(VIT_RUN), target, "--format", "hf")
+    call(*convert, "--force", "--json", str(report))
+    exported = json.loads(report.read_text())
+    return {
+        "hf_logits_max_abs_diff": exported["max_abs_diff"],
+        "hf_verified_with": exported["verified_with"],
+    }
 
 
 def call(*arguments: str) -> None:
@@ -133,7 +153,7 @@ def share_exact(captions: list[Caption]) -> float:
     return sum(item.is_exact for item in captions) / len(captions)
 
 
-def summarise(train_seconds: float, captions: list[Caption]) -> dict[str, float]:
+def summarise(train_seconds: float, captions: list[Caption], exported: dict[str, Any]) -> dict[str, Any]:
     """What this run measured, printed and written to summary.json."""
     lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/loss" in line]
@@ -149,6 +169,7 @@ def summarise(train_seconds: float, captions: list[Caption]) -> dict[str, float]
         "heldout_images": len(captions),
         "heldout_distinct_captions": len({item.reference for item in captions}),
         "heldout_exact_match": round(share_exact(captions), 4),
+        **exported,
     }
     with replaced_atomically(RUN / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=1) + "\n")

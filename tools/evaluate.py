@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/git2 --data data/coco/heldout \\
         --ds_config ds_configs/zero3.json
 
-The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is answered
-once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
-predictions.jsonl (with question and references) and captions.png. section.key=value changes what the checkpoint's recipe
-says: eval.beams, eval.max_new_tokens, train.micro_batch (pictures per pass), data.resize, model.encoder.image_size ...
+The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is
+answered once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
+predictions.jsonl (with question and references) and captions.png. section.key=value changes what the checkpoint's
+recipe says: eval.beams, eval.max_new_tokens, train.micro_batch (pictures per pass), data.resize ...
 """
 
 from __future__ import annotations

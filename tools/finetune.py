@@ -6,8 +6,8 @@
         init_from=models/git-base-hf data.train=data/vqav2/train model.encoder.image_size=480 \\
         'train.freeze=[encoder.*]'
 
-init_from is a run or checkpoint of git_scale, a folder of a Hugging Face GIT, a Microsoft model.pt, or an image encoder
-that tools/convert_checkpoint.py has imported. The model and its tokenizer come from there; the recipe and
+init_from is a run or checkpoint of git_scale, a folder of a Hugging Face GIT, a Microsoft model.pt, or an image
+encoder that tools/convert_checkpoint.py has imported. The model and its tokenizer come from there; the recipe and
 section.key=value lie above. The loop is that of tools/pretrain.py, and so are the exit codes.
 """
 

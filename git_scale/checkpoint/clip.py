@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,9 +187,9 @@ def _alone(path: Path, encoder: EncoderConfig, weights: Weights) -> Opened:
 
 
 def with_image_size(opened: Opened, image_size: int) -> Opened:
-    """The same model for pictures of another size: its table of positions is interpolated.
+    """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
 
-    Raises CheckpointError for architectures without such a table.
+    Raises CheckpointError for pictures that are smaller than a patch.
     """
     encoder = opened.run.model.encoder
     if image_size == encoder.image_size:
@@ -196,18 +197,21 @@ def with_image_size(opened: Opened, image_size: int) -> Opened:
     with torch.device("meta"):
         vit = ImageEncoder(architecture(opened).encoder).backbone
     if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
-        raise CheckpointError(
-            f"--image-size {image_size}: {encoder.name} has no table of positions to resize"
-        )
+        return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
     patch = vit.patch_embed.patch_size
     if image_size < max(patch):
-        raise CheckpointError(f"--image-size {image_size}: less than one patch of {patch[0]} pixels")
+        raise CheckpointError(f"image size {image_size}: less than one patch of {patch[0]} pixels")
     old, new = vit.patch_embed.grid_size, (image_size // patch[0], image_size // patch[1])
     options = {key: value for key, value in encoder.options.items() if key != "dynamic_img_size"}
     if image_size % patch[0] == image_size % patch[1] == 0:
         options["dynamic_img_size"] = True
-    encoder = encoder.model_copy(update={"image_size": image_size, "options": options})
-    run = opened.run.model_copy(update={"model": opened.run.model.model_copy(update={"encoder": encoder})})
     prefix_tokens = 0 if vit.no_embed_class else vit.num_prefix_tokens
     weights = ResizedWeights(opened.weights, old, new, prefix_tokens)
-    return Opened(opened.kind, opened.path, run, opened.tokenizer, weights, opened.step)
+    return _resized(
+        opened, encoder.model_copy(update={"image_size": image_size, "options": options}), weights
+    )
+
+
+def _resized(opened: Opened, encoder: EncoderConfig, weights: Weights) -> Opened:
+    model = opened.run.model.model_copy(update={"encoder": encoder})
+    return replace(opened, run=opened.run.model_copy(update={"model": model}), weights=weights)

@@ -46,7 +46,7 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
     if opened.run.data.resize != "crop":
         raise CheckpointError(
             f"{opened.path}: data.resize={opened.run.data.resize} has no like in transformers' image processor, whose"
-            " pictures are cropped: take --format native"
+            " pictures are cropped: take --format native, or --crop if the middle of the pictures will do"
         )
     tokenizer = check_tokenizer(opened)
     with torch.device("meta"):

@@ -32,7 +32,9 @@ def initialise(model: GitModel, config: ModelConfig, opened: Opened) -> list[str
     check_names(opened.path, expected, found)
     with torch.no_grad():
         for name, shape in expected.items():
-            tensors[name].copy_(read_finite(weights, name)[: shape[0]] if shape else read_finite(weights, name))
+            tensors[name].copy_(
+                read_finite(weights, name)[: shape[0]] if shape else read_finite(weights, name)
+            )
     return lines
 
 

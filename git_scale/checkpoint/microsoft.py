@@ -13,7 +13,7 @@ from git_scale.checkpoint.clip import clip_encoder, count_layers, read_sizes, sh
 from git_scale.checkpoint.names import RenamedWeights, microsoft_rows
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.sources import TORCH_SUFFIXES, TensorSource, open_tensors
-from git_scale.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
+from git_scale.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.git import GitModel
 
@@ -58,7 +58,10 @@ def open_microsoft(path: Path) -> Opened:
     weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, DROPPED, path)
     data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
     tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)
-    return Opened("microsoft", path, RunConfig(model=model, data=data), tokenizer, weights, None)
+    # pictures of their own shapes pass one by one
+    train = TrainConfig(micro_batch=1) if data.resize == "fit" else TrainConfig()
+    run = RunConfig(model=model, data=data, train=train)
+    return Opened("microsoft", path, run, tokenizer, weights, None)
 
 
 def _decoder_config(source: TensorSource | _Unprefixed, path: Path) -> DecoderConfig:

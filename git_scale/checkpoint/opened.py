@@ -57,6 +57,8 @@ def open_checkpoint(path: Path) -> Opened:
     from git_scale.checkpoint import huggingface, microsoft, native
 
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
     if huggingface.is_model(path):
         return huggingface.open_huggingface(path)
     if (file := microsoft.find_file(path)) is not None:

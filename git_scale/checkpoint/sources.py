@@ -70,8 +70,9 @@ def _refuse_torchscript(path: Path) -> None:
         is_script = any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
     if is_script:
         raise CheckpointError(
-            f"{path}: a TorchScript archive, which holds a program and cannot be read without loading it. Where you"
-            f" trust it: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt'), and import weights.pt"
+            f"{path}: a TorchScript archive, which holds a program and cannot be read without loading it. Where"
+            f" you trust it: torch.save(torch.jit.load({path.name!r}, map_location='cpu').state_dict(), 'w.pt'),"
+            " and import w.pt"
         )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from git_scale.checkpoint.clip import with_image_size
 from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint
-from git_scale.config import RunConfig
 from git_scale.checkpoint.predictor import tokenizer_of
+from git_scale.config import RunConfig
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
 from git_scale.parallel.collectives import first_rank_first
@@ -39,7 +40,8 @@ def evaluate_checkpoint(
     if not any(text.startswith("eval.images=") for text in overrides):
         run = adjusted(run, [f"eval.images={len(shards)}"])
     dtype = torch.bfloat16 if device.type == "cuda" and run.train.precision == "bf16" else torch.float32
-    runner = InferenceEngine(load_model(opened), ds_config, device, dtype)
+    resized = with_image_size(opened, run.model.encoder.image_size)
+    runner = InferenceEngine(load_model(resized), ds_config, device, dtype)
     evaluation = Evaluator(run, shards, words, topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:

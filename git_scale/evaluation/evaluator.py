@@ -24,9 +24,13 @@ from git_scale.models.generate import Decoding, generate
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 
-
 # Silent where an evaluation takes seconds; in a log file a line every half minute.
-PROGRESS: dict[str, Any] = {"delay": 5, "leave": False, "unit": "batch", "mininterval": 1 if sys.stderr.isatty() else 30}
+PROGRESS: dict[str, Any] = {
+    "delay": 5,
+    "leave": False,
+    "unit": "batch",
+    "mininterval": 1 if sys.stderr.isatty() else 30,
+}
 
 
 class Runner(Protocol):
@@ -143,7 +147,8 @@ class Evaluator:
         most = max(1, *map(len, batch.queries))
         filler = [self._tokenizer.bos_id]
         return [
-            [query.prefix for query in queries] + [filler] * (most - len(queries)) for queries in batch.queries
+            [query.prefix for query in queries] + [filler] * (most - len(queries))
+            for queries in batch.queries
         ]
 
     def _pictures_to_show(self, batch: EvalBatch) -> list[tuple[int, np.ndarray]]:

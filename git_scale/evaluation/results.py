@@ -7,7 +7,7 @@
     captions.png         the first pictures with reference and text
 
 The ids are `image_id` of a sample's json and `question_id` of its questions. Where they are missing the sample's key
-stands instead, "000000042", and "000000042#1" for its second question; no server takes those.
+stands instead, "coco-000000.tar:42", and "coco-000000.tar:42#1" for its second question; no server takes those.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.backbone: Any = _create_timm_model(config)  # timm's models share no typed base class
         if config.position_std is not None:
-            _scale_positions(self.backbone, config)
+            _scale_positions(self.backbone, config.name, config.position_std)
         self.width = int(self.backbone.num_features)
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
@@ -138,13 +138,11 @@ def _create_timm_model(config: EncoderConfig) -> Any:
     return backbone
 
 
-def _scale_positions(backbone: Any, config: EncoderConfig) -> None:
+def _scale_positions(backbone: Any, name: str, std: float) -> None:
     table = getattr(backbone, "pos_embed", None)
     if table is None:
-        raise ConfigError(
-            [f"model.encoder.position_std: {config.name} has no table of positions; leave it out"]
-        )
-    nn.init.normal_(table, std=config.position_std)
+        raise ConfigError([f"model.encoder.position_std: {name} has no table of positions; leave it out"])
+    nn.init.normal_(table, std=std)
 
 
 def _takes_any_size(backbone: Any) -> bool:

@@ -26,7 +26,7 @@ from git_scale.parallel.topology import Topology
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.run_folder import claim_run_folder
+from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
 from git_scale.training.start import build_model, encoder_learns, load_first_weights
 from git_scale.training.trainer import Trainer
 
@@ -45,12 +45,13 @@ def build_trainer(
     heldout = run.data.heldout
     heldout_shards = first_rank_first(topology, lambda: open_shards(heldout) if heldout else None)
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
+    words = keep_tokenizer(run) if topology.is_writer else tokenizer.path  # the writer copies it from there
 
     model = build_model(run)
     if not layout.published(Path(run.run_dir)):  # else its own checkpoint follows
         first_rank_first(topology, lambda: load_first_weights(model, run))
     engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, topology, device)
-    checkpoints = Checkpoints(run, tokenizer.path, engine, topology)
+    checkpoints = Checkpoints(run, words, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
     costs = StepCosts(run.model, topology.dp, encoder_learns(model))

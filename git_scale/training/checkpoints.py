@@ -113,16 +113,15 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
         return None
 
-    def is_best(self, value: float) -> bool:
-        """Whether no marked checkpoint has so high a value; of equal ones the first stays."""
+    def is_best(self, metric: str, value: float) -> bool:
+        """Whether no checkpoint is marked for so high a value of this metric; of equal ones the first stays."""
         best = collectives.from_first_rank(layout.read_best(Path(self._run.run_dir)))
-        return best is None or value > best.value
+        return best is None or best.metric != metric or value > best.value
 
-    def mark_best(self, step: int, metric: str, value: float) -> None:
-        """Points checkpoints/best to the checkpoint of `step`, if it was written."""
-        run_dir = Path(self._run.run_dir)
-        if self._topology.is_writer and (self._folder / layout.step_name(step)).is_dir():
-            layout.write_best(run_dir, layout.Best(step, metric, value))
+    def mark_best(self, best: layout.Best) -> None:
+        """Points checkpoints/best to that step's checkpoint, if it was written."""
+        if self._topology.is_writer and (self._folder / layout.step_name(best.step)).is_dir():
+            layout.write_best(Path(self._run.run_dir), best)
 
     def resume(self, data_fingerprint: str, tokenizer_fingerprint: str) -> Progress | None:
         """Restores the newest undamaged checkpoint; None when the run has none.

@@ -45,7 +45,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         run = load_run(args.config, args.overrides, settled_by)
         if from_checkpoint and run.init_from is None:
             raise ConfigError(
-                ["init_from is not set: fine-tuning starts from a checkpoint, init_from=DIR; tools/pretrain.py does not"]
+                ["init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR"]
             )
         ds_config = read_ds_config(args.ds_config)
         check_world(run, topology.dp)

@@ -54,7 +54,7 @@ class StepCosts:
         except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 [
-                    f"data.image_sizes: {self._config.encoder.name} does not take pictures of {height} x {width}"
+                    f"{self._config.encoder.name} does not take pictures of {height} x {width}"
                     f" ({error}); a ViT does with model.encoder.options.dynamic_img_size=true"
                 ]
             ) from None

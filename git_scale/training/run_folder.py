@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ IDENTITY = (
     "init_from",
     "model",
     "data.train",
-    "data.tokenizer",
     "data.task",
     "data.resize",
     "data.texts_per_image",
@@ -40,6 +40,16 @@ def claim_run_folder(run: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replaced_atomically(config) as temporary:
         temporary.write_text(run.to_yaml(), encoding="utf-8")
+
+
+def keep_tokenizer(run: RunConfig) -> Path:
+    """The run's own copy of its tokenizer, made at the first start: what it started from may be gone later."""
+    source = Path(run.data.tokenizer)
+    copy = Path(run.run_dir) / source.name
+    if not copy.is_file():
+        with replaced_atomically(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    return copy
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.initial import initialise
@@ -29,7 +30,8 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
     begun = Path(run_dir) / layout.CONFIG
     if begun.is_file() and layout.published(Path(run_dir)):
         tree = yaml.safe_load(begun.read_text(encoding="utf-8"))
-        return {"model": tree["model"], "data": {"tokenizer": tree["data"]["tokenizer"]}}
+        own = Path(run_dir) / Path(tree["data"]["tokenizer"]).name
+        return {"model": tree["model"], "data": {"tokenizer": str(own)}}
     opened = open_checkpoint(Path(init_from))
     model = opened.run.model.model_dump(mode="json")
     if opened.holds_encoder_only:
@@ -77,6 +79,10 @@ def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         for name in fnmatch.filter(named, pattern):
             named[name].requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
+            module.training = False  # its statistics stay as well
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError([f"train.freeze={list(patterns)} leaves nothing to learn"])
 

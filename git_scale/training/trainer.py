@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import torch
 
+from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
@@ -175,10 +176,11 @@ class Trainer:
     def keep_best(self, metrics: dict[str, float]) -> None:
         """Saves this step and points checkpoints/best to it when `checkpoint.best` was never as high."""
         name = self.run.checkpoint.best
-        if name is None or not self.checkpoints.is_best(metrics[f"eval/{name}"]):
+        value = metrics.get(f"eval/{name}")  # not there when no held-out text has a reference
+        if name is None or value is None or not self.checkpoints.is_best(name, value):
             return
         self.save()
-        self.checkpoints.mark_best(self.step, name, metrics[f"eval/{name}"])
+        self.checkpoints.mark_best(layout.Best(self.step, name, value))
 
     def save(self) -> None:
         with self.meters.pause():

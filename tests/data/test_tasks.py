@@ -69,7 +69,9 @@ def test_all_of_a_caption_and_the_end_are_predicted() -> None:
 def test_only_the_answer_and_the_end_are_predicted() -> None:
     texts = task_of(task="vqa", texts_per_image=5).texts(sample([], QUESTIONS), rng())
     assert sorted(map(spelled, texts))[-1] == "<why?SO>"
-    assert {spelled(text)[:6] for text in texts} == {"<what?", "<why?S"}, "a question without answer is no text"
+    assert {spelled(text)[:6] for text in texts} == {"<what?", "<why?S"}, (
+        "a question without answer is no text"
+    )
     assert all(text.targets[-1] and sum(text.targets) in (3, 4) for text in texts)
 
 

@@ -73,9 +73,7 @@ class Script:
         return [texts for (texts,) in first_texts(found)]
 
 
-@pytest.mark.parametrize(
-    ("frames", "seed", "end"), [(1, 2, 9), (3, 2, 12), (3, 5, 10), (3, 5, 16)]
-)
+@pytest.mark.parametrize(("frames", "seed", "end"), [(1, 2, 9), (3, 2, 12), (3, 5, 10), (3, 5, 16)])
 def test_cache_batch_and_neighbours_change_nothing(
     tiny_model: BuildModel, frames: int, seed: int, end: int
 ) -> None:

@@ -77,8 +77,9 @@ def test_it_starts_from_the_checkpoint_and_frozen_weights_stay(
         stays = name.startswith("encoder.") or ".positions." in name
         assert torch.equal(tensor, before[name]) == stays, name
 
-    # the same command goes on, with frozen weights and without what it started from
-    resumed = run.model_copy(update={"init_from": str(taught)})
+    # the same command goes on with the run's own copy of the tokenizer, whatever became of the first one
+    own = run.data.model_copy(update={"tokenizer": str(tmp_path / "run" / "tokenizer.model")})
+    resumed = run.model_copy(update={"data": own, "init_from": str(taught)})
     assert run_distributed(train, world_size, resumed, stage, 1)[0][0] == 3
 
 
@@ -121,6 +122,44 @@ def test_the_best_checkpoint_outlives_newer_ones(squares: Path, tmp_path: Path, 
     assert layout.find_checkpoint(tmp_path / "run").name == "step_00000010"
 
 
+def is_best(topology: Topology, device: torch.device, run: RunConfig) -> list[bool]:
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {}, topology, device)
+    trainer.step = 1
+    trainer.keep_best({"eval/texts": 0.0})  # no held-out text has a reference: nothing to keep, no error
+    trainer.keep_best({"eval/vqa_accuracy": 0.5})
+    asked = [("vqa_accuracy", 0.4), ("vqa_accuracy", 0.6), ("exact_match", 0.1)]
+    return [trainer.checkpoints.is_best(*question) for question in asked]
+
+
+@pytest.mark.distributed
+def test_values_of_two_metrics_are_not_compared(squares: Path, tmp_path: Path, taught: Path) -> None:
+    run = vqa_run(squares, tmp_path / "run", taught, checkpoint={"every": 10, "best": "vqa_accuracy"})
+    assert run_distributed(is_best, 1, run) == [[False, True, True]]
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
+    from git_scale.config import ModelConfig
+    from git_scale.models.git import GitModel
+    from git_scale.training.start import freeze
+
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    encoder = {"name": "resnet18", "image_size": 32, "options": options}
+    decoder = {"layers": 1, "width": 32, "heads": 2, "ffn": 32, "positions": 8}
+    config = ModelConfig.model_validate({"encoder": encoder, "decoder": decoder, "vocab_size": 10})
+    for patterns, moves in (((), True), (("encoder.*",), False)):
+        torch.manual_seed(0)
+        model = GitModel(config)
+        freeze(model, patterns)
+        model.eval()
+        model.train()
+        before = model.encoder.backbone.bn1.running_mean.clone()
+        model(torch.randn(2, 1, 3, 32, 32), torch.ones(2, 1, 3, dtype=torch.long), torch.arange(2))
+        assert torch.equal(before, model.encoder.backbone.bn1.running_mean) != moves
+        assert model.decoder.training
+
+
 def refused(topology: Topology, device: torch.device, run: RunConfig) -> str:
     from git_scale.training.build import build_trainer
 
@@ -151,7 +190,9 @@ def test_a_recipe_takes_model_and_tokenizer_from_the_checkpoint(taught: Path, tm
     from git_scale.training.start import settled_by
 
     given = [f"init_from={taught}", f"run_dir={tmp_path / 'run'}", "eval.max_new_tokens=8"]
-    run = load_run("finetune_vqa", [*given, "data.max_text_tokens=24", "model.encoder.image_size=48"], settled_by)
+    run = load_run(
+        "finetune_vqa", [*given, "data.max_text_tokens=24", "model.encoder.image_size=48"], settled_by
+    )
     assert run.model.vocab_size == 34 and run.model.decoder.width == 32
     assert run.data.tokenizer == str(taught / "tokenizer.model")
     assert run.model.encoder.image_size == 48, "what is typed lies above the checkpoint"
@@ -166,13 +207,13 @@ def test_a_run_that_has_begun_does_not_need_what_it_started_from(tmp_path: Path,
     (tmp_path / "run" / "config.yaml").write_text(run.to_yaml(), encoding="utf-8")
     settled = settled_by(str(tmp_path / "gone"), str(tmp_path / "run"))
     assert settled["model"] == run.model.model_dump(mode="json")
-    assert settled["data"] == {"tokenizer": run.data.tokenizer}
+    assert settled["data"] == {"tokenizer": str(tmp_path / "run" / "tokenizer.model")}
 
 
 def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path) -> None:
     """Against a loss written by hand: the mean over answer and end tokens of the negative log-probabilities."""
-    from git_scale.data.loader import build_train_loader
     from git_scale.data.images import normalise
+    from git_scale.data.loader import build_train_loader
     from git_scale.data.shards import open_shards
     from git_scale.data.tokenizer import load_tokenizer
     from git_scale.models.git import GitModel, language_model_loss

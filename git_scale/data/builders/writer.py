@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import webdataset
-from tqdm import tqdm  # type: ignore[import-untyped]  # deepspeed and timm both bring it
+from tqdm import tqdm  # deepspeed and timm both bring it
 
 from git_scale.data.shards import open_shards
 from git_scale.errors import DataError

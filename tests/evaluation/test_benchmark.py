@@ -1,0 +1,100 @@
+"""A checkpoint on data of its own: each sample once, whatever the ranks and however long the texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+
+from git_scale.evaluation.benchmark import evaluate_checkpoint
+from git_scale.parallel.topology import Topology
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.taught import write_taught
+from git_scale.testing.tiny import COLOURS, draw_square, tiny_run
+
+SHORT, LONG = "a square", " ".join(["red"] * 60)  # the long one is cut: it never learns to end
+LONGEST = 30
+
+
+def train_on_ragged(topology: Topology, device: torch.device, folder: Path) -> int:
+    """A model whose text about black squares goes on and on, and is two words for all others."""
+    from git_scale.training.build import build_trainer
+
+    run = ragged_run(folder)
+    trainer = build_trainer(run, {}, topology, device)
+    for _ in range(run.train.steps):
+        trainer.train_step()
+        trainer.step += 1
+    trainer.save()
+    return int(trainer.step)
+
+
+def ragged_run(folder: Path) -> Any:
+    run = tiny_run(
+        folder,
+        folder / "run",
+        data={"max_text_tokens": LONGEST + 4, "texts_per_image": 1, "crop_scale": (1.0, 1.0)},
+        train={"steps": 120, "global_batch": 7, "micro_batch": 7, "label_smoothing": 0.0},
+        optimizer={"encoder_lr": 3e-3, "decoder_lr": 3e-3, "warmup_steps": 5},
+        eval={"max_new_tokens": LONGEST, "images": 7},
+    )
+    decoder = run.model.decoder.model_copy(update={"positions": 2 * LONGEST})
+    return run.model_copy(update={"model": run.model.model_copy(update={"decoder": decoder})})
+
+
+@pytest.fixture(scope="module")
+def ragged(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run on 7 samples of which number 1 and 5 have the endless text: one rank's of 2 and of 4."""
+    folder = tmp_path_factory.mktemp("ragged")
+    (folder / "tokenizer.model").write_bytes((squares / "tokenizer.model").read_bytes())
+    for part in ("train", "heldout"):
+        (folder / part).mkdir()
+        with webdataset.TarWriter(str(folder / part / "s-000000.tar"), encoder=False) as tar:
+            for number in range(7):
+                is_long = number % 4 == 1
+                colour = "black" if is_long else list(COLOURS)[number % 3]
+                text = json.dumps({"captions": [LONG if is_long else SHORT], "image_id": 100 + number})
+                picture = draw_square(colour, "big")
+                tar.write({"__key__": f"{number}", "png": picture, "json": text.encode()})
+    assert run_distributed(train_on_ragged, 1, folder) == [120]
+    return folder
+
+
+def predictions(
+    topology: Topology, device: torch.device, checkpoint: Path, data: Path, stage: int, overrides: list[str]
+) -> list[tuple[Any, str, str]]:
+    ds_config = {"zero_optimization": {"stage": stage}}
+    evaluation = evaluate_checkpoint(checkpoint, data, None, None, overrides, ds_config, topology)
+    return [(item.identity, item.question, item.generated) for item in evaluation.predictions]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("beams", [1, 3])
+def test_one_ranks_texts_are_ten_times_longer(ragged: Path, beams: int) -> None:
+    """7 samples on 2 and 4 ranks under ZeRO-3, where every forward pass is collective."""
+    given = (ragged / "run", ragged / "heldout", 3, [f"eval.beams={beams}", "train.micro_batch=2"])
+    alone = run_distributed(predictions, 1, ragged / "run", ragged / "heldout", 0, given[3])[0]
+    assert [number for number, _, _ in alone] == list(range(100, 107))
+    lengths = {number: len(text.split()) for number, _, text in alone}
+    assert all(length >= 20 if number in (101, 105) else length == 2 for number, length in lengths.items())
+    for world_size in (2, 4):
+        assert run_distributed(predictions, world_size, *given) == [alone] * world_size
+
+
+@pytest.mark.distributed
+def test_questions_of_every_picture_once(squares: Path, tmp_path: Path) -> None:
+    """Pictures with one and with two questions, on ranks that get unequal shares."""
+    folder = write_taught(tmp_path / "taught")
+    given = (
+        folder,
+        squares / "heldout",
+        3,
+        ["data.task=vqa", "eval.max_new_tokens=8", "train.micro_batch=2"],
+    )
+    alone = run_distributed(predictions, 1, folder, squares / "heldout", 0, given[3])[0]
+    assert len(alone) == 12 and {question for _, question, _ in alone} == {"what colour?", "how big?"}
+    assert run_distributed(predictions, 2, *given) == [alone] * 2
