@@ -11,8 +11,9 @@ SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
 
+# Two at a time, file by file: a test of several ranks spends much of its time waiting.
 test: $(VENV)/ready
-	$(PYTHON) -m pytest -m "not gpu"
+	$(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(PYTHON) -m ruff check .

@@ -27,7 +27,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "demo": ["scikit-learn>=1.4"],  # the handwritten digits that the demo is made of
-    "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3"],
+    "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5"],
     "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
     "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed; verifies an export
     "video": ["av>=14,<19"],  # reads video files
