@@ -21,7 +21,7 @@ from git_scale.parallel.topology import free_port, topology_from
 
 # Processes fork from a server that has imported torch and DeepSpeed once: 0.1 s each instead of 8.
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["git_scale.training.build"])
+_CONTEXT.set_forkserver_preload(["git_scale.testing.preload"])
 
 
 def run_distributed(

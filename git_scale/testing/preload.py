@@ -1,0 +1,19 @@
+"""Imported once by the server that ranks fork from: what every rank would import on its own, 6 s of CPU time each.
+
+timm brings torchvision and torch's compiler; DeepSpeed's engine compiles an optimizer that is never used here, which
+imports the rest of it; the first model on `meta` brings torch's decompositions.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+import git_scale.training.build  # noqa: F401
+from git_scale.config import EncoderConfig
+from git_scale.models.encoders import ImageEncoder
+
+importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+with torch.device("meta"):
+    ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224"))
