@@ -136,7 +136,7 @@ class EvalConfig(Section):
     beams: int = Field(1, ge=1)
     """1: greedy. The paper's captions come from 4."""
     length_penalty: float = Field(0.6, ge=0)
-    """Exponent of the length in a beam's score; see git_scale/models/beam.py."""
+    """Exponent of the length in a beam's score; see git_scale/models/decoding.py."""
 
 
 class CheckpointConfig(Section):

@@ -29,6 +29,7 @@ from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
 from git_scale.errors import CheckpointError, UserError
+from git_scale.files import replaced_atomically
 from git_scale.recipes import adjusted
 
 
@@ -91,7 +92,8 @@ def report(done: ExportReport, json_file: Path | None) -> None:
         print(f"  not taken: {count} ({reason})")
     print(f"  read back with {done.verified_with}: largest difference {done.max_abs_diff:.2g}")
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(done), default=str, indent=1), encoding="utf-8")
+        with replaced_atomically(json_file) as temporary:
+            temporary.write_text(json.dumps(asdict(done), default=str, indent=1), encoding="utf-8")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -14,10 +14,9 @@ from git_scale.checkpoint.card import USE_HUGGINGFACE, write_card
 from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write_text
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
 from git_scale.checkpoint.names import Row, cut, huggingface_rows
-from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint
+from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, tokenizer_of
 from git_scale.checkpoint.probe import (
     ExportReport,
-    check_tokenizer,
     compare,
     probe,
     probe_transformers,
@@ -48,7 +47,7 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
             f"{opened.path}: data.resize={opened.run.data.resize} has no like in transformers' image processor, whose"
             " pictures are cropped: take --format native, or --crop if the middle of the pictures will do"
         )
-    tokenizer = check_tokenizer(opened)
+    tokenizer = tokenizer_of(opened)
     with torch.device("meta"):
         model = GitModel(architecture(opened))
     vision = _vision_config(model, opened.run.model)

@@ -21,8 +21,8 @@ from torch import Tensor
 from git_scale.checkpoint.card import METRICS, USE_ENCODER, USE_NATIVE, read_metrics, write_card
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG
-from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run
-from git_scale.checkpoint.probe import ExportReport, check_tokenizer, compare, probe
+from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run, tokenizer_of
+from git_scale.checkpoint.probe import ExportReport, compare, probe
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
 from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, read_finite
 from git_scale.config import RunConfig
@@ -80,7 +80,7 @@ def export_native(
     What was written is read back and compared on a probe before it is published. Raises CheckpointError or
     DataError; the destination is then as it was.
     """
-    tokenizer = None if opened.holds_encoder_only else check_tokenizer(opened, tokenizer_file)
+    tokenizer = None if opened.holds_encoder_only else tokenizer_of(opened, tokenizer_file)
     with torch.device("meta"):
         config = architecture(opened)
         module = ImageEncoder(config.encoder) if opened.holds_encoder_only else GitModel(config)

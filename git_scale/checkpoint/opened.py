@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.weights import TrainingWeights, Weights, check_files, check_names, read_finite
 from git_scale.config import ModelConfig, RunConfig
+from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
@@ -99,6 +100,23 @@ def load_model(opened: Opened) -> GitModel:
         model = GitModel(architecture(opened))
     _fill(model, opened, prefix="")
     return model
+
+
+def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
+    """The model's own, or that of a file. Raises CheckpointError when there is none, or it does not fit."""
+    path = given or opened.tokenizer
+    if path is None:
+        raise CheckpointError(
+            f"{opened.path}: no tokenizer beside it; name the vocab.txt or .model that it was trained with (GIT: that"
+            " of bert-base-uncased): --tokenizer FILE on a command line, tokenizer=FILE in Python"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size != opened.run.model.vocab_size:
+        raise CheckpointError(
+            f"{path}: has {tokenizer.vocab_size} pieces, but the word table of {opened.path} has"
+            f" {opened.run.model.vocab_size} rows: it is another model's tokenizer"
+        )
+    return tokenizer
 
 
 def load_encoder(opened: Opened) -> ImageEncoder:

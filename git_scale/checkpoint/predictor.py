@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint
+from git_scale.checkpoint.opened import load_model, open_checkpoint, tokenizer_of
 from git_scale.config import RunConfig
 from git_scale.data.clips import Clip, ClipLike, prepare_clip
 from git_scale.data.grouping import work_off
 from git_scale.data.images import normalise
-from git_scale.data.tokenizer import Tokenizer, load_tokenizer
-from git_scale.errors import CheckpointError, DataError, UserError
+from git_scale.data.tokenizer import Tokenizer
+from git_scale.errors import DataError, UserError
 from git_scale.models.generate import Decoding, Generated, Prefixes, generate
 from git_scale.models.git import GitModel
 from git_scale.models.likelihood import Text, log_likelihoods
@@ -106,19 +106,3 @@ def load_predictor(
     words = tokenizer_of(opened, tokenizer)
     model = load_model(opened).to(target, dtype).eval().requires_grad_(False)
     return Predictor(model, words, opened.run, target, dtype)
-
-
-def tokenizer_of(opened: Opened, path: Path | None) -> Tokenizer:
-    """The checkpoint's own, or that of `path`. Raises CheckpointError when it has none, or it does not fit."""
-    path = path or opened.tokenizer
-    if path is None:
-        raise CheckpointError(
-            f"{opened.path}: no tokenizer in it; name the vocab.txt or .model that it was trained with:"
-            " tokenizer=FILE in Python, --tokenizer FILE on a command line"
-        )
-    words, vocab_size = load_tokenizer(path), opened.run.model.vocab_size
-    if words.vocab_size != vocab_size:
-        raise CheckpointError(
-            f"{opened.path}: its tokenizer has {words.vocab_size} pieces, its model {vocab_size} ({path})"
-        )
-    return words

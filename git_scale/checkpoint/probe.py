@@ -11,7 +11,6 @@ from torch import Tensor
 
 from git_scale.checkpoint.opened import Opened, load_encoder, load_model
 from git_scale.config import ModelConfig
-from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
 
 TOLERANCE = 1e-4  # of a logit, relative to the larger of 1 and itself: fp32 in another order of summation
@@ -87,19 +86,3 @@ def compare(source: Path, expected: Tensor, read_back: Callable[[], Tensor]) -> 
             " nothing was published"
         )
     return float(difference.max())
-
-
-def check_tokenizer(opened: Opened, given: Path | None = None) -> Tokenizer:
-    """The tokenizer that belongs to a model. Raises CheckpointError when there is none or it does not fit."""
-    path = given or opened.tokenizer
-    if path is None:
-        raise CheckpointError(
-            f"{opened.path}: no tokenizer beside it; add --tokenizer vocab.txt (GIT: that of bert-base-uncased)"
-        )
-    tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size != opened.run.model.vocab_size:
-        raise CheckpointError(
-            f"{path}: has {tokenizer.vocab_size} pieces, but the word table of {opened.path} has"
-            f" {opened.run.model.vocab_size} rows: it is another model's tokenizer"
-        )
-    return tokenizer

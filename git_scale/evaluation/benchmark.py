@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from git_scale.checkpoint.clip import with_image_size
-from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint
-from git_scale.checkpoint.predictor import tokenizer_of
+from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint, tokenizer_of
 from git_scale.config import RunConfig
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.evaluator import Evaluation, Evaluator

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from git_scale.checkpoint.layout import CONFIG
+from git_scale.checkpoint.layout import CONFIG, published
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
@@ -43,10 +43,14 @@ def claim_run_folder(run: RunConfig) -> None:
 
 
 def keep_tokenizer(run: RunConfig) -> Path:
-    """The run's own copy of its tokenizer, made at the first start: what it started from may be gone later."""
+    """The run's own copy of its tokenizer: what it started from may be gone later.
+
+    Until there is a checkpoint a new start takes the file anew; from then on the run's copy stays.
+    """
     source = Path(run.data.tokenizer)
     copy = Path(run.run_dir) / source.name
-    if not copy.is_file():
+    has_begun = copy.is_file() and bool(published(Path(run.run_dir)))
+    if not has_begun and source.resolve() != copy.resolve():
         with replaced_atomically(copy) as temporary:
             shutil.copyfile(source, temporary)
     return copy

@@ -41,7 +41,7 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
 
 
 def build_model(run: RunConfig) -> GitModel:
-    """The model with the same first weights on every rank: a function of (seed, model, init_from)."""
+    """The model with the same first weights on every rank: a function of (seed, model)."""
     torch.manual_seed(run.seed)
     model = GitModel(run.model)
     if run.train.precision == "bf16" and has_batch_norm(model):
@@ -80,7 +80,8 @@ def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:
         for name in fnmatch.filter(named, pattern):
             named[name].requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+        learns = [parameter.requires_grad for parameter in module.parameters()]
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and learns and not any(learns):
             module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
             module.training = False  # its statistics stay as well
     if not any(parameter.requires_grad for parameter in named.values()):

@@ -136,7 +136,7 @@ def test_a_tokenizer_that_does_not_fit(make: Callable[..., Opened], tmp_path: Pa
         export_native(make(vocab_size=30), tmp_path / "out")
     bare = make()
     bare = Opened("microsoft", bare.path, bare.run, None, bare.weights, None)
-    with pytest.raises(CheckpointError, match=r"no tokenizer beside it; add --tokenizer"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer beside it; name the .*--tokenizer FILE"):
         export_native(bare, tmp_path / "out")
     with pytest.raises(DataError, match=r"none\.txt"):
         export_native(bare, tmp_path / "out", tokenizer_file=tmp_path / "none.txt")

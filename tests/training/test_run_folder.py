@@ -9,7 +9,7 @@ import pytest
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.recipes import load_run
-from git_scale.training.run_folder import claim_run_folder
+from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
 
 
 def a_run(folder: Path, *overrides: str) -> RunConfig:
@@ -107,3 +107,20 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path.write_text("a file")
     assert "is not the folder of a run" in refusals(a_run(path))[0]
     assert path.read_text() == "a file"
+
+
+def test_the_tokenizers_copy_follows_a_corrected_file_until_there_is_a_checkpoint(tmp_path: Path) -> None:
+    source, run_dir = tmp_path / "words.model", tmp_path / "run"
+    run = RunConfig.model_validate({"run_dir": str(run_dir), "data": {"tokenizer": str(source)}})
+    run_dir.mkdir()
+    source.write_bytes(b"wrong")
+    copy = keep_tokenizer(run)
+    assert copy == run_dir / "words.model"
+    source.write_bytes(b"right")
+    assert keep_tokenizer(run).read_bytes() == b"right"
+    (run_dir / "checkpoints" / "step_00000001").mkdir(parents=True)
+    source.write_bytes(b"another")
+    assert keep_tokenizer(run).read_bytes() == b"right"
+    own = RunConfig.model_validate({"run_dir": str(run_dir), "data": {"tokenizer": str(copy)}})
+    source.unlink()
+    assert keep_tokenizer(own).read_bytes() == b"right"
