@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 REQUIREMENTS = [
     "torch>=2.11,<2.14",  # 2.10 closed the last weights_only bypass (CVE-2026-24747); DeepSpeed 0.19 knows up to 2.13
     "deepspeed>=0.19.6,<0.20",  # 0.19.3: checkpointing of frozen parameters, bf16 overflow check; 0.19.6: ZeRO-3 x TP
+    "megatron-core>=0.16,<0.17",  # its tensor-parallel layers; the API of its linear layers moves between minors
     "timm>=1.0.20,<1.1",
     "torchvision",  # imported by timm; git_scale.models.encoders cures its CUDA build beside a CPU-only torch
     "webdataset>=1.0.2,<1.1",
@@ -31,7 +32,6 @@ EXTRAS = {
     "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
     "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed; verifies an export
     "video": ["av>=14,<19"],  # reads video files
-    "cuda": ["megatron-core>=0.16,<0.17"],
 }
 
 setup(

@@ -9,6 +9,7 @@ One JSON object per case goes to stdout as soon as it is measured, so that a sto
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -24,14 +25,17 @@ from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel, count_parameters, language_model_loss
 from git_scale.monitoring.peak import peak_flops
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
+from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology, topology_from
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
+from git_scale.training.start import build_model
 
 DS_CONFIG = Path(__file__).parents[1] / "ds_configs" / "zero1.json"
 GIB = 2**30
@@ -66,13 +70,14 @@ def measure_recipe(
     if reason := reason_to_skip(run, device):
         yield {"recipe": recipe, "skipped": reason}
         return
-    with device:  # initial values made on the GPU: seconds instead of minutes for billions
-        torch.manual_seed(run.seed)
-        model = GitModel(run.model)
-    engine = Engine(
-        model, parameter_groups(model, run.optimizer), run, read_ds_config(DS_CONFIG), topology, device
-    )
+    ds_config = read_ds_config(DS_CONFIG)
+    deferred = build_model(run)
+    values = functools.partial(quick_value, deferred, device)
+    placed = place_model(deferred, run, values, ds_config, topology, device)
+    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
+    engine = Engine(placed, groups, run, ds_config, topology, device)
     engine.model.train()
+    model = placed.model
     for checkpointing in (True,) if run.train.activation_checkpointing else (False, True):
         model.set_activation_checkpointing(checkpointing)
         for texts in (1, 5):
@@ -82,6 +87,14 @@ def measure_recipe(
             except torch.OutOfMemoryError as error:
                 yield case | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
                 return  # gradients of half a backward pass are in the engine
+
+
+def quick_value(deferred: Deferred, device: torch.device, name: str) -> torch.Tensor:
+    """Matrices at random on the GPU: seconds for billions of numbers, where a CPU takes a minute."""
+    shape = deferred.shape(name)
+    if len(shape) < 2:
+        return deferred.first_value(name)
+    return torch.empty(shape, device=device).normal_(std=0.02)
 
 
 def reason_to_skip(run: RunConfig, device: torch.device) -> str | None:

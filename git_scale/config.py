@@ -125,6 +125,16 @@ class TrainConfig(Section):
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
 
 
+class ParallelConfig(Section):
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel degree: so many neighbouring ranks share one copy of the model and read the same batch. Keep a
+    group within a node: it exchanges activations several times per block."""
+    encoder: bool = True
+    """Split the image encoder; false: whole on each rank of a group (for encoders that no table of rules knows)."""
+    decoder: bool = True
+    """Split the text decoder with its vocabulary."""
+
+
 class EvalConfig(Section):
     every: int = Field(1000, ge=1)
     """Steps between evaluations; one more runs at the end."""
@@ -164,6 +174,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

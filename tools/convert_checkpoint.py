@@ -5,10 +5,12 @@
     python tools/convert_checkpoint.py import open_clip_model.safetensors models/clip-b16
     python tools/convert_checkpoint.py import vit.safetensors models/vit --encoder vit_small_patch16_224
     python tools/convert_checkpoint.py export runs/git_base exported/git-base --format hf
+    python tools/convert_checkpoint.py reshape runs/git2 runs/git2_tp4 --tp 4
     python tools/convert_checkpoint.py inspect runs/git_base
 
 Import reads Hugging Face's GIT, the paper's model.pt, and image encoders alone: those of CLIP, open_clip and timm.
 Export reads anything; --format hf is for transformers, native is git_scale's own model folder.
+Reshape rewrites a run's newest checkpoint, optimizer state included, for another tensor-parallel degree.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
 from git_scale.errors import CheckpointError, UserError
 from git_scale.files import replaced_atomically
+from git_scale.parallel.reshape import reshape
 from git_scale.recipes import adjusted
 
 
@@ -57,6 +60,11 @@ def run_export(args: argparse.Namespace) -> None:
         opened = replace(opened, run=adjusted(opened.run, ["data.resize=crop"]))
     export = export_huggingface if args.format == "hf" else export_native
     report(export(opened, args.destination, args.force), args.json)
+
+
+def run_reshape(args: argparse.Namespace) -> None:
+    checkpoint = reshape(args.source, args.destination, args.tp)
+    print(f"{checkpoint}: goes on with run_dir={args.destination} parallel.tp={args.tp}")
 
 
 def run_inspect(args: argparse.Namespace) -> None:
@@ -117,6 +125,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="of a model that was trained on padded or uncropped pictures: let it see the middle of them",
     )
+    again = commands.add_parser("reshape", help="a run's checkpoint for another tensor-parallel degree")
+    again.set_defaults(command=run_reshape)
+    again.add_argument("source", type=Path)
+    again.add_argument("destination", type=Path, help="the folder of a new run")
+    again.add_argument("--tp", type=int, required=True, help="the new degree")
     look = commands.add_parser("inspect", help="kind, step, parameters and shapes")
     look.set_defaults(command=run_inspect)
     for command in (into, out, look):

@@ -103,7 +103,7 @@ def write_tensors(
         file = (
             f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         )
-        write_durably(folder / file, _writer({name: shapes[name] for name in names}, tensors(names)))
+        write_durably(folder / file, tensor_writer({name: shapes[name] for name in names}, tensors(names)))
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(_size(*shapes[name]) for name in shapes)
@@ -125,11 +125,15 @@ def _split(shapes: Shapes, max_shard: int) -> list[list[str]]:
     return shards
 
 
-def _writer(shapes: Shapes, tensors: Tensors) -> Callable[[BinaryIO], None]:
+def tensor_writer(
+    shapes: Shapes, tensors: Tensors, metadata: Mapping[str, str] | None = None
+) -> Callable[[BinaryIO], None]:
     """The safetensors format: length of the header, header, then the numbers in its order."""
 
     def write(file: BinaryIO) -> None:
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+        header: dict[str, object] = {
+            "__metadata__": {"format": "pt", **(metadata or {})}
+        }  # transformers asks for it
         offset = 0
         for name, (shape, dtype) in shapes.items():
             end = offset + _size(shape, dtype)

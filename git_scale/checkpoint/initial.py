@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor, nn
 
 from git_scale.checkpoint.clip import with_image_size
 from git_scale.checkpoint.opened import Opened, check_names
-from git_scale.checkpoint.weights import read_finite
+from git_scale.checkpoint.weights import Weights, read_finite
 from git_scale.config import ModelConfig
-from git_scale.models.git import GitModel
+from git_scale.models.deferred import Deferred
 
 TEMPORAL = "temporal.frames"
 
 
-def initialise(model: GitModel, config: ModelConfig, opened: Opened) -> list[str]:
-    """Fills `model`, which was built from `config`; returns a line on everything that was not simply taken.
+class InitialWeights:
+    """What a model takes from a checkpoint, by the names of its state dict."""
+
+    def __init__(self, weights: Weights, shapes: dict[str, torch.Size]) -> None:
+        self.shapes = shapes
+        self.dropped = weights.dropped
+        self._weights = weights
+
+    def read(self, name: str) -> Tensor:
+        """Raises CheckpointError when the tensor is damaged or not finite."""
+        tensor, shape = read_finite(self._weights, name), self.shapes[name]
+        return tensor[: shape[0]] if shape else tensor  # a clip of fewer frames takes the first ones
+
+
+def initial_weights(
+    model: nn.Module, config: ModelConfig, opened: Opened
+) -> tuple[InitialWeights, list[str]]:
+    """The weights that `model`, built from `config` (on meta, it may be), takes from a checkpoint; and a line on
+    everything that is not simply taken.
 
     The table of image positions follows the picture's size. A model of pictures becomes one of clips: its temporal
     embeddings start at zero, as in the paper. Raises CheckpointError, naming them, when other tensors do not fit.
@@ -22,20 +42,25 @@ def initialise(model: GitModel, config: ModelConfig, opened: Opened) -> list[str
     size, old_size = config.encoder.image_size, opened.run.model.encoder.image_size
     lines = [] if size == old_size else [f"image positions interpolated from {old_size} to {size} pixels"]
     weights = with_image_size(opened, size).weights
-    tensors = model.state_dict()
-    expected = {name: tensor.shape for name, tensor in tensors.items()}
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     found = dict(weights.shapes)
     if opened.holds_encoder_only:
         expected = {name: shape for name, shape in expected.items() if name.startswith("encoder.")}
         lines.append("an image encoder alone: projection and decoder start at random")
     lines += _settle_frames(expected, found)
     check_names(opened.path, expected, found)
-    with torch.no_grad():
-        for name, shape in expected.items():
-            tensors[name].copy_(
-                read_finite(weights, name)[: shape[0]] if shape else read_finite(weights, name)
-            )
-    return lines
+    return InitialWeights(weights, expected), lines
+
+
+def values_from(
+    deferred: Deferred, config: ModelConfig, opened: Opened
+) -> tuple[Callable[[str], Tensor], list[str]]:
+    """Name -> first value: from the checkpoint where it has that tensor, else as the model starts on its own.
+
+    And the lines of initial_weights. Raises CheckpointError, now or when a damaged tensor is asked for.
+    """
+    taken, lines = initial_weights(deferred.module, config, opened)
+    return lambda name: taken.read(name) if name in taken.shapes else deferred.first_value(name), lines
 
 
 def _settle_frames(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:

@@ -8,8 +8,8 @@
         config.yaml                           the resolved recipe at that step
         progress.json                         step, samples, tokens, data fingerprint, ranks, ZeRO stage
         tokenizer.model | vocab.txt
-        rank_00000.safetensors ...            random state of each rank
-        deepspeed/                            weights and optimizer state as DeepSpeed shards them
+        rank_00000.safetensors ...            random state of each data-parallel rank
+        state/                                weights and optimizer state (git_scale/checkpoint/state.py)
 
 A checkpoint is written under a hidden name and renamed once every rank has written: a folder with a visible
 name is complete. A manifest that does not match its files makes it damaged, and the one before is used.
@@ -32,7 +32,8 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 CONFIG = "config.yaml"
-STATE_FOLDER = "deepspeed"
+STATE_FOLDER = "state"
+RANK_FILES = "rank_*.safetensors"
 BEST, BEST_FILE = "best", "best.json"
 
 
@@ -58,7 +59,13 @@ class Progress:
     data_fingerprint: str
     tokenizer_fingerprint: str
     world_size: int
+    """Ranks that wrote the checkpoint; any other number may go on from it, as with the next two."""
     zero_stage: int
+    tp: int = 1
+
+    @property
+    def dp(self) -> int:
+        return self.world_size // self.tp
 
 
 def checkpoints_folder(run_dir: Path) -> Path:

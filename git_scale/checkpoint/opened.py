@@ -31,6 +31,7 @@ __all__ = [
     "load_model",
     "open_checkpoint",
     "read_run",
+    "refuse_encoder_alone",
 ]
 
 
@@ -91,15 +92,20 @@ def read_run(checkpoint: Path) -> RunConfig:
 
 def load_model(opened: Opened) -> GitModel:
     """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
+    refuse_encoder_alone(opened)
+    with torch.device("meta"):
+        model = GitModel(architecture(opened))
+    _fill(model, opened, prefix="")
+    return model
+
+
+def refuse_encoder_alone(opened: Opened) -> None:
+    """Raises CheckpointError where there is no text decoder to ask."""
     if opened.holds_encoder_only:
         raise CheckpointError(
             f"{opened.path}: holds an image encoder alone, no GIT: train one from it with"
             f" init_from={opened.path}"
         )
-    with torch.device("meta"):
-        model = GitModel(architecture(opened))
-    _fill(model, opened, prefix="")
-    return model
 
 
 def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:

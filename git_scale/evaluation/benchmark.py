@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 
-from git_scale.checkpoint.clip import with_image_size
-from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint, tokenizer_of
-from git_scale.config import RunConfig
+from git_scale.checkpoint.initial import values_from
+from git_scale.checkpoint.opened import (
+    Opened,
+    architecture,
+    open_checkpoint,
+    refuse_encoder_alone,
+    tokenizer_of,
+)
+from git_scale.config import ParallelConfig, RunConfig
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
+from git_scale.models.deferred import Deferred
+from git_scale.models.git import GitModel
 from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
+from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted
 
@@ -32,15 +41,17 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """All samples of `data` (or the first `eval.images=N`). Collective; raises UserError, the same on all ranks."""
     opened = open_checkpoint(checkpoint)
+    refuse_encoder_alone(opened)
     words = tokenizer_of(opened, tokenizer)
     run = benchmark_run(opened, data, task, overrides)
+    topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
     shards = first_rank_first(topology, lambda: open_shards(data))
-    if not any(text.startswith("eval.images=") for text in overrides):
-        run = adjusted(run, [f"eval.images={len(shards)}"])
-    dtype = torch.bfloat16 if device.type == "cuda" and run.train.precision == "bf16" else torch.float32
-    resized = with_image_size(opened, run.model.encoder.image_size)
-    runner = InferenceEngine(load_model(resized), ds_config, device, dtype)
+    run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(shards)})
+    deferred = Deferred(lambda: GitModel(run.model), run.seed)
+    values, _ = values_from(deferred, run.model, opened)
+    placed = place_model(deferred, run, values, ds_config, topology, device)
+    runner = InferenceEngine(placed, run, ds_config, topology, device)
     evaluation = Evaluator(run, shards, words, topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
@@ -49,6 +60,23 @@ def evaluate_checkpoint(
 
 
 def benchmark_run(opened: Opened, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
-    """The checkpoint's recipe with the benchmark's data and task. Raises ConfigError."""
+    """The checkpoint's recipe with the benchmark's data and task, on one rank per copy. Raises ConfigError."""
+    run = opened.run.model_copy(update={"model": architecture(opened), "parallel": ParallelConfig()})
     given = [f"data.heldout={data}"] + ([f"data.task={task}"] if task else [])
-    return adjusted(opened.run, [*given, *overrides])
+    return adjusted(run, [*given, *overrides])
+
+
+def _asks_for_images(overrides: list[str]) -> bool:
+    return any(text.startswith("eval.images=") for text in overrides)
+
+
+def fitted(run: RunConfig, device: torch.device, topology: Topology, evaluation: dict[str, int]) -> RunConfig:
+    """The run with the precision that the device calculates in and a batch that these ranks make up."""
+    precision = run.train.precision if device.type == "cuda" else "fp32"
+    batch = {"precision": precision, "global_batch": run.train.micro_batch * topology.dp}
+    return run.model_copy(
+        update={
+            "train": run.train.model_copy(update=batch),
+            "eval": run.eval.model_copy(update=evaluation),
+        }
+    )

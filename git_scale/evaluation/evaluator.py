@@ -99,7 +99,7 @@ class Evaluator:
             shown += self._pictures_to_show(batch)
             problems += batch.problems
         runner.model.train()
-        parts = collectives.gather_objects((predictions, shown, problems))
+        parts = collectives.gather_over_dp((predictions, shown, problems))
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
         pictures = dict(item for part in parts for item in part[1])
         metrics = score(self._run.data.task, everything)

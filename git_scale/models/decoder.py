@@ -76,6 +76,29 @@ class LayerCache:
         return self.image, (keys.append(text[0]), values.append(text[1]))
 
 
+class StreamAttention(nn.Module):
+    """Attention of both streams over some heads, with its dropout and no weights."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(
+        self,
+        text_q: Tensor,
+        image_q: Tensor | None,
+        image: KeysValues,
+        text: KeysValues,
+        hidden: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values for the text rows [B, K, N, T, H] and, where they ask, the image rows [B, N, I, H]."""
+        dropout = self.p if self.training else 0.0
+        for_text = attend_text(text_q, image, text, hidden, dropout)
+        if image_q is None:
+            return for_text, None
+        return for_text, F.scaled_dot_product_attention(image_q, *image, dropout_p=dropout)
+
+
 class DecoderLayer(nn.Module):
     """One post-LN block on both streams: a single module call, so that ZeRO-3 gathers its weights once."""
 
@@ -85,7 +108,7 @@ class DecoderLayer(nn.Module):
         self.is_last = is_last
         self.num_heads = config.heads
         self.head_width = width // config.heads
-        self.dropout = config.dropout
+        self.attention = StreamAttention(config.dropout)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
@@ -109,21 +132,17 @@ class DecoderLayer(nn.Module):
         if image_kv is None:
             raise ValueError("without the image stream a cache is needed")
         text_q = self._split_heads(self.query(text_BKTD))
-        attended = attend_text(text_q, image_kv, text_kv, hidden, self._dropout_p())
-        text_BKTD = self._finish(text_BKTD, self._merge_heads(attended))
-        if image_BID is None or self.is_last:
+        image_q = None if image_BID is None or self.is_last else self._split_heads(self.query(image_BID))
+        for_text, for_image = self.attention(text_q, image_q, image_kv, text_kv, hidden)
+        text_BKTD = self._finish(text_BKTD, self._merge_heads(for_text))
+        if image_BID is None or for_image is None:
             return None, text_BKTD
-        image_q = self._split_heads(self.query(image_BID))
-        attended = F.scaled_dot_product_attention(image_q, *image_kv, dropout_p=self._dropout_p())
-        return self._finish(image_BID, self._merge_heads(attended)), text_BKTD
+        return self._finish(image_BID, self._merge_heads(for_image)), text_BKTD
 
     def _finish(self, stream: Tensor, attended: Tensor) -> Tensor:
         stream = self.attention_norm(stream + self.hidden_dropout(self.out(attended)))
         hidden = self.fc2(F.gelu(self.fc1(stream)))
         return self.ffn_norm(stream + self.hidden_dropout(hidden))
-
-    def _dropout_p(self) -> float:
-        return self.dropout if self.training else 0.0
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """[..., L, N*H] to [..., N, L, H]."""

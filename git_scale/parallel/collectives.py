@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -10,14 +10,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from git_scale.errors import UserError
+from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.topology import Topology
 
 T = TypeVar("T")
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The element-wise sum, in place."""
+def sum_over_dp(values: Tensor) -> Tensor:
+    """The element-wise sum over the data-parallel ranks, in place, the same to the bit on all ranks.
+
+    Goes over all ranks, those of a tensor-parallel group together counting as one: a flag that a single rank
+    raises is above 0 on every one.
+    """
     dist.all_reduce(values)
+    values /= dist.get_world_size() // dist.get_world_size(GROUPS.dp)
+    return values
+
+
+def sum_over_tp(values: Tensor) -> Tensor:
+    """The element-wise sum over the ranks of the tensor-parallel group, in place."""
+    if GROUPS.tp is not None:
+        dist.all_reduce(values, group=GROUPS.tp)
     return values
 
 
@@ -33,6 +46,29 @@ def gather_objects(item: T) -> list[T]:
     items: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items  # type: ignore[return-value]
+
+
+def gather_over_dp(item: T) -> list[T]:
+    """Each data-parallel rank's item, in their order."""
+    items: list[T | None] = [None] * dist.get_world_size(GROUPS.dp)
+    dist.all_gather_object(items, item, group=GROUPS.dp)
+    return items  # type: ignore[return-value]
+
+
+def shared_over_tp(items: Iterable[T]) -> Iterator[T]:
+    """The items of the first rank of the tensor-parallel group, one by one, on all of the group.
+
+    Only the first rank's `items` are asked: one reader per group instead of tp, and no two ranks of a group can see
+    different batches.
+    """
+    if GROUPS.tp is None:
+        yield from items
+        return
+    source = iter(items) if dist.get_rank(GROUPS.tp) == 0 else None
+    while True:
+        box = [next(source) if source is not None else None]
+        dist.broadcast_object_list(box, group=GROUPS.tp, group_src=0)
+        yield box[0]  # type: ignore[misc]
 
 
 def from_first_rank(item: T) -> T:

@@ -19,13 +19,19 @@ if not torch.cuda.is_available():
     )  # unasked, DeepSpeed prints a warning among a tool's results
 
 import deepspeed
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import Tensor, nn
 
+from git_scale.checkpoint import state as stored
+from git_scale.checkpoint.weights import check_names
 from git_scale.config import OptimizerConfig, RunConfig
-from git_scale.files import FileDigest, write_durably
+from git_scale.files import FileDigest
+from git_scale.models.git import language_model_loss
+from git_scale.parallel.collectives import sum_over_tp
 from git_scale.parallel.ds_config import merge_ds_config, offloads_optimizer, zero_stage
+from git_scale.parallel.groups import GROUPS, mpu_of
+from git_scale.parallel.materialise import Placed, run_dtype
 from git_scale.parallel.topology import Topology
+from git_scale.parallel.zero import Holdings
 
 try:
     from apex.optimizers import FusedAdam as ApexAdam  # NVIDIA's, not the package of that name on PyPI
@@ -67,6 +73,9 @@ def start_processes(topology: Topology) -> torch.device:
         auto_mpi_discovery=False,
         timeout=COLLECTIVE_TIMEOUT,
     )
+    if topology.tp > 1:
+        mpu = mpu_of(topology)
+        GROUPS.dp, GROUPS.tp = mpu.get_data_parallel_group(), mpu.get_model_parallel_group()
     return device
 
 
@@ -89,7 +98,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        placed: Placed,
         groups: list[ParameterGroup],
         run: RunConfig,
         ds_config: dict[str, Any],
@@ -97,10 +106,12 @@ class Engine:
         device: torch.device,
     ) -> None:
         self.device = device
-        self.dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+        self.dtype = run_dtype(run)
         self.stage = zero_stage(ds_config)
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
-        self._dp = topology.dp
+        self._placed = placed
+        self._topology = topology
+        self._words = run.model.vocab_size if topology.tp > 1 and run.parallel.decoder else None
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
         config = merge_ds_config(ds_config, run, topology.dp)
         # DeepSpeed keeps no norm and skips no step for stage 0 in fp32: there both are done here.
@@ -108,8 +119,10 @@ class Engine:
         self._clips_itself = self.stage == 0 and self.dtype == torch.float32
         if self._clips_itself:
             config["gradient_clipping"] = 0.0
-        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        self._engine.checkpoint_engine = self._files = _DurableCheckpointEngine(self._engine)
+        self._engine, *_ = deepspeed.initialize(
+            model=placed.model, optimizer=optimizer, config=config, mpu=mpu_of(topology)
+        )
+        self._holdings = Holdings(self._engine, self.stage, topology)
 
     @property
     def model(self) -> Any:
@@ -118,11 +131,19 @@ class Engine:
 
     @property
     def is_whole_on_each_rank(self) -> bool:
-        """False under ZeRO-3, where every forward pass is collective."""
-        return self.stage < 3
+        """False under ZeRO-3 and tensor parallelism, where every forward pass is collective."""
+        return self.stage < 3 and self._topology.tp == 1
 
     def forward(self, images_BFCHW: Tensor, tokens_BKT: Tensor, rows: Tensor) -> Tensor:
         return self._engine(images_BFCHW, tokens_BKT, rows)
+
+    def loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """models.git.language_model_loss of what `forward` gave in training, the same on a tensor-parallel group."""
+        if self._words is None:
+            return language_model_loss(logits, labels, smoothing)
+        from git_scale.parallel.tensor import vocabulary_loss
+
+        return vocabulary_loss(logits, labels, smoothing, self._words)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.
@@ -130,7 +151,7 @@ class Engine:
         DeepSpeed averages gradients over the dp ranks; the factor undoes that. Its own division by the number
         of micro-batches is switched off.
         """
-        self._engine.backward(loss * self._dp, scale_wrt_gas=False)
+        self._engine.backward(loss * self._topology.dp, scale_wrt_gas=False)
 
     def step(self) -> StepReport | None:
         """Ends a micro-batch; at the last one of a step clips, updates the weights and reports.
@@ -148,11 +169,14 @@ class Engine:
         return StepReport(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
     def _clip(self) -> float:
-        """Clips the gradients, which all ranks share by now; takes them away when they are not finite."""
-        parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        """Clips the gradients, which the data-parallel ranks share by now; takes them away when not finite."""
+        learning = [p for p in self._engine.module.parameters() if p.grad is not None]
+        whole = [p.grad for p in learning if not p.tensor_model_parallel]
+        split = [p.grad for p in learning if p.tensor_model_parallel]
+        of_split = sum_over_tp(_norm(split, self.device) ** 2)
+        norm = torch.sqrt(_norm(whole, self.device) ** 2 + of_split)
         if bool(norm.isfinite()):
-            nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+            nn.utils.clip_grads_with_norm_(learning, self._clip_norm, norm)
         else:
             self._engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
         return float(norm)
@@ -162,8 +186,8 @@ class Engine:
         for module in self._engine.module.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for statistic in (buffer for buffer in module.buffers() if buffer.is_floating_point()):
-                    torch.distributed.all_reduce(statistic)
-                    statistic /= self._dp
+                    torch.distributed.all_reduce(statistic, group=GROUPS.dp)
+                    statistic /= self._topology.dp
 
     def set_learning_rates(self, factor: float) -> None:
         """Each group's learning rate = its configured one x factor."""
@@ -174,84 +198,58 @@ class Engine:
         """The rates that the innermost optimizer will use, by group name."""
         return {group["name"]: float(group["lr"]) for group in self._engine.basic_optimizer.param_groups}
 
-    def save(self, folder: Path) -> tuple[list[FileDigest], OSError | None]:
-        """Writes this rank's share of weights and optimizer state; collective.
+    def save(self, path: Path) -> FileDigest:
+        """Writes what this rank has to contribute to a checkpoint. Raises OSError."""
+        return stored.write_pieces(path, self._topology.tp_rank, self._holdings.held())
 
-        Returns what was written and the error, if the disk refused: the other ranks are not left waiting.
+    def state_index(self) -> stored.Index:
+        """What all ranks' files have in common."""
+        placed = self._placed
+        return stored.Index(
+            tp=self._topology.tp,
+            adam_steps=self._holdings.adam_steps,
+            shapes=placed.shapes,
+            splits={name: placed.splits.get(name) for name in placed.shapes},
+            aliases=placed.aliases,
+        )
+
+    def load(self, state: stored.TrainingState) -> None:
+        """Restores weights and optimizer state, whatever number of ranks and ZeRO stage wrote them; collective.
+
+        Raises CheckpointError when the state is another model's.
         """
-        self._files.begin()
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        return self._files.digests, self._files.error
+        check_names(state.folder, self._placed.shapes, state.index.shapes)
+        topology, splits = self._topology, self._placed.splits
+        self._holdings.restore(
+            lambda piece, kind: state.read_piece(
+                piece, kind, splits.get(piece.name), topology.tp, topology.tp_rank
+            ),
+            state.index.adam_steps,
+        )
 
-    def load(self, folder: Path) -> None:
-        """Restores weights and optimizer state written by `save` with the same number of ranks; collective."""
-        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+
+def _norm(tensors: list[Tensor], device: torch.device) -> Tensor:
+    return nn.utils.get_total_norm(tensors) if tensors else torch.zeros((), device=device)
 
 
 class InferenceEngine:
-    """A model that only runs forward: whole on each rank or, under ZeRO-3, partitioned over them."""
+    """A model that only runs forward: whole on each rank, partitioned (ZeRO-3) or split (tensor-parallel)."""
 
     def __init__(
-        self, model: nn.Module, ds_config: dict[str, Any], device: torch.device, dtype: torch.dtype
+        self,
+        placed: Placed,
+        run: RunConfig,
+        ds_config: dict[str, Any],
+        topology: Topology,
+        device: torch.device,
     ) -> None:
         self.device = device
-        self.dtype = dtype
-        self.is_whole_on_each_rank = zero_stage(ds_config) < 3
-        self.model: Any = model.to(dtype)
-        if self.is_whole_on_each_rank:
-            self.model.to(device)
-            return
-        config = {
-            **ds_config,
-            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants one; nothing is trained
-            "bf16": {"enabled": dtype == torch.bfloat16},
-        }
-        self.model, *_ = deepspeed.initialize(model=model, config=config)
-
-
-class _DurableCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's file layer: files that hold tensors and plain values only, written durably, with digests.
-
-    Write errors are remembered instead of raised: a raised one would leave the other ranks in DeepSpeed's
-    barrier until the collective timeout.
-    """
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        super().__init__()
-        self._engine = engine
-        self.begin()
-
-    def begin(self) -> None:
-        self.digests: list[FileDigest] = []
-        self.error: OSError | None = None
-
-    def save(self, state_dict: dict[str, Any], path: str) -> None:
-        plain = _without_objects(state_dict)
-        try:
-            self.digests.append(write_durably(Path(path), lambda file: torch.save(plain, file)))
-        except OSError as error:
-            self.error = error
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
-            self.error = OSError(f"{path}: {error}")
-
-    def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-        if "zero_stage" in (optimizer := state.get("optimizer_state_dict", {})):
-            optimizer["loss_scaler"] = self._engine.optimizer.loss_scaler
-        return state
-
-
-def _without_objects(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state without what only a pickle can hold.
-
-    The loss scaler is constant without fp16, and the slice mappings serve DeepSpeed's own converter alone.
-    """
-    optimizer = state_dict.get("optimizer_state_dict", {})
-    if "zero_stage" not in optimizer:
-        return state_dict
-    objects = ("loss_scaler", "param_slice_mappings")
-    plain = {key: value for key, value in optimizer.items() if key not in objects}
-    return {**state_dict, "optimizer_state_dict": {**plain, "zero_stage": int(optimizer["zero_stage"])}}
+        self.dtype = run_dtype(run)
+        self.is_whole_on_each_rank = zero_stage(ds_config) < 3 and topology.tp == 1
+        self.model: Any = placed.model
+        if zero_stage(ds_config) == 3:
+            config = merge_ds_config(ds_config, run, topology.dp)
+            self.model, *_ = deepspeed.initialize(model=placed.model, config=config, mpu=mpu_of(topology))
 
 
 def build_adamw(

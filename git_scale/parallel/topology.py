@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from git_scale.errors import UserError
+from git_scale.errors import ConfigError, UserError
 
 # torchrun and the deepspeed launcher | srun, one task per GPU
 _LAUNCHERS = (
@@ -17,22 +17,42 @@ _LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Topology:
-    """The place of this process among all of a run's processes."""
+    """The place of this process among all of a run's processes.
+
+    Neighbouring ranks form a tensor-parallel group, as in megatron-core: rank = dp_rank * tp + tp_rank.
+    """
 
     world_size: int = 1
     global_rank: int = 0
     local_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+    tp: int = 1
+    """Tensor-parallel degree; divides world_size."""
 
     @property
     def dp(self) -> int:
         """Data-parallel degree."""
-        return self.world_size
+        return self.world_size // self.tp
 
     @property
     def dp_rank(self) -> int:
-        return self.global_rank
+        return self.global_rank // self.tp
+
+    @property
+    def tp_rank(self) -> int:
+        return self.global_rank % self.tp
+
+    def with_tp(self, tp: int) -> Topology:
+        """Raises ConfigError when groups of `tp` ranks do not make up the world."""
+        if self.world_size % tp:
+            fitting = max(degree for degree in range(1, tp + 1) if self.world_size % degree == 0)
+            raise ConfigError(
+                [
+                    f"parallel.tp={tp} does not divide the {self.world_size} processes: set parallel.tp={fitting}"
+                ]
+            )
+        return replace(self, tp=tp)
 
     @property
     def is_writer(self) -> bool:

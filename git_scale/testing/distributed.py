@@ -1,7 +1,7 @@
 """Run a function on several gloo processes of this machine, as a test would.
 
 def sums(topology, device, number):
-    return float(sum_over_ranks(torch.tensor(float(number * topology.dp_rank))))
+    return float(sum_over_dp(torch.tensor(float(number * topology.dp_rank))))
 
 assert run_distributed(sums, 2, 10) == [10.0, 10.0]
 """
@@ -25,9 +25,11 @@ _CONTEXT.set_forkserver_preload(["git_scale.testing.preload"])
 
 
 def run_distributed(
-    function: Callable[..., Any], world_size: int, *args: Any, timeout_s: float = 240
+    function: Callable[..., Any], world_size: int, *args: Any, tp: int = 1, timeout_s: float = 240
 ) -> list[Any]:
     """`function(topology, device, *args)` on every rank; returns the results in rank order.
+
+    tp: neighbouring ranks form tensor-parallel groups of so many.
 
     `function` and what it takes and returns must be picklable. Raises RuntimeError with the rank's traceback
     when one fails, TimeoutError when not all have ended in time; no process is left behind either way.
@@ -36,7 +38,7 @@ def run_distributed(
     port = free_port()
     processes = [
         _CONTEXT.Process(
-            target=_run_rank, args=(function, rank, world_size, port, results, args), daemon=False
+            target=_run_rank, args=(function, rank, world_size, tp, port, results, args), daemon=False
         )
         for rank in range(world_size)
     ]
@@ -75,7 +77,13 @@ def _check_alive(processes: Sequence[BaseProcess], answers: dict[int, Any], dead
 
 
 def _run_rank(
-    function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, args: tuple[Any, ...]
+    function: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    tp: int,
+    port: int,
+    results: Any,
+    args: tuple[Any, ...],
 ) -> None:
     import torch
 
@@ -87,7 +95,7 @@ def _run_rank(
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
     try:
-        topology = topology_from(os.environ)
+        topology = topology_from(os.environ).with_tp(tp)
         answer = function(topology, start_processes(topology), *args)
         stop_processes()
         results.put((rank, answer, None))

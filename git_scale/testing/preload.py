@@ -1,12 +1,14 @@
 """Imported once by the server that ranks fork from: what every rank would import on its own, 6 s of CPU time each.
 
-timm brings torchvision and torch's compiler; DeepSpeed's engine compiles an optimizer that is never used here, which
-imports the rest of it; the first model on `meta` brings torch's decompositions.
+timm brings torchvision and torch's compiler, megatron-core the parts of a trainer of its own; DeepSpeed's engine
+compiles an optimizer that is never used here, which imports the rest; the first model on `meta` brings
+torch's decompositions.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 
 import torch
 
@@ -15,5 +17,8 @@ from git_scale.config import EncoderConfig
 from git_scale.models.encoders import ImageEncoder
 
 importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # see parallel/groups.py
+    importlib.import_module("git_scale.parallel.tensor")
 with torch.device("meta"):
     ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224"))

@@ -97,5 +97,5 @@ def tiny_run(squares: Path, run_dir: Path, **sections: dict[str, Any]) -> RunCon
         "log": {"every": 5},
     }
     for section, values in sections.items():
-        tree[section] |= values
+        tree.setdefault(section, {}).update(values)
     return RunConfig.model_validate({"run_dir": str(run_dir), **tree})

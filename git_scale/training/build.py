@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
 from git_scale.data.images import longest_side
@@ -20,14 +19,15 @@ from git_scale.evaluation.scores import check_metric
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers
-from git_scale.parallel.collectives import first_rank_first
+from git_scale.parallel.collectives import first_rank_first, shared_over_tp
 from git_scale.parallel.engine import Engine
+from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
-from git_scale.training.checkpoints import Checkpoints
+from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
 from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
-from git_scale.training.start import build_model, encoder_learns, load_first_weights
+from git_scale.training.start import build_model, encoder_learns, first_values
 from git_scale.training.trainer import Trainer
 
 
@@ -47,25 +47,26 @@ def build_trainer(
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
     words = keep_tokenizer(run) if topology.is_writer else tokenizer.path  # the writer copies it from there
 
-    model = build_model(run)
-    if not layout.published(Path(run.run_dir)):  # else its own checkpoint follows
-        first_rank_first(topology, lambda: load_first_weights(model, run))
-    engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, topology, device)
+    deferred = build_model(run)
+    values = first_rank_first(topology, lambda: first_values(deferred, run))
+    placed = place_model(deferred, run, values, ds_config, topology, device)
+    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
+    engine = Engine(placed, groups, run, ds_config, topology, device)
     checkpoints = Checkpoints(run, words, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
-    costs = StepCosts(run.model, topology.dp, encoder_learns(model))
+    costs = StepCosts(run.model, topology.dp, encoder_learns(placed.model))
     for shape in training_shapes(run):
         costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = Evaluator(run, heldout_shards, tokenizer, topology) if heldout_shards else None
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.
-    torch.manual_seed(run.seed * topology.dp + topology.dp_rank + 1)  # dropout differs between ranks
-    progress = checkpoints.resume(shards.fingerprint, tokenizer.fingerprint) or first_progress(
-        shards, tokenizer, topology, engine
-    )
+    torch.manual_seed(random_seed(run.seed, topology, step=0))
+    progress = first_progress(shards, tokenizer, topology, engine)
+    progress = checkpoints.resume(progress) or progress
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
     batches = build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples)
+    batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress)
 
@@ -102,4 +103,5 @@ def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, e
         tokenizer_fingerprint=tokenizer.fingerprint,
         world_size=topology.world_size,
         zero_stage=engine.stage,
+        tp=topology.tp,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
+from git_scale.checkpoint.state import INDEX, TrainingState, rank_file
 from git_scale.config import RunConfig
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest, replaced_atomically, sync_folder
@@ -51,16 +52,17 @@ class Checkpoints:
 
     def _write_shares(self, partial: Path, target: Path, progress: Progress) -> str | None:
         """Writes this rank's files; the writer publishes the whole. Returns the first problem of any rank."""
-        digests, error = self._engine.save(partial / layout.STATE_FOLDER)
-        written = [FileDigest(f"{layout.STATE_FOLDER}/{item.name}", item.size, item.xxh3) for item in digests]
-        if error is None:
-            try:
+        written: list[FileDigest] = []
+        try:
+            state = self._engine.save(partial / layout.STATE_FOLDER / rank_file(self._topology.global_rank))
+            written.append(replace(state, name=f"{layout.STATE_FOLDER}/{state.name}"))
+            if self._topology.tp_rank == 0:  # its group has the same
                 written.append(self._write_random_state(partial))
-            except OSError as failure:
-                error = failure
-        shares = collectives.gather_objects((written, str(error) if error else None))
-        problems = [problem for _, problem in shares if problem]
-        outcome = problems[0] if problems else None
+            problem = None
+        except OSError as error:
+            problem = str(error)
+        shares = collectives.gather_objects((written, problem))
+        outcome = next((problem for _, problem in shares if problem), None)
         if self._topology.is_writer:
             outcome = outcome or self._publish(
                 partial, target, progress, [f for files, _ in shares for f in files]
@@ -75,7 +77,7 @@ class Checkpoints:
             return None
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            (partial / layout.STATE_FOLDER).mkdir(parents=True)
         except OSError as error:
             return str(error)
         return None
@@ -94,13 +96,13 @@ class Checkpoints:
     ) -> str | None:
         """The writer's last act: small files, the manifest, the rename, retention."""
         try:
-            for script in partial.glob("zero_to_*.py"):  # DeepSpeed leaves copies of its converters
-                script.unlink()
+            index = f"{layout.STATE_FOLDER}/{INDEX}"
+            (partial / index).write_text(self._engine.state_index().to_json(), encoding="utf-8")
             (partial / layout.CONFIG).write_text(self._run.to_yaml(), encoding="utf-8")
             (partial / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
             shutil.copyfile(self._tokenizer_path, partial / self._tokenizer_path.name)
-            small = [layout.CONFIG, layout.PROGRESS, self._tokenizer_path.name]
-            written += [digest(partial / name) for name in small]
+            small = [layout.CONFIG, layout.PROGRESS, self._tokenizer_path.name, index]
+            written += [replace(digest(partial / name), name=name) for name in small]
             with replaced_atomically(partial / layout.MANIFEST) as temporary:
                 temporary.write_text(layout.manifest_text(written), encoding="utf-8")
             partial.rename(target)
@@ -123,21 +125,22 @@ class Checkpoints:
         if self._topology.is_writer and (self._folder / layout.step_name(best.step)).is_dir():
             layout.write_best(Path(self._run.run_dir), best)
 
-    def resume(self, data_fingerprint: str, tokenizer_fingerprint: str) -> Progress | None:
+    def resume(self, start: Progress) -> Progress | None:
         """Restores the newest undamaged checkpoint; None when the run has none.
 
-        Raises CheckpointError when there are checkpoints but none can be used by this run.
+        `start` is this run before its first step: the data and the tokenizer must be the checkpoint's, the number of
+        ranks and their arrangement need not. Raises CheckpointError when there are checkpoints but none can be used.
         """
         candidates = collectives.from_first_rank(layout.published(Path(self._run.run_dir)))
         for checkpoint in candidates:
             if problem := self._damage(checkpoint):
                 log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
                 continue
-            progress = layout.read_progress(checkpoint)
-            self._refuse_foreign(checkpoint, progress, data_fingerprint, tokenizer_fingerprint)
-            self._engine.load(checkpoint / layout.STATE_FOLDER)
-            self._restore_random_state(checkpoint)
-            return progress
+            saved = layout.read_progress(checkpoint)
+            self._refuse_foreign(checkpoint, saved, start)
+            self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
+            self._restore_random_state(checkpoint, saved)
+            return replace(saved, world_size=start.world_size, zero_stage=start.zero_stage, tp=start.tp)
         if candidates:
             raise CheckpointError(
                 f"all {len(candidates)} checkpoints in {self._folder} are damaged: restore one, or choose"
@@ -149,20 +152,16 @@ class Checkpoints:
         """The first problem that any rank finds; the ranks share the hashing."""
         try:
             files = layout.read_manifest(checkpoint)
-            mine = files[self._topology.dp_rank :: self._topology.dp]
+            mine = files[self._topology.global_rank :: self._topology.world_size]
             problem = layout.first_damage(checkpoint, mine)
         except (CheckpointError, OSError) as error:
             problem = str(error)
         return next(filter(None, collectives.gather_objects(problem)), None)
 
-    def _refuse_foreign(
-        self, checkpoint: Path, progress: Progress, data_fingerprint: str, tokenizer_fingerprint: str
-    ) -> None:
+    def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress) -> None:
         facts = [
-            ("ranks", progress.world_size, self._topology.world_size),
-            ("ZeRO stage", progress.zero_stage, self._engine.stage),
-            ("training data", progress.data_fingerprint, data_fingerprint),
-            ("tokenizer", progress.tokenizer_fingerprint, tokenizer_fingerprint),
+            ("training data", saved.data_fingerprint, start.data_fingerprint),
+            ("tokenizer", saved.tokenizer_fingerprint, start.tokenizer_fingerprint),
         ]
         differences = [f"{name}: {old} there, {new} here" for name, old, new in facts if old != new]
         if differences:
@@ -171,8 +170,17 @@ class Checkpoints:
                 " use those of the checkpoint, or another run_dir"
             )
 
-    def _restore_random_state(self, checkpoint: Path) -> None:
+    def _restore_random_state(self, checkpoint: Path, saved: Progress) -> None:
+        """Of the same number of data-parallel ranks; others draw anew, differently from what was drawn before."""
+        if saved.dp != self._topology.dp:
+            torch.manual_seed(random_seed(self._run.seed, self._topology, saved.step))
+            return
         states = load_file(checkpoint / layout.rank_file(self._topology.dp_rank))
         torch.set_rng_state(states["cpu"])
         if self._engine.device.type == "cuda" and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self._engine.device)
+
+
+def random_seed(seed: int, topology: Topology, step: int) -> int:
+    """Of dropout, from `step` on: differs between data-parallel ranks and is the same in a tensor-parallel group."""
+    return (seed + step) * topology.dp + topology.dp_rank + 1

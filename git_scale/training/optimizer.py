@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from git_scale.config import OptimizerConfig
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, shapes: Mapping[str, torch.Size], config: OptimizerConfig
+) -> list[dict[str, Any]]:
     """AdamW groups {name, params, lr, weight_decay}: encoder / decoder x decay / no_decay, none empty.
 
-    Norms, biases and other vectors have no weight decay. An empty group would shift the rates of those after
-    it inside DeepSpeed (DeepSpeedExamples#756).
+    `shapes` are those of the whole parameters: a partitioned one shows none. Norms, biases and other vectors have no
+    weight decay. An empty group would shift the rates of those after it inside DeepSpeed (DeepSpeedExamples#756).
     """
     lrs = {"encoder": config.encoder_lr, "decoder": config.decoder_lr}
     groups: dict[str, dict[str, Any]] = {
@@ -29,7 +33,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[group_name(name, parameter.ndim)]["params"].append(parameter)
+            groups[group_name(name, len(shapes[name]))]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.initial import initialise
+from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened import open_checkpoint
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import has_batch_norm
 from git_scale.models.git import GitModel
 
@@ -40,10 +41,10 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
     return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
 
 
-def build_model(run: RunConfig) -> GitModel:
-    """The model with the same first weights on every rank: a function of (seed, model)."""
-    torch.manual_seed(run.seed)
-    model = GitModel(run.model)
+def build_model(run: RunConfig) -> Deferred:
+    """The model on meta; its first values are a function of (seed, name), the same on any number of ranks."""
+    deferred = Deferred(lambda: GitModel(run.model), run.seed)
+    model = deferred.module
     if run.train.precision == "bf16" and has_batch_norm(model):
         raise ConfigError(
             [
@@ -54,15 +55,22 @@ def build_model(run: RunConfig) -> GitModel:
         )
     freeze(model, run.train.freeze)
     model.set_activation_checkpointing(run.train.activation_checkpointing)
-    return model
+    return deferred
 
 
-def load_first_weights(model: GitModel, run: RunConfig) -> None:
-    """Fills the model from `init_from`; what the source does not have keeps its random start, and is named."""
+def first_values(deferred: Deferred, run: RunConfig) -> Callable[[str], Tensor]:
+    """Name -> first value: from `init_from` where that has it, which is logged, else the random start.
+
+    Raises CheckpointError when the source does not fit.
+    """
+    if layout.published(Path(run.run_dir)):
+        return deferred.blank_value  # the run's own checkpoint follows
     if run.init_from is None:
-        return
-    for line in initialise(model, run.model, open_checkpoint(Path(run.init_from))):
+        return deferred.first_value
+    values, lines = values_from(deferred, run.model, open_checkpoint(Path(run.init_from)))
+    for line in lines:
         log.info("init_from %s: %s", run.init_from, line)
+    return values
 
 
 def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:

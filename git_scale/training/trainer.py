@@ -16,7 +16,6 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
 from git_scale.evaluation.evaluator import Evaluator
-from git_scale.models.git import language_model_loss
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
 from git_scale.parallel import collectives
@@ -78,7 +77,7 @@ class Trainer:
         self.skipped_steps = progress.skipped_steps
         self.bad_samples = progress.skipped_samples
         self._first_progress = progress
-        self._accumulation = run.accumulation(progress.world_size)
+        self._accumulation = run.accumulation(progress.dp)
         self._batches: Iterator[Batch] = iter(batches)
 
     def fit(self) -> Outcome:
@@ -109,7 +108,7 @@ class Trainer:
         waited_from = time.perf_counter()
         batches = [next(self._batches) for _ in range(self._accumulation)]
         wait_s = time.perf_counter() - waited_from
-        targets = self._sum_over_ranks(sum(batch.num_targets for batch in batches))[0]
+        targets = self._sum_over_dp(sum(batch.num_targets for batch in batches))[0]
         self.engine.set_learning_rates(self.lr_factor())
         loss = torch.zeros((), device=self.engine.device)
         report: StepReport | None = None
@@ -120,7 +119,7 @@ class Trainer:
             loss += micro_loss.detach()
         assert report is not None, "the last micro-batch ends the step"
         bad_here = sum(len(batch.problems) for batch in batches)
-        loss_sum, bad, stop_votes = self._sum_over_ranks(float(loss), bad_here, int(stop))
+        loss_sum, bad, stop_votes = self._sum_over_dp(float(loss), bad_here, int(stop))
         result = StepResult(
             loss_sum, report.grad_norm, report.skipped, int(targets), int(bad), stop_votes > 0
         )
@@ -144,7 +143,7 @@ class Trainer:
         logits = self.engine.forward(
             normalise(batch.images, self.engine.dtype), batch.tokens, rows.to(self.engine.device)
         )
-        return language_model_loss(logits, labels.to(self.engine.device), self.run.train.label_smoothing)
+        return self.engine.loss(logits, labels.to(self.engine.device), self.run.train.label_smoothing)
 
     def lr_factor(self) -> float:
         return lr_factor(self.step, self.run.optimizer.warmup_steps, self.run.train.steps)
@@ -198,9 +197,9 @@ class Trainer:
             skipped_samples=self.bad_samples,
         )
 
-    def _sum_over_ranks(self, *values: float) -> list[float]:
+    def _sum_over_dp(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
-        return collectives.sum_over_ranks(tensor).tolist()
+        return collectives.sum_over_dp(tensor).tolist()
 
 
 def _highest(rates: dict[str, float], tower: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.checkpoint.initial import initialise
+from git_scale.checkpoint.initial import initial_weights
 from git_scale.checkpoint.opened import Opened
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
@@ -51,8 +51,9 @@ def started(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     source = InMemory(theirs, only)
     opened = Opened("native", Path("there"), RunConfig(model=theirs), None, source, None)
-    said = initialise(model, ours, opened)
-    return before, model.state_dict(), source, said
+    taken, said = initial_weights(model, ours, opened)
+    after = {name: taken.read(name) if name in taken.shapes else before[name] for name in before}
+    return before, after, source, said
 
 
 def test_everything_is_taken_as_it_is() -> None:
@@ -113,5 +114,6 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     source = InMemory(config_of())
     source.tensors["projection.0.bias"][3] = torch.nan
     opened = Opened("native", Path("there"), RunConfig(model=config_of()), None, source, None)
+    taken, _ = initial_weights(GitModel(config_of()), config_of(), opened)
     with pytest.raises(CheckpointError, match=r"projection.0.bias holds numbers that are not finite"):
-        initialise(GitModel(config_of()), config_of(), opened)
+        taken.read("projection.0.bias")

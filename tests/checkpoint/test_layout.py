@@ -31,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint of a run, two files and a manifest."""
     folder = layout.checkpoints_folder(tmp_path) / layout.step_name(12)
     (folder / layout.STATE_FOLDER).mkdir(parents=True)
-    names = ["progress.json", "deepspeed/weights.pt"]
+    names = ["progress.json", "state/weights.bin"]
     (folder / names[0]).write_text(json.dumps(asdict(PROGRESS)))
     (folder / names[1]).write_bytes(bytes(range(256)) * 16)
     digests = [FileDigest(name, *measured(folder / name)) for name in names]
@@ -55,7 +55,7 @@ def test_names_sort_by_step() -> None:
 
 
 def test_a_manifest_round_trips() -> None:
-    digests = [FileDigest("a.bin", 3, "0f"), FileDigest("deepspeed/b.pt", 1 << 40, "ff")]
+    digests = [FileDigest("a.bin", 3, "0f"), FileDigest("state/b.bin", 1 << 40, "ff")]
     tree = json.loads(layout.manifest_text(digests))
     assert tree["version"] == layout.FORMAT_VERSION
     assert [FileDigest(**item) for item in tree["files"]] == digests
@@ -64,7 +64,7 @@ def test_a_manifest_round_trips() -> None:
 def test_a_manifest_is_read_back(checkpoint: Path) -> None:
     assert [item.name for item in layout.read_manifest(checkpoint)] == [
         "progress.json",
-        "deepspeed/weights.pt",
+        "state/weights.bin",
     ]
 
 
@@ -79,23 +79,23 @@ def test_a_whole_checkpoint_has_no_damage(checkpoint: Path) -> None:
 
 
 def test_a_missing_file_is_found(checkpoint: Path) -> None:
-    (checkpoint / "deepspeed/weights.pt").unlink()
-    assert damage(checkpoint) == "deepspeed/weights.pt is missing"
+    (checkpoint / "state/weights.bin").unlink()
+    assert damage(checkpoint) == "state/weights.bin is missing"
 
 
 def test_a_truncated_file_is_found(checkpoint: Path) -> None:
-    path = checkpoint / "deepspeed/weights.pt"
+    path = checkpoint / "state/weights.bin"
     path.write_bytes(path.read_bytes()[:-1])
-    assert damage(checkpoint) == "deepspeed/weights.pt has 4095 bytes instead of 4096"
+    assert damage(checkpoint) == "state/weights.bin has 4095 bytes instead of 4096"
 
 
 @pytest.mark.parametrize("position", [0, 2000, 4095])
 def test_one_flipped_bit_is_found(checkpoint: Path, position: int) -> None:
-    path = checkpoint / "deepspeed/weights.pt"
+    path = checkpoint / "state/weights.bin"
     content = bytearray(path.read_bytes())
     content[position] ^= 1
     path.write_bytes(content)
-    assert damage(checkpoint) == "deepspeed/weights.pt has another content than was written"
+    assert damage(checkpoint) == "state/weights.bin has another content than was written"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
-"""Weights out of DeepSpeed's files: what the engine trained, whatever the stage, with parts that do not learn."""
+"""Weights out of a run's checkpoint: what the engine trained, whatever the stage, with parts that do not learn."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint import layout
 from git_scale.checkpoint.opened import load_model, open_checkpoint
-from git_scale.checkpoint.weights import TrainingWeights, read_finite
+from git_scale.checkpoint.weights import read_finite
 from git_scale.errors import CheckpointError
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
@@ -99,60 +96,6 @@ def test_in_bf16_the_fp32_copies_are_read(saved: tuple[Path, dict[str, Arrays]],
             finer.add(key)
     assert "decoder.layers.0.query.weight" in finer
     assert not any(key.startswith("encoder.") for key in finer)  # what does not learn exists in bf16 only
-
-
-@pytest.fixture
-def stage0(tmp_path: Path) -> Path:
-    """A checkpoint's folder of weights as stage 0 writes it, 160 MiB in eight tensors."""
-    folder = tmp_path / "step_00000001" / layout.STATE_FOLDER
-    folder.mkdir(parents=True)
-    module = {f"w{number}": torch.full((5, 1 << 20), float(number)) for number in range(8)}
-    torch.save({"module": module}, folder / "mp_rank_00_model_states.pt")
-    return folder.parent
-
-
-def test_memory_stays_bounded(stage0: Path) -> None:
-    """Of 160 MiB in tensors of 20 MiB, no page stays mapped when a tensor has been read; without closing all do.
-
-    Counted from the file's own mappings: the process's whole memory also moves when the kernel reclaims pages.
-    """
-    code = r"""
-import re, sys
-from pathlib import Path
-from git_scale.checkpoint import sources
-from git_scale.checkpoint.weights import TrainingWeights
-
-def mapped():  # KiB of the checkpoint's files in this process
-    maps = Path("/proc/self/smaps").read_text()
-    return sum(int(size) for size in re.findall(r"_model_states\.pt\n(?:.*\n)*?Rss: +(\d+)", maps))
-
-sources.FORGET_AFTER = int(sys.argv[2])
-weights = TrainingWeights(Path(sys.argv[1]))
-most = 0
-for number in range(8):
-    assert float(weights.read(f"w{number}")[4, -1]) == number
-    most = max(most, mapped())
-print(most)
-"""
-    most = {}
-    for bound in (1, 50 << 20, 1 << 40):
-        command = [sys.executable, "-c", code, str(stage0), str(bound)]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        most[bound] = int(answer.stdout) / 1024  # MiB
-    assert most[1] == 0
-    assert 20 <= most[50 << 20] <= 60  # closed after each third tensor
-    assert most[1 << 40] > 100
-
-
-def test_tensors_are_read_alone_and_not_shared(stage0: Path) -> None:
-    weights = TrainingWeights(stage0)
-    weights.read("w3").zero_()
-    assert float(weights.read("w3")[0, 0]) == 3
-
-
-def test_a_checkpoint_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        TrainingWeights(tmp_path)
 
 
 class Fixed:

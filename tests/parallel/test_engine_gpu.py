@@ -13,10 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from git_scale.config import RunConfig
 from git_scale.models.git import GitModel, language_model_loss
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
+from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology, free_port
 from git_scale.recipes import load_run
 from git_scale.testing.gpu import requires_gpu
 from git_scale.training.optimizer import parameter_groups
+from git_scale.training.start import build_model
 
 SMALL = [
     "model.encoder.name=vit_tiny_patch16_224",
@@ -51,10 +53,10 @@ def inputs(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torc
 
 def losses(run: RunConfig, ds_config: dict[str, Any], device: torch.device, steps: int = 3) -> list[float]:
     """Mean token loss of each of some steps on one batch, from the same first weights."""
-    torch.manual_seed(run.seed)
-    model = GitModel(run.model)
-    model.set_activation_checkpointing(run.train.activation_checkpointing)
-    engine = Engine(model, parameter_groups(model, run.optimizer), run, ds_config, Topology(), device)
+    deferred = build_model(run)
+    placed = place_model(deferred, run, deferred.first_value, ds_config, Topology(), device)
+    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
+    engine = Engine(placed, groups, run, ds_config, Topology(), device)
     engine.model.train()
     images, tokens, rows = inputs(device, engine.dtype)
     labels = tokens.flatten()[rows + 1]

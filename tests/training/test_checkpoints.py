@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from git_scale.checkpoint import state
 from git_scale.errors import CheckpointError
 from git_scale.files import digest
 from git_scale.parallel.topology import Topology
@@ -55,13 +56,13 @@ def save_on_a_full_disk(
 ) -> tuple[bool, float, list[str]]:
     trainer = build(topology, device, squares, run_dir)
     steps_and_saves(trainer, 1)
-    write = torch.save
+    write = state.write_durably
     if topology.dp_rank == 1:
-        torch.save = _no_space_left
+        state.write_durably = _no_space_left
     trainer.train_step()
     trainer.step += 1
     saved = trainer.checkpoints.save(trainer.progress())
-    torch.save = write
+    state.write_durably = write
     return saved, trainer.train_step().loss, names(run_dir)
 
 
@@ -73,13 +74,12 @@ def die_while_saving(topology: Topology, device: torch.device, squares: Path, ru
     trainer = build(topology, device, squares, run_dir)
     steps_and_saves(trainer, 1)
     if topology.dp_rank == 1:
-        torch.save = _write_a_part_and_die
+        state.write_durably = _write_a_part_and_die
     steps_and_saves(trainer, 1)
 
 
-def _write_a_part_and_die(_state: Any, file: Any) -> None:
-    file.write(b"half of a checkpoint")
-    file.flush()
+def _write_a_part_and_die(path: Path, _write: Any) -> None:
+    path.write_bytes(b"half of a checkpoint")
     os._exit(9)
 
 
@@ -120,7 +120,7 @@ def _truncate(path: Path) -> None:
 @pytest.mark.parametrize("damage", [_flip, _truncate, Path.unlink], ids=["flipped", "truncated", "missing"])
 def test_a_damaged_checkpoint_is_passed_over(squares: Path, run_dir: Path, damage: Any) -> None:
     newest = run_dir / "checkpoints" / "step_00000003"
-    damage(sorted(newest.glob("deepspeed/*rank_1*optim*"))[0])
+    damage(newest / "state" / "rank_00001.safetensors")
     assert run_distributed(resumed_step, 2, squares, run_dir) == [2, 2]
 
 
@@ -146,12 +146,6 @@ def test_all_damaged_is_an_error_on_every_rank(squares: Path, run_dir: Path) -> 
         (run_dir / "checkpoints" / name / "manifest.json").write_text("{")
     for answer in run_distributed(resumed_step, 2, squares, run_dir):
         assert "all 2 checkpoints" in answer and "damaged" in answer
-
-
-@pytest.mark.distributed
-def test_another_number_of_ranks_is_refused_in_words(squares: Path, run_dir: Path) -> None:
-    (answer,) = run_distributed(resumed_step, 1, squares, run_dir)
-    assert "ranks: 2 there, 1 here" in answer
 
 
 @pytest.mark.distributed
@@ -191,5 +185,6 @@ def test_a_rank_killed_while_saving_leaves_the_older_checkpoint(squares: Path, t
 
 @pytest.mark.distributed
 def test_checkpoint_files_hold_no_code(two_checkpoints: Path) -> None:
-    for path in two_checkpoints.rglob("*.pt"):
-        torch.load(path, weights_only=True)
+    """Tensors and text alone: nothing that a reader could be made to execute."""
+    suffixes = {path.suffix for path in two_checkpoints.rglob("checkpoints/*/**/*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json", ".yaml", ".model"}

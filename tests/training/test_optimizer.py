@@ -30,21 +30,24 @@ def model() -> GitModel:
         return GitModel(config)
 
 
+def groups_of(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return parameter_groups(model, shapes, config)
+
+
 def by_parameter(model: nn.Module) -> dict[str, dict]:
-    group_of = {id(p): group for group in parameter_groups(model, CONFIG) for p in group["params"]}
+    group_of = {id(p): group for group in groups_of(model, CONFIG) for p in group["params"]}
     return {name: group_of[id(parameter)] for name, parameter in model.named_parameters()}
 
 
 def test_every_parameter_is_in_exactly_one_group(model: GitModel) -> None:
-    grouped = [id(p) for group in parameter_groups(model, CONFIG) for p in group["params"]]
+    grouped = [id(p) for group in groups_of(model, CONFIG) for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(parameter) for parameter in model.parameters()}
 
 
 def test_groups_have_names_rates_and_decays(model: GitModel) -> None:
-    groups = {
-        group["name"]: (group["lr"], group["weight_decay"]) for group in parameter_groups(model, CONFIG)
-    }
+    groups = {group["name"]: (group["lr"], group["weight_decay"]) for group in groups_of(model, CONFIG)}
     assert groups == {
         "encoder_decay": (1e-5, 0.01),
         "encoder_no_decay": (1e-5, 0.0),
@@ -93,19 +96,19 @@ def test_a_group_without_parameters_is_left_out() -> None:
             self.encoder = nn.Linear(2, 2, bias=False)
             self.head = nn.LayerNorm(2)
 
-    names = [group["name"] for group in parameter_groups(Plain(), CONFIG)]
+    names = [group["name"] for group in groups_of(Plain(), CONFIG)]
     assert names == ["encoder_decay", "decoder_no_decay"]
 
 
 def test_frozen_parameters_are_left_out() -> None:
     frozen = nn.Linear(2, 2)
     frozen.bias.requires_grad_(False)
-    assert [group["name"] for group in parameter_groups(frozen, CONFIG)] == ["decoder_decay"]
+    assert [group["name"] for group in groups_of(frozen, CONFIG)] == ["decoder_decay"]
 
 
 def test_the_groups_make_an_optimizer_with_those_rates() -> None:
     layer = nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(parameter_groups(layer, CONFIG), lr=1.0)
+    optimizer = torch.optim.AdamW(groups_of(layer, CONFIG), lr=1.0)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5]
 
 

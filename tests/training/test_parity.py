@@ -39,7 +39,7 @@ def run_steps(trainer: Any) -> Curve:
 
 def train_curve_with_local_counts(*args: Any) -> Curve:
     """The classical mistake: each rank divides by its own number of target tokens."""
-    collectives.sum_over_ranks = lambda values: values
+    collectives.sum_over_dp = lambda values: values
     return train_curve(*args)
 
 

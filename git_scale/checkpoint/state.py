@@ -1,0 +1,203 @@
+"""Weights and optimizer state of a training checkpoint: pieces of parameters, whoever wrote them.
+
+    state/rank_00003.safetensors   what one rank held, NAME/KIND -> flat numbers; the header says where in that rank's
+                                   tensor-parallel share of the parameter they begin
+    state/index.json               the whole parameters' shapes, how a tensor-parallel group cuts them, Adam's step
+
+KIND is weight (of what learns: the fp32 master copy), exp_avg or exp_avg_sq (AdamW's moments). How the pieces came
+about - ZeRO stage, data-parallel degree - need not be known: a parameter is put together from whatever covers it. So
+any number of ranks of any ZeRO stage and tensor-parallel degree reads what any other wrote, one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from git_scale.checkpoint.folder import tensor_writer
+from git_scale.checkpoint.split import Split, join, local_shape, take
+from git_scale.errors import CheckpointError
+from git_scale.files import FileDigest, write_durably
+
+INDEX = "index.json"
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+MAX_HEADER = 100 << 20  # bytes; safetensors' own bound
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a rank holds of a parameter: consecutive numbers of its tensor-parallel share, flattened."""
+
+    name: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is true of all ranks' files together."""
+
+    tp: int
+    adam_steps: int
+    """Updates that AdamW's moments have seen: the steps of the run without the skipped ones."""
+    shapes: dict[str, torch.Size]
+    """Of whole parameters and buffers."""
+    splits: dict[str, Split | None]
+    aliases: dict[str, str]
+    """Second name of a parameter -> the one under which it is stored."""
+
+    def to_json(self) -> str:
+        tensors = {
+            name: {"shape": list(shape), "split": asdict(split) if (split := self.splits.get(name)) else None}
+            for name, shape in self.shapes.items()
+        }
+        tree = {"tp": self.tp, "adam_steps": self.adam_steps, "aliases": self.aliases, "tensors": tensors}
+        return json.dumps(tree, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Index:
+        tree = json.loads(text)
+        tensors = tree["tensors"]
+        return cls(
+            tree["tp"],
+            tree["adam_steps"],
+            {name: torch.Size(item["shape"]) for name, item in tensors.items()},
+            {name: Split(**item["split"]) if item["split"] else None for name, item in tensors.items()},
+            tree["aliases"],
+        )
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+Held = Iterator[tuple[Piece, str, torch.dtype, Callable[[], Tensor]]]
+"""Piece, kind, dtype as stored, and the numbers when asked for (flat, on any device)."""
+
+
+def write_pieces(path: Path, tp_rank: int, held: Held) -> FileDigest:
+    """Writes what a rank holds, one tensor in memory at a time. Raises OSError."""
+    shapes, tensors, starts = {}, {}, {}
+    for piece, kind, dtype, tensor in held:
+        key = f"{piece.name}/{kind}"
+        shapes[key], tensors[key], starts[piece.name] = (
+            (torch.Size([piece.length]), dtype),
+            tensor,
+            piece.start,
+        )
+    metadata = {"starts": json.dumps(starts), "tp_rank": str(tp_rank)}
+    numbers = ((key, tensor().to("cpu", shapes[key][1])) for key, tensor in tensors.items())
+    return write_durably(path, tensor_writer(shapes, numbers, metadata))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A piece in a file."""
+
+    path: Path
+    offset: int
+    """Bytes."""
+    dtype: np.dtype[Any]
+    start: int
+    length: int
+
+    def read(self, first: int, last: int) -> Tensor:
+        """The numbers from `first` to `last`, counted as `start` is."""
+        offset = self.offset + (first - self.start) * self.dtype.itemsize
+        return torch.from_numpy(np.fromfile(self.path, self.dtype, last - first, offset=offset))
+
+
+class TrainingState:
+    """Reads a state folder. Trusts its files: their digests are checked before (layout.first_damage)."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError when it is none."""
+        self.folder = folder
+        try:
+            self.index = Index.from_json((folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder / INDEX}: not the state of a training run that this git_scale can read: {error}"
+            ) from None
+        self._stored: dict[tuple[str, int], list[_Stored]] = defaultdict(list)
+        for path in sorted(folder.glob("rank_*.safetensors")):
+            for key, tp_rank, stored in _read_header(path):
+                self._stored[key, tp_rank].append(stored)
+
+    def read(self, name: str, kind: str = WEIGHT) -> Tensor:
+        """A whole tensor on CPU, as stored: fp32, or int64 and bool of buffers. Raises CheckpointError."""
+        name = self.index.aliases.get(name, name)
+        shape, split = self.index.shapes[name], self.index.splits.get(name)
+        local = local_shape(shape, split, self.index.tp)
+
+        def share(tp_rank: int) -> Tensor:
+            return self._range(name, kind, tp_rank, 0, local.numel()).view(local)
+
+        return join(share, split, self.index.tp, shape)
+
+    def kinds(self, name: str) -> list[str]:
+        """What is stored of it: of a parameter that does not learn, or a buffer, its value alone."""
+        return [kind for kind in (WEIGHT, *MOMENTS) if self._stored_somewhere(name, kind)]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.from_numpy(np.empty(0, self._stored_somewhere(name, WEIGHT)[0].dtype)).dtype
+
+    def _stored_somewhere(self, name: str, kind: str) -> list[_Stored]:
+        return next(
+            (found for rank in range(self.index.tp) if (found := self._stored.get((f"{name}/{kind}", rank)))),
+            [],
+        )
+
+    def read_piece(self, piece: Piece, kind: str, split: Split | None, tp: int, tp_rank: int) -> Tensor:
+        """A piece of a parameter that is cut by `split` over `tp` ranks, flat.
+
+        Reads no more than that, unless the parameter was cut differently: then the whole of it.
+        """
+        stored = self.index.splits.get(piece.name)
+        first, last = piece.start, piece.start + piece.length
+        if stored is None and split is None:
+            return self._range(piece.name, kind, 0, first, last)
+        if stored == split and tp == self.index.tp:
+            return self._range(piece.name, kind, tp_rank, first, last)
+        return take(self.read(piece.name, kind), split, tp, tp_rank).flatten()[first:last]
+
+    def _range(self, name: str, kind: str, tp_rank: int, first: int, last: int) -> Tensor:
+        parts: list[Tensor] = []
+        reached = first
+        for stored in sorted(self._stored[f"{name}/{kind}", tp_rank], key=lambda item: item.start):
+            end = min(stored.start + stored.length, last)
+            if stored.start <= reached < end:
+                parts.append(stored.read(reached, end))
+                reached = end
+        if reached < last:
+            raise CheckpointError(
+                f"{name}/{kind}: numbers {reached} to {last} of rank {tp_rank} are in no file"
+            )
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, int, _Stored]]:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > MAX_HEADER:
+            raise CheckpointError(f"{path}: its header claims {size} bytes")
+        header = json.loads(file.read(size))
+    metadata = header.pop("__metadata__")
+    starts = json.loads(metadata["starts"])
+    entries: dict[str, dict[str, Any]] = header
+    for key, entry in entries.items():
+        begin = 8 + size + entry["data_offsets"][0]
+        name = key.rsplit("/", 1)[0]
+        stored = _Stored(path, begin, NUMPY[entry["dtype"]], starts[name], entry["shape"][0])
+        yield key, int(metadata["tp_rank"]), stored

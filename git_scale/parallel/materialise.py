@@ -1,0 +1,112 @@
+"""From a model on meta to this rank's share of it, module by module: no more than one is ever whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from git_scale.checkpoint.split import take
+from git_scale.config import RunConfig
+from git_scale.models.deferred import Deferred
+from git_scale.parallel.ds_config import merge_ds_config, zero_stage
+from git_scale.parallel.groups import mpu_of
+from git_scale.parallel.splits import Splits, splits_of
+from git_scale.parallel.topology import Topology
+from git_scale.parallel.zero import Partitioner, persistent_buffers
+
+Values = Callable[[str], Tensor]
+"""The whole tensor of a name, on CPU; the same on all ranks."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model of which this rank holds its share, and what is known of the whole."""
+
+    model: Any
+    shapes: dict[str, torch.Size]
+    """Of whole parameters and persistent buffers, each under one name."""
+    splits: Splits
+    aliases: dict[str, str]
+    """Second name of a tied parameter -> its first."""
+
+
+def place_model(
+    deferred: Deferred,
+    run: RunConfig,
+    values: Values,
+    ds_config: dict[str, Any],
+    topology: Topology,
+    device: torch.device,
+) -> Placed:
+    """Splits the model over the tensor-parallel group, fills it module by module and, under ZeRO-3, partitions it.
+
+    Collective. Raises ConfigError for what cannot be split.
+    """
+    model = deferred.module
+    splits = splits_of(model, run.parallel)
+    first_names = {id(parameter): name for name, parameter in reversed([*model.named_parameters()])}
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    aliases = {name: first_names[id(p)] for name, p in everything.items() if first_names[id(p)] != name}
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    shapes |= {name: buffer.shape for name, buffer in persistent_buffers(model)}
+    if topology.tp > 1:
+        from git_scale.parallel.tensor import split_modules
+
+        split_modules(model, run.parallel)
+    config = merge_ds_config(ds_config, run, topology.dp)
+    partition = Partitioner(config, mpu_of(topology)) if zero_stage(ds_config) == 3 else _leave_whole
+    materialise(model, splits, values, topology, device, run_dtype(run), partition)
+    return Placed(model, shapes, splits, aliases)
+
+
+def _leave_whole(parameters: list[nn.Parameter]) -> None:
+    """Below ZeRO-3 every rank keeps its share of each parameter."""
+
+
+def run_dtype(run: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+
+
+def materialise(
+    model: nn.Module,
+    splits: Splits,
+    values: Values,
+    topology: Topology,
+    device: torch.device,
+    dtype: torch.dtype,
+    settle: Callable[[list[nn.Parameter]], None],
+) -> None:
+    """Gives each parameter and buffer of `model` its values, in place; parameters in `dtype`.
+
+    `settle` gets a module's parameters before the next module's come into being; ZeRO-3 partitions them there.
+    """
+    done: dict[int, nn.Parameter] = {}  # a tied table is met twice
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        fresh: list[nn.Parameter] = []
+        for name, empty in list(module._parameters.items()):
+            if empty is None:
+                continue
+            if id(empty) not in done:
+                share = take(values(prefix + name), splits[prefix + name], topology.tp, topology.tp_rank)
+                done[id(empty)] = _parameter(share, empty, device, dtype)
+                fresh.append(done[id(empty)])
+                # DeepSpeed counts a parameter on every tensor-parallel rank if it carries this mark, else on the
+                # first alone: without it the global gradient norm would be wrong, and so would clipping.
+                done[id(empty)].tensor_model_parallel = splits[prefix + name] is not None  # type: ignore[attr-defined]
+            module._parameters[name] = done[id(empty)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = values(prefix + name).to(device)
+        settle(fresh)
+
+
+def _parameter(share: Tensor, empty: Any, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    if share.shape != empty.shape:
+        raise ValueError(f"a share of {list(share.shape)} where the model wants {list(empty.shape)}")
+    own = torch.empty(share.shape, dtype=dtype, device=device)  # a view would keep the whole alive
+    return nn.Parameter(own.copy_(share), requires_grad=empty.requires_grad)

@@ -1,0 +1,90 @@
+"""A training checkpoint rewritten for another tensor-parallel degree, without GPUs, one parameter at a time.
+
+Resuming does the same on the fly: with another degree every rank reads whole parameters and keeps its share.
+Rewritten once, each rank of each start reads its share alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from git_scale.checkpoint import layout
+from git_scale.checkpoint.folder import new_folder
+from git_scale.checkpoint.opened import read_run
+from git_scale.checkpoint.split import local_shape
+from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState, rank_file, write_pieces
+from git_scale.checkpoint.weights import check_files
+from git_scale.config import RunConfig
+from git_scale.files import digest
+from git_scale.models.git import GitModel
+from git_scale.parallel.splits import splits_of
+
+
+def reshape(source: Path, destination: Path, tp: int) -> Path:
+    """Makes a run's folder that goes on from `source` (a run or one of its checkpoints) with parallel.tp=`tp`.
+
+    Returns the new checkpoint. Raises CheckpointError or ConfigError before anything is written.
+    """
+    checkpoint = layout.find_checkpoint(source)
+    check_files(checkpoint)
+    run = read_run(checkpoint)
+    parallel = run.parallel.model_copy(update={"tp": tp})
+    run = run.model_copy(update={"run_dir": str(destination), "parallel": parallel})
+    state = TrainingState(checkpoint / layout.STATE_FOLDER)
+    with torch.device("meta"):
+        splits = splits_of(GitModel(run.model), parallel)
+    index = replace(state.index, tp=tp, splits={name: splits.get(name) for name in state.index.shapes})
+    with new_folder(destination, False, [checkpoint]) as folder:
+        target = layout.checkpoints_folder(folder) / checkpoint.name
+        target.mkdir(parents=True)
+        _write_state(state, index, target / layout.STATE_FOLDER)
+        _write_rest(checkpoint, target, run)
+        for name in (layout.CONFIG, Path(run.data.tokenizer).name):
+            shutil.copyfile(target / name, folder / name)
+    return layout.checkpoints_folder(destination) / checkpoint.name
+
+
+def _write_state(state: TrainingState, index: Index, folder: Path) -> None:
+    folder.mkdir()
+    total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
+    with tqdm(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
+        for tp_rank in range(index.tp):
+            write_pieces(folder / rank_file(tp_rank), tp_rank, _held(state, index, tp_rank, progress.update))
+    (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
+
+
+def _held(state: TrainingState, index: Index, tp_rank: int, report: Callable[[int], object]) -> Held:
+    """A tensor-parallel rank's share of everything; what is not cut is the first one's."""
+    for name, shape in index.shapes.items():
+        split = index.splits[name]
+        if split is None and tp_rank > 0:
+            continue
+        piece = Piece(name, 0, local_shape(shape, split, index.tp).numel())
+        for kind in state.kinds(name):
+            yield piece, kind, state.dtype(name), partial(_share, state, index, piece, kind, tp_rank)
+        report(shape.numel())
+
+
+def _share(state: TrainingState, index: Index, piece: Piece, kind: str, tp_rank: int) -> Tensor:
+    return state.read_piece(piece, kind, index.splits[piece.name], index.tp, tp_rank)
+
+
+def _write_rest(checkpoint: Path, target: Path, run: RunConfig) -> None:
+    progress = layout.read_progress(checkpoint)
+    progress = replace(progress, world_size=progress.dp * run.parallel.tp, tp=run.parallel.tp)
+    (target / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+    (target / layout.CONFIG).write_text(run.to_yaml(), encoding="utf-8")
+    for path in [checkpoint / Path(run.data.tokenizer).name, *checkpoint.glob(layout.RANK_FILES)]:
+        shutil.copyfile(path, target / path.name)
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    digests = [replace(digest(path), name=str(path.relative_to(target))) for path in files]
+    (target / layout.MANIFEST).write_text(layout.manifest_text(digests), encoding="utf-8")

@@ -1,0 +1,139 @@
+"""How each kind of module is split over the ranks of a tensor-parallel group: the table, and nothing else.
+
+A rule belongs to a class and names its children, so that it fits every architecture built of that class (timm's
+Attention and Mlp serve a dozen). What lies between split modules - norms, convolutions, embeddings of positions,
+residual sums - sees the same numbers on every rank of a group and stays whole on each. docs/parallelism.md says how
+to add an architecture.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from git_scale.models.decoder import DecoderLayer, TextDecoder, TextEmbedding
+from git_scale.models.encoders import declare_torchvision_operators
+from git_scale.models.git import GitModel
+
+
+@dataclass(frozen=True)
+class Column:
+    """A linear layer whose outputs are cut: each rank computes some heads, or some hidden units."""
+
+    parts: int = 1
+    """A fused query-key-value layer has 3: each rank takes its share of each."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A linear layer whose inputs are cut: the ranks' products are summed, the bias is added once."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A table with a row per word: each rank holds some words, padded to the same number on each."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A parameter of the module itself, cut along a dimension."""
+
+    dim: int
+
+
+Way = Column | Row | Vocabulary | Slice
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a tensor-parallel rank does to a module of one class."""
+
+    children: dict[str, Way]
+    heads: str | None = None
+    """Attribute that counts the heads; becomes the number of this rank's."""
+    widths: tuple[str, ...] = ()
+    """Attributes that hold the width of all heads together; divided as well."""
+    own_dropout: tuple[str, ...] = ()
+    """Children that drop split activations with probability `p`: each rank its own, where all other dropouts are the
+    same on all ranks."""
+    undropped: tuple[str, ...] = ()
+    """Dropouts inside a fused attention, which cannot be given a random state of their own: must be 0."""
+    whole: tuple[str, ...] = ()
+    """Children on the residual stream, which stay as they are."""
+    forward: Callable[[Any, Tensor], Tensor] | None = None
+    """Stands in for a forward that takes the local width for the input's."""
+
+
+@functools.cache
+def rules() -> dict[type[nn.Module], Rule]:
+    """The table."""
+    declare_torchvision_operators()
+    import timm.layers
+    from timm.models import davit, swin_transformer
+
+    attention: dict[str, Way] = {"qkv": Column(parts=3), "proj": Row()}
+    return {
+        DecoderLayer: Rule(
+            {"query": Column(), "key_value": Column(parts=2), "out": Row(), "fc1": Column(), "fc2": Row()},
+            heads="num_heads",
+            own_dropout=("attention",),
+            whole=("attention_norm", "ffn_norm"),
+        ),
+        TextEmbedding: Rule({"words": Vocabulary()}),
+        TextDecoder: Rule({"head": Vocabulary()}),
+        timm.layers.Attention: Rule(
+            attention, heads="num_heads", widths=("attn_dim",), undropped=("attn_drop",)
+        ),
+        timm.layers.Mlp: Rule({"fc1": Column(), "fc2": Row()}, own_dropout=("drop1",)),
+        swin_transformer.WindowAttention: Rule(
+            attention | {"relative_position_bias_table": Slice(dim=1)},
+            heads="num_heads",
+            undropped=("attn_drop",),
+        ),
+        davit.WindowAttention: Rule(attention, heads="num_heads", forward=_window_attention),
+        davit.ChannelAttention: Rule(attention, heads="num_heads", forward=_channel_attention),
+        davit.ChannelAttentionV2: Rule(attention, heads="groups", forward=_channel_attention_v2),
+    }
+
+
+@functools.cache
+def replicated_linears() -> dict[type[nn.Module], tuple[str, ...]]:
+    """Linear layers that stay whole on purpose: they stand on the residual stream and are few."""
+    from timm.models import swin_transformer
+
+    return {GitModel: ("projection.0",), swin_transformer.PatchMerging: ("reduction",)}
+
+
+def _split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, L, 3*N*H] to three times [B, N, L, H]."""
+    query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return query, key, value
+
+
+def _window_attention(module: Any, x_BLC: Tensor) -> Tensor:
+    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return module.proj(attended.transpose(1, 2).flatten(2))
+
+
+def _channel_attention(module: Any, x_BLC: Tensor) -> Tensor:
+    """Attention between the H channels of a group, over all L places (DaViT, arXiv 2204.03645)."""
+    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
+    weights = ((key * module.scale).transpose(-1, -2) @ value).softmax(dim=-1)
+    attended = (weights @ query.transpose(-1, -2)).transpose(-1, -2)
+    return module.proj(attended.transpose(1, 2).flatten(2))
+
+
+def _channel_attention_v2(module: Any, x_BLC: Tensor) -> Tensor:
+    """As Florence-2 has it: scaled by the number of places."""
+    query, key, value = _split_heads(module.qkv(x_BLC), module.groups)
+    scale = 1 / math.sqrt(query.shape[2] if module.dynamic_scale else query.shape[3])
+    weights = ((query * scale).transpose(-1, -2) @ key).softmax(dim=-1)
+    attended = (weights @ value.transpose(-1, -2)).transpose(-1, -2)
+    return module.proj(attended.transpose(1, 2).flatten(2))

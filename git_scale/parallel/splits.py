@@ -1,0 +1,140 @@
+"""Which part of which parameter a tensor-parallel rank holds: the table of rules, applied to a model's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from git_scale.checkpoint.split import Split, local_shape, padded_rows
+from git_scale.config import ParallelConfig
+from git_scale.errors import ConfigError
+from git_scale.monitoring.tables import format_table
+from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, replicated_linears, rules
+
+__all__ = ["Split", "Splits", "describe_splits", "local_shape", "padded_rows", "ruled_modules", "splits_of"]
+
+Splits = dict[str, Split | None]
+
+
+def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
+    """Every parameter's name, aliases included -> how it is cut; None: whole on each rank of a group.
+
+    The model may be on meta. Raises ConfigError, listing all problems: heads or widths that tp does not divide, and
+    modules that no rule names, with their sizes.
+    """
+    splits: Splits = {name: None for name, _ in model.named_parameters(remove_duplicate=False)}
+    if parallel.tp == 1:
+        return splits
+    problems: list[str] = []
+    for path, module, rule in ruled_modules(model, parallel):
+        problems += _misfits(path, module, rule, parallel.tp)
+        for child, way in rule.children.items():
+            splits |= _splits_of_child(f"{path}.{child}", getattr(module, child), way)
+    problems += _unruled(model, parallel, splits)
+    if problems:
+        more = [f"and {len(problems) - 5} more of the kind"] if len(problems) > 5 else []
+        raise ConfigError(problems[:5] + more)
+    return splits
+
+
+def ruled_modules(model: nn.Module, parallel: ParallelConfig) -> Iterator[tuple[str, Any, Rule]]:
+    """Path, module and rule of everything to be split."""
+    for path, module in model.named_modules():
+        rule = rules().get(type(module))  # not of a parent class: a subclass may compute something else
+        if rule and _is_in_split_tower(path, parallel):
+            yield path, module, rule
+
+
+def _is_in_split_tower(path: str, parallel: ParallelConfig) -> bool:
+    towers = {"encoder": parallel.encoder, "decoder": parallel.decoder}
+    return towers.get(path.split(".", 1)[0], False)
+
+
+def _splits_of_child(path: str, child: nn.Module | Tensor, way: Way) -> Splits:
+    if isinstance(child, Tensor):
+        assert isinstance(way, Slice)
+        return {path: Split(way.dim)}
+    names = [name for name, _ in child.named_parameters()]
+    match way:
+        case Column(parts):
+            return {f"{path}.{name}": Split(0, parts) for name in names}
+        case Row():
+            return {f"{path}.{name}": Split(1) if name == "weight" else None for name in names}
+        case Vocabulary():
+            return {f"{path}.{name}": Split(0, padded=True) for name in names}
+        case Slice():
+            raise TypeError(f"{path} is a module: a Slice cuts a parameter")
+
+
+def _misfits(path: str, module: Any, rule: Rule, tp: int) -> Iterator[str]:
+    """Why this very module cannot be split by its rule."""
+    if rule.heads and getattr(module, rule.heads) % tp:
+        heads = getattr(module, rule.heads)
+        yield f"parallel.tp={tp} does not divide the {heads} heads of {path}: take a divisor of {heads}"
+    for name in rule.undropped:
+        if getattr(module, name).p > 0:
+            yield (
+                f"{path} drops attention weights, which ranks cannot do each for themselves: set attn_drop_rate=0"
+                " in model.encoder.options, or parallel.encoder=false"
+            )
+    for child, way in rule.children.items():
+        layer = getattr(module, child)
+        if isinstance(way, Column | Row) and not isinstance(layer, nn.Linear):
+            yield f"{path}.{child} is no linear layer, as its rule expects: set parallel.encoder=false"
+        elif isinstance(way, Column) and layer.out_features % (tp * way.parts):
+            yield f"parallel.tp={tp} does not divide the {layer.out_features} outputs of {path}.{child}"
+        elif isinstance(way, Row) and layer.in_features % tp:
+            yield f"parallel.tp={tp} does not divide the {layer.in_features} inputs of {path}.{child}"
+
+
+def _unruled(model: nn.Module, parallel: ParallelConfig, splits: Splits) -> Iterator[str]:
+    """Linear layers, and parameters within split modules, of which the tables say nothing."""
+    ruled = {path: rule for path, _, rule in ruled_modules(model, parallel)}
+    spoken_for = {
+        f"{path}.{child}" for path, rule in ruled.items() for child in (*rule.children, *rule.whole)
+    }
+    spoken_for |= {
+        f"{path}.{child}"
+        for path, module in model.named_modules()
+        for child in replicated_linears().get(type(module), ())
+    }
+    # What else stands between split layers (a norm of queries) would see this rank's share alone.
+    inner = [f"{path}." for path, rule in ruled.items() if rule.heads or rule.own_dropout]
+    for path, module in model.named_modules():
+        if path in spoken_for or not _is_in_split_tower(path, parallel):
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        within = any(path.startswith(prefix) for prefix in inner)
+        if size and (isinstance(module, nn.Linear) or within):
+            yield (
+                f"no rule says how to split {path} ({type(module).__name__}, {size:,} parameters): add one in"
+                " git_scale/parallel/rules.py, or set parallel.encoder=false to leave the image encoder whole"
+            )
+
+
+def describe_splits(model: nn.Module, parallel: ParallelConfig, splits: Splits) -> str:
+    """A table of what is cut and how, and of what each rank of a group holds whole, with their sizes."""
+    sizes: dict[tuple[str, str], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        split = splits[name]
+        way = "whole on each rank" if split is None else _way_in_words(split)
+        key = (".".join(part for part in name.split(".")[-3:-1] if not part.isdigit()), way)
+        sizes.setdefault((name.split(".", 1)[0] + ": " + key[0], way), []).append(parameter.numel())
+    rows = [
+        (path, way, str(len(numels)), f"{sum(numels):,}", f"{_local_size(sum(numels), way, parallel.tp):,}")
+        for (path, way), numels in sorted(sizes.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]
+    return format_table(rows, ("module", "over the tp group", "tensors", "parameters", "per rank"))
+
+
+def _way_in_words(split: Split) -> str:
+    if split.padded:
+        return "by vocabulary"
+    groups = f", {split.parts} groups" if split.parts > 1 else ""
+    return ("by outputs" if split.dim == 0 else "by inputs") + groups
+
+
+def _local_size(numel: int, way: str, tp: int) -> int:
+    return numel if way.startswith("whole") else -(-numel // tp)

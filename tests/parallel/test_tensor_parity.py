@@ -1,0 +1,208 @@
+"""Tensor parallelism changes nothing: losses and gradient norms of the serial run, for each kind of encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from git_scale.parallel.topology import Topology
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.tiny import tiny_run
+
+STEPS = 5
+HEADS = 4
+Curve = list[tuple[float, float]]
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vit": {
+        "name": "vit_tiny_patch16_224",
+        "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": HEADS, "init_values": 0.1},
+    },
+    "swin": {
+        "name": "swin_tiny_patch4_window7_224",
+        "options": {
+            "window_size": 4,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [4, 4],
+            "drop_path_rate": 0,
+        },
+    },
+    "davit": {
+        "name": "davit_tiny",
+        "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
+    },
+}
+
+
+def recipe(data: Path, run_dir: Path, encoder: str, tp: int, dp: int, **train: Any) -> Any:
+    run = tiny_run(data, run_dir, train={"micro_batch": 8 // dp, **train}, parallel={"tp": tp})
+    tree = run.model_dump(mode="json")
+    tree["model"]["encoder"] |= ENCODERS[encoder]
+    tree["model"]["decoder"] |= {"heads": HEADS}
+    return type(run).model_validate(tree)
+
+
+def train_curve(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    curve = []
+    for _ in range(STEPS):
+        result = trainer.train_step()
+        trainer.step += 1
+        curve.append((result.loss, result.grad_norm))
+    return curve
+
+
+@pytest.fixture(scope="module", params=list(ENCODERS))
+def serial(request: Any, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Curve]:
+    run = recipe(squares, tmp_path_factory.mktemp("serial") / "run", request.param, tp=1, dp=1)
+    (curve,) = run_distributed(train_curve, 1, run, 0)
+    assert max(norm for _, norm in curve) > run.optimizer.clip_norm, "clipping must be active"
+    assert curve[-1][0] < curve[0][0]
+    return request.param, curve
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("dp", "tp"), [(1, 2), (2, 2), (1, 4), (2, 1), (1, 1)])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_tensor_parallel_equals_serial(
+    serial: tuple[str, Curve], squares: Path, tmp_path: Path, dp: int, tp: int, stage: int
+) -> None:
+    encoder, expected = serial
+    run = recipe(squares, tmp_path / "run", encoder, tp, dp)
+    for curve in run_distributed(train_curve, dp * tp, run, stage, tp=tp):
+        torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+def train_without_mpu(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+    """DeepSpeed takes all ranks for data-parallel ones."""
+    from git_scale.parallel import engine
+
+    engine.mpu_of = lambda topology: None  # type: ignore[assignment]
+    return train_curve(topology, device, run, stage)
+
+
+def train_without_flags(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+    """Split parameters count once per group in the gradient norm instead of on every rank."""
+    return _changed_after_placing(topology, device, run, stage, _clear_flag)
+
+
+def train_with_a_changed_norm(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+    """A parameter that should be the same in a group is not."""
+    change = _perturb_norm if topology.tp_rank == 1 else _leave
+    return _changed_after_placing(topology, device, run, stage, change)
+
+
+def _changed_after_placing(
+    topology: Topology, device: torch.device, run: Any, stage: int, change: Any
+) -> Curve:
+    from git_scale.training import build
+
+    place = build.place_model
+
+    def place_and_change(*args: Any) -> Any:
+        placed = place(*args)
+        for name, parameter in placed.model.named_parameters():
+            change(name, parameter)
+        return placed
+
+    build.place_model = place_and_change
+    return train_curve(topology, device, run, stage)
+
+
+def _clear_flag(name: str, parameter: Any) -> None:
+    parameter.tensor_model_parallel = False
+
+
+def _perturb_norm(name: str, parameter: Any) -> None:
+    if name == "decoder.layers.0.attention_norm.weight":
+        parameter.data += 0.1
+
+
+def _leave(name: str, parameter: Any) -> None: ...
+
+
+def train_on_other_pictures(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+    """The second rank of a group reads for itself, and reads something else."""
+    from git_scale.training import build
+
+    def unshared(batches: Any) -> Any:
+        for batch in batches:
+            yield batch if topology.tp_rank == 0 else replace(batch, images=batch.images.flip(-1))
+
+    build.shared_over_tp = unshared
+    return train_curve(topology, device, run, stage)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize(
+    "mistake", [train_without_mpu, train_without_flags, train_with_a_changed_norm, train_on_other_pictures]
+)
+def test_parity_notices(squares: Path, tmp_path: Path, mistake: Any, stage: int) -> None:
+    if (mistake, stage) == (train_with_a_changed_norm, 3):
+        stage = 2  # under stage 3 a parameter has no values to change at that moment
+    run = recipe(squares, tmp_path / "right", "vit", tp=2, dp=1)
+    expected = torch.tensor(run_distributed(train_curve, 2, run, stage, tp=2)[0])
+    wrong = recipe(squares, tmp_path / "wrong", "vit", tp=2, dp=1)
+    with pytest.raises((AssertionError, RuntimeError)):
+        curves = run_distributed(mistake, 2, wrong, stage, tp=2)
+        torch.testing.assert_close(torch.tensor(curves[0]), expected, rtol=1e-5, atol=1e-5)
+
+
+def replicated_after_steps(topology: Topology, device: torch.device, run: Any) -> tuple[list[str], Curve]:
+    """Digests of what the ranks of a group hold alike, after the run's steps."""
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {"zero_optimization": {"stage": 1}}, topology, device)
+    curve = []
+    for _ in range(run.train.steps):
+        result = trainer.train_step()
+        trainer.step += 1
+        curve.append((result.loss, result.grad_norm))
+    digests = [
+        f"{name} {hashlib.sha256(parameter.detach().numpy().tobytes()).hexdigest()}"
+        for name, parameter in trainer.engine.model.module.named_parameters()
+        if not parameter.tensor_model_parallel
+    ]
+    return digests, curve
+
+
+def with_dropout(data: Path, run_dir: Path, steps: int, **train: Any) -> Any:
+    run = recipe(data, run_dir, "vit", tp=2, dp=2, steps=steps, **train)
+    tree = run.model_dump(mode="json")
+    tree["model"]["decoder"]["dropout"] = 0.2
+    tree["model"]["encoder"]["options"] |= {"proj_drop_rate": 0.1, "drop_path_rate": 0.1}
+    return type(run).model_validate(tree)
+
+
+@pytest.mark.distributed
+def test_replicated_parameters_stay_the_same_with_dropout(squares: Path, tmp_path: Path) -> None:
+    run = with_dropout(squares, tmp_path / "run", steps=50)
+    answers = run_distributed(replicated_after_steps, 4, run, tp=2)
+    assert answers[0] == answers[1] == answers[2] == answers[3]
+    assert len(answers[0][0]) > 20
+
+
+@pytest.mark.distributed
+def test_recomputed_activations_are_dropped_as_before(squares: Path, tmp_path: Path) -> None:
+    """Activation checkpointing runs each block twice: with other masks the gradients would be others."""
+    plain = with_dropout(squares, tmp_path / "plain", steps=4)
+    again = with_dropout(squares, tmp_path / "again", steps=4, activation_checkpointing=True)
+    expected, found = (run_distributed(replicated_after_steps, 4, run, tp=2)[0][1] for run in (plain, again))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.distributed
+def test_bf16_follows_fp32_within_its_noise(squares: Path, tmp_path: Path) -> None:
+    exact = recipe(squares, tmp_path / "fp32", "davit", tp=2, dp=1)
+    coarse = recipe(squares, tmp_path / "bf16", "davit", tp=2, dp=1, precision="bf16")
+    expected, found = (run_distributed(train_curve, 2, run, 3, tp=2)[0] for run in (exact, coarse))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0.03, atol=0.03)
