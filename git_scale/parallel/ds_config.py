@@ -69,6 +69,39 @@ def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
     return str(offload.get("device", "none")) != "none"
 
 
+def check_ds_config(ds_config: dict[str, Any], world_size: int, tp: int, has_gpu: bool) -> None:
+    """Raises ConfigError for settings that these ranks cannot run under, before DeepSpeed fails in its own words."""
+    zero = ds_config.get("zero_optimization", {})
+    problems = []
+    for part in ("offload_optimizer", "offload_param"):
+        if (zero.get(part) or {}).get("device") == "nvme":
+            problems.append(
+                f"zero_optimization.{part}.device='nvme': checkpoints read states from memory; use 'cpu'"
+            )
+    nodes_share = zero.get("zero_hpz_partition_size", 1)
+    if world_size % nodes_share:
+        problems.append(
+            f"zero_optimization.zero_hpz_partition_size={nodes_share} does not divide {world_size} ranks: set it to"
+            " the GPUs of a node"
+        )
+    # DeepSpeed makes both kinds of groups of neighbouring ranks, which under tensor parallelism hold different things
+    grouped = [
+        key
+        for key, off in (("zero_hpz_partition_size", 1), ("zero_quantized_gradients", False))
+        if zero.get(key, off) != off
+    ]
+    if tp > 1 and grouped:
+        problems.append(
+            f"zero_optimization.{' and .'.join(grouped)}: DeepSpeed does not know of parallel.tp={tp} there and would"
+            " mix the shares of different ranks: set parallel.tp=1 or leave them out"
+        )
+    quantised = [key for key in ("zero_quantized_weights", "zero_quantized_gradients") if zero.get(key)]
+    if quantised and not has_gpu:
+        problems.append(f"zero_optimization.{' and .'.join(quantised)}: DeepSpeed quantises on CUDA only")
+    if problems:
+        raise ConfigError(problems)
+
+
 def merge_ds_config(ds_config: dict[str, Any], run: RunConfig, dp: int) -> dict[str, Any]:
     """The effective DeepSpeed configuration: its own settings and the run's values."""
     return {

@@ -47,6 +47,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
             raise ConfigError(
                 ["init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR"]
             )
+        topology = topology.with_tp(run.parallel.tp)
         ds_config = read_ds_config(args.ds_config)
         check_world(run, topology.dp)
         if args.dry_run:
@@ -63,14 +64,16 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
     # Imported here: a dry run needs no DeepSpeed, whose import takes seconds.
     from git_scale.parallel.engine import start_processes, stop_processes
     from git_scale.training.build import build_trainer
+    from git_scale.training.signals import StopRequest
 
     logging.basicConfig(
         level=logging.INFO if topology.is_writer else logging.ERROR,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    trainer = build_trainer(run, ds_config, topology, start_processes(topology))
-    outcome = trainer.fit()
+    with StopRequest() as stop_request:  # from here on: a signal during the build ends in a checkpoint, too
+        trainer = build_trainer(run, ds_config, topology, start_processes(topology))
+        outcome = trainer.fit(stop_request)
     trainer.writer.close()
     stop_processes()  # not after an exception: it would wait for ranks that wait for this one
     return int(outcome)

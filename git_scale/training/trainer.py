@@ -15,6 +15,7 @@ from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.errors import CheckpointError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
@@ -80,20 +81,25 @@ class Trainer:
         self._accumulation = run.accumulation(progress.dp)
         self._batches: Iterator[Batch] = iter(batches)
 
-    def fit(self) -> Outcome:
-        """Trains to the last step, or to the step in which a stop signal came; saves at the end."""
-        with StopRequest() as stop_request:
-            stopped = False
-            while self.step < self.run.train.steps and not stopped:
-                result = self.train_step(bool(stop_request))
-                self.step += 1
-                stopped = result.stop
-                if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
-                    self.report()
-                if self.is_due(self.run.eval.every) and not stopped:
-                    self.evaluate()
-                if self.is_due(self.run.checkpoint.every) or stopped:
-                    self.save()
+    def fit(self, stop_request: StopRequest) -> Outcome:
+        """Trains to the last step, or to the step in which a stop signal came; saves at the end.
+
+        Raises CheckpointError when the last checkpoint could not be written: who starts again, as a requeued job
+        does, would not get further.
+        """
+        stopped, saved = False, True
+        while self.step < self.run.train.steps and not stopped:
+            result = self.train_step(bool(stop_request))
+            self.step += 1
+            stopped = result.stop
+            if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
+                self.report()
+            if self.is_due(self.run.eval.every) and not stopped:
+                self.evaluate()
+            if self.is_due(self.run.checkpoint.every) or stopped:
+                saved = self.save()
+        if not saved:
+            raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
         return Outcome.STOPPED if self.step < self.run.train.steps else Outcome.DONE
 
     def is_due(self, every: int) -> bool:
@@ -181,10 +187,11 @@ class Trainer:
         self.save()
         self.checkpoints.mark_best(layout.Best(self.step, name, value))
 
-    def save(self) -> None:
+    def save(self) -> bool:
+        """False when a rank could not write; the log says why."""
         with self.meters.pause():
             self.engine.average_statistics()
-            self.checkpoints.save(self.progress())
+            return self.checkpoints.save(self.progress())
 
     def progress(self) -> Progress:
         counts = self.meters.state_dict()

@@ -12,6 +12,7 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.parallel.ds_config import (
     OWNED_BY_THE_RUN,
+    check_ds_config,
     merge_ds_config,
     offloads_optimizer,
     read_ds_config,
@@ -20,7 +21,7 @@ from git_scale.parallel.ds_config import (
 from git_scale.recipes import known_keys, load_run
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3}
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3, "zero3_plus_plus": 3}
 
 
 def written(folder: Path, tree: Any) -> Path:
@@ -145,3 +146,26 @@ def test_deepspeeds_batch_equation_holds(dp: int) -> None:
 def test_single_precision_switches_bf16_off() -> None:
     run = load_run("git_base", ["train.precision=fp32"])
     assert merge_ds_config({}, run, dp=1)["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks", "tp", "has_gpu", "message"),
+    [
+        ({"offload_optimizer": {"device": "nvme"}}, 1, 1, True, "offload_optimizer.device='nvme'"),
+        ({"zero_hpz_partition_size": 8}, 12, 1, True, "zero_hpz_partition_size=8 does not divide 12 ranks"),
+        ({"zero_hpz_partition_size": 2}, 4, 2, True, "does not know of parallel.tp=2"),
+        ({"zero_quantized_gradients": True}, 4, 2, True, "does not know of parallel.tp=2"),
+        ({"zero_quantized_weights": True}, 4, 1, False, "quantises on CUDA only"),
+    ],
+)
+def test_what_these_ranks_cannot_run_is_refused(
+    zero: dict[str, Any], ranks: int, tp: int, has_gpu: bool, message: str
+) -> None:
+    tree = {"zero_optimization": {"stage": 3, **zero}}
+    with pytest.raises(ConfigError, match=message):
+        check_ds_config(tree, ranks, tp, has_gpu)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_run_on_gpu_nodes_of_eight(path: Path) -> None:
+    check_ds_config(read_ds_config(path), world_size=64, tp=1, has_gpu=True)

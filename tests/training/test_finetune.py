@@ -19,6 +19,7 @@ from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import tiny_run
+from git_scale.training.signals import StopRequest
 
 ROOM = {"max_text_tokens": 24}
 MODEL_POSITIONS = 40
@@ -103,7 +104,7 @@ def fit(topology: Topology, device: torch.device, run: RunConfig) -> list[str]:
         return evaluation
 
     trainer.evaluator.evaluate = evaluate
-    trainer.fit()
+    trainer.fit(StopRequest())
     trainer.writer.close()
     return sorted(path.name for path in (Path(run.run_dir) / "checkpoints").iterdir())
 

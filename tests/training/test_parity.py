@@ -106,6 +106,23 @@ def test_offloaded_states_equal_serial(serial: Curve, squares: Path, tmp_path: P
     torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
 
 
+def train_curve_with_secondary_shards(
+    topology: Topology, device: torch.device, data: Path, run_dir: Path
+) -> Curve:
+    """ZeRO++'s hpZ: the weights of the backward pass are gathered from pairs of ranks instead of from all."""
+    from git_scale.training.build import build_trainer
+
+    zero = {"stage": 3, "zero_hpz_partition_size": 2}
+    run = tiny_run(data, run_dir, train={"micro_batch": 2})
+    return run_steps(build_trainer(run, {"zero_optimization": zero}, topology, device))
+
+
+@pytest.mark.distributed
+def test_secondary_shards_change_nothing(serial: Curve, squares: Path, tmp_path: Path) -> None:
+    curve = run_distributed(train_curve_with_secondary_shards, 4, squares, tmp_path / "run")[0]
+    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.distributed
 def test_activation_checkpointing_changes_nothing(serial: Curve, squares: Path, tmp_path: Path) -> None:
     train = {"micro_batch": 4, "activation_checkpointing": True}

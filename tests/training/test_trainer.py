@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.errors import ConfigError
+from git_scale.errors import CheckpointError, ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run, write_squares
+from git_scale.training.signals import StopRequest
 
 
 def build(
@@ -28,7 +29,7 @@ def build(
 
 def fit(topology: Topology, device: torch.device, squares: Path, run_dir: Path, sections: Any) -> int:
     trainer = build(topology, device, squares, run_dir, 3, **sections)
-    outcome = trainer.fit()
+    outcome = trainer.fit(StopRequest())
     trainer.writer.close()
     return int(outcome)
 
@@ -92,7 +93,7 @@ def always_nan(topology: Topology, device: torch.device, squares: Path, run_dir:
     plain_loss = trainer.micro_loss
     trainer.micro_loss = lambda batch: plain_loss(batch) * math.nan
     try:
-        trainer.fit()
+        trainer.fit(StopRequest())
     except RuntimeError as error:
         return str(error)
     return "went on"
@@ -168,7 +169,26 @@ def stopped(topology: Topology, device: torch.device, squares: Path, run_dir: Pa
         return plain_step(stop)
 
     trainer.train_step = step_with_signal
-    return int(trainer.fit()), trainer.step
+    with StopRequest() as stop_request:
+        return int(trainer.fit(stop_request)), trainer.step
+
+
+def stopped_on_a_full_disk(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> str:
+    """What a run says that is stopped while nothing can be written."""
+    trainer = build(topology, device, squares, run_dir, 3, train={"steps": 1000})
+    trainer.checkpoints.save = lambda progress: False
+    with StopRequest() as stop_request:
+        signal.raise_signal(signal.SIGUSR1)
+        try:
+            return f"exit code {int(trainer.fit(stop_request))}"
+        except CheckpointError as error:
+            return str(error)
+
+
+@pytest.mark.distributed
+def test_a_stop_without_a_checkpoint_does_not_ask_to_be_started_again(squares: Path, tmp_path: Path) -> None:
+    answers = run_distributed(stopped_on_a_full_disk, 2, squares, tmp_path / "run")
+    assert answers == ["step 1 is the last of this start, and could not be saved"] * 2
 
 
 @pytest.mark.distributed
