@@ -26,7 +26,7 @@ from git_scale.checkpoint.weights import check_names
 from git_scale.config import OptimizerConfig, RunConfig
 from git_scale.files import FileDigest
 from git_scale.models.git import language_model_loss
-from git_scale.parallel.collectives import sum_over_tp
+from git_scale.parallel.collectives import same_over_tp, sum_over_tp
 from git_scale.parallel.ds_config import merge_ds_config, offloads_optimizer, zero_stage
 from git_scale.parallel.groups import GROUPS, mpu_of
 from git_scale.parallel.materialise import Placed, run_dtype
@@ -201,6 +201,18 @@ class Engine:
     def save(self, path: Path) -> FileDigest:
         """Writes what this rank has to contribute to a checkpoint. Raises OSError."""
         return stored.write_pieces(path, self._topology.tp_rank, self._holdings.held())
+
+    def check_replicas(self) -> None:
+        """Raises RuntimeError when ranks of a tensor-parallel group differ in what they hold alike. Collective."""
+        if self._topology.tp == 1:
+            return
+        names, sums = self._holdings.checksums_of_replicas()
+        alike = same_over_tp(sums.to(self.device))
+        if differing := [name for name, same in zip(names, alike.tolist(), strict=True) if not same]:
+            raise RuntimeError(
+                f"the ranks of a tensor-parallel group hold different values of {differing[0]} and"
+                f" {len(differing) - 1} more: a fault of a device or of git_scale; go on from an older checkpoint"
+            )
 
     def state_index(self) -> stored.Index:
         """What all ranks' files have in common."""

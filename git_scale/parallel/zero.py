@@ -98,6 +98,16 @@ class Holdings:
                 dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
                 yield Piece(name, 0, buffer.numel()), WEIGHT, dtype, buffer.flatten
 
+    def checksums_of_replicas(self) -> tuple[list[str], Tensor]:
+        """Names of what all ranks of a tensor-parallel group hold alike, and int64 [n] sums of its bits here."""
+        sums = {
+            master.piece.name: master.view(master.vector).view(torch.int32).sum(dtype=torch.int64)
+            for master in self._masters()
+            if not self._engine.module.get_parameter(master.piece.name).tensor_model_parallel
+        }
+        device = next(iter(sums.values())).device if sums else torch.device("cpu")
+        return list(sums), torch.stack(list(sums.values())) if sums else torch.zeros(0, device=device)
+
     @torch.no_grad()
     def restore(self, read: Read, adam_steps: int) -> None:
         """Overwrites weights, moments and buffers with what `read(piece, kind)` gives. Collective."""

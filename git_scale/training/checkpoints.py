@@ -38,10 +38,12 @@ class Checkpoints:
         """Writes a checkpoint of this step; False (and an alarm) when a rank could not write.
 
         Nothing visible changes before all ranks have written; a failed save leaves the older ones as they are.
+        Raises RuntimeError when the weights are not worth saving (Engine.check_replicas).
         """
         target = self._folder / layout.step_name(progress.step)
         if collectives.from_first_rank(target.exists()):
             return True
+        self._engine.check_replicas()
         partial = self._folder / f".{target.name}.partial"
         problem = collectives.from_first_rank(self._start(partial))
         if problem is None:

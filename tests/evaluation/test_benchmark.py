@@ -83,6 +83,9 @@ def test_one_ranks_texts_are_ten_times_longer(ragged: Path, beams: int, world_si
     assert all(length >= 20 if number in (101, 105) else length == 2 for number, length in lengths.items())
     for world_size in world_sizes:
         assert run_distributed(predictions, world_size, *given) == [alone] * world_size
+    split = [*given[3], "parallel.tp=2"]
+    answers = run_distributed(predictions, 4, *given[:3], split, tp=2)
+    assert answers == [alone] * 4, "split over two ranks"
 
 
 @pytest.mark.distributed

@@ -191,6 +191,28 @@ def test_replicated_parameters_stay_the_same_with_dropout(squares: Path, tmp_pat
     assert len(answers[0][0]) > 20
 
 
+def save_with_a_changed_norm(topology: Topology, device: torch.device, run: Any) -> str:
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
+    name = "decoder.layers.0.attention_norm.weight"
+    masters = {master.piece.name: master for master in trainer.engine._holdings._masters()}
+    if topology.global_rank == 1:  # one rank, one number, the last bit
+        masters[name].view(masters[name].vector)[-1].mul_(1 + 2**-23)
+    try:
+        return f"saved: {trainer.save()}"
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.distributed
+def test_ranks_that_differ_are_found_before_a_checkpoint_is_written(squares: Path, tmp_path: Path) -> None:
+    run = recipe(squares, tmp_path / "run", "vit", tp=2, dp=1)
+    for answer in run_distributed(save_with_a_changed_norm, 2, run, tp=2):
+        assert "different values of decoder.layers.0.attention_norm.weight and 0 more" in answer
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 @pytest.mark.distributed
 def test_recomputed_activations_are_dropped_as_before(squares: Path, tmp_path: Path) -> None:
     """Activation checkpointing runs each block twice: with other masks the gradients would be others."""

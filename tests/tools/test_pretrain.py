@@ -77,6 +77,21 @@ def _a_square() -> bytes:
 
 
 @pytest.mark.distributed
+def test_split_over_two_ranks_and_on_with_one(recipe: str, tmp_path: Path) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    tool = (PRETRAIN, "--config", recipe, "--ds_config", DS_CONFIG)
+    split = run_tool(*torchrun, *tool, "parallel.tp=2")
+    assert split.returncode == 0, split.stderr
+    check_finished(tmp_path / "run", 2)
+    alone = run_tool(sys.executable, *tool, "train.steps=6")
+    assert alone.returncode == 0, alone.stderr
+    check_finished(tmp_path / "run", 1, step=6)
+    refused = run_tool(sys.executable, *tool, "parallel.tp=2")
+    assert refused.returncode == 2
+    assert "parallel.tp=2 does not divide the 1 processes: set parallel.tp=1" in refused.stderr
+
+
+@pytest.mark.distributed
 def test_under_torchrun(recipe: str, tmp_path: Path) -> None:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     done = run_tool(*launcher, PRETRAIN, "--config", recipe, "--ds_config", DS_CONFIG)
