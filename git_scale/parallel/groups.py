@@ -29,7 +29,7 @@ def mpu_of(topology: Topology) -> Any:
     """
     if topology.tp == 1:
         return None
-    # It misses Transformer Engine for optimizers that are not used here, and a CUDA setting that slurm/env.sh makes.
+    # It misses Transformer Engine for optimizers that are not used here, and a CUDA setting that slurm/env.sh weighs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
     from git_scale.parallel.tensor import Mpu
 

@@ -142,6 +142,7 @@ class Checkpoints:
             self._refuse_foreign(checkpoint, saved, start)
             self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
             self._restore_random_state(checkpoint, saved)
+            log.info("goes on from step %d, %s", saved.step, _arrangement(saved, start))
             return replace(saved, world_size=start.world_size, zero_stage=start.zero_stage, tp=start.tp)
         if candidates:
             raise CheckpointError(
@@ -181,6 +182,11 @@ class Checkpoints:
         torch.set_rng_state(states["cpu"])
         if self._engine.device.type == "cuda" and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self._engine.device)
+
+
+def _arrangement(saved: Progress, start: Progress) -> str:
+    then, now = (f"dp {at.dp} x tp {at.tp}, ZeRO {at.zero_stage}" for at in (saved, start))
+    return f"written by {then}" + ("" if then == now else f"; now {now}")
 
 
 def random_seed(seed: int, topology: Topology, step: int) -> int:

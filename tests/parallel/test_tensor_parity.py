@@ -81,6 +81,32 @@ def test_tensor_parallel_equals_serial(
         torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=1e-5)
 
 
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "encoder whole": {"parallel": {"encoder": False}},
+    "decoder whole": {"parallel": {"decoder": False}},
+    "head of its own": {"decoder": {"tied": False}},
+    "frozen encoder": {"train": {"freeze": ["encoder.*"]}},
+    "two texts at once": {"data": {"texts_per_image": 2}},
+}
+
+
+def variant_of(run: Any, name: str) -> Any:
+    tree = run.model_dump(mode="json")
+    for section, values in VARIANTS[name].items():
+        (tree["model"]["decoder"] if section == "decoder" else tree[section]).update(values)
+    return type(run).model_validate(tree)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_equal_serial_too(squares: Path, tmp_path: Path, name: str) -> None:
+    alone = variant_of(recipe(squares, tmp_path / "alone", "swin", tp=1, dp=1), name)
+    split = variant_of(recipe(squares, tmp_path / "split", "swin", tp=2, dp=1), name)
+    (expected,) = run_distributed(train_curve, 1, alone, 0)
+    for curve in run_distributed(train_curve, 2, split, 3, tp=2):
+        torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+
+
 def train_without_mpu(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
     """DeepSpeed takes all ranks for data-parallel ones."""
     from git_scale.parallel import engine
