@@ -76,8 +76,9 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def rank_file(dp_rank: int) -> str:
-    return f"rank_{dp_rank:05d}.safetensors"
+def rank_file(rank: int) -> str:
+    """Of a rank's share of the state, or of a data-parallel rank's random state."""
+    return f"rank_{rank:05d}.safetensors"
 
 
 def published(run_dir: Path) -> list[Path]:

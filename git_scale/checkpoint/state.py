@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint.folder import tensor_writer
+from git_scale.checkpoint.layout import RANK_FILES
 from git_scale.checkpoint.split import Split, join, local_shape, take
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, write_durably
@@ -78,10 +79,6 @@ class Index:
         )
 
 
-def rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
-
-
 Held = Iterator[tuple[Piece, str, torch.dtype, Callable[[], Tensor]]]
 """Piece, kind, dtype as stored, and the numbers when asked for (flat, on any device)."""
 
@@ -131,7 +128,7 @@ class TrainingState:
                 f"{folder / INDEX}: not the state of a training run that this git_scale can read: {error}"
             ) from None
         self._stored: dict[tuple[str, int], list[_Stored]] = defaultdict(list)
-        for path in sorted(folder.glob("rank_*.safetensors")):
+        for path in sorted(folder.glob(RANK_FILES)):
             for key, tp_rank, stored in _read_header(path):
                 self._stored[key, tp_rank].append(stored)
 

@@ -21,7 +21,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.folder import new_folder
 from git_scale.checkpoint.opened import read_run
 from git_scale.checkpoint.split import local_shape
-from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState, rank_file, write_pieces
+from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState, write_pieces
 from git_scale.checkpoint.weights import check_files
 from git_scale.config import RunConfig
 from git_scale.files import digest
@@ -58,7 +58,9 @@ def _write_state(state: TrainingState, index: Index, folder: Path) -> None:
     total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
     with tqdm(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
         for tp_rank in range(index.tp):
-            write_pieces(folder / rank_file(tp_rank), tp_rank, _held(state, index, tp_rank, progress.update))
+            write_pieces(
+                folder / layout.rank_file(tp_rank), tp_rank, _held(state, index, tp_rank, progress.update)
+            )
     (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
-from git_scale.checkpoint.state import INDEX, TrainingState, rank_file
+from git_scale.checkpoint.state import INDEX, TrainingState
 from git_scale.config import RunConfig
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest, replaced_atomically, sync_folder
@@ -56,7 +56,9 @@ class Checkpoints:
         """Writes this rank's files; the writer publishes the whole. Returns the first problem of any rank."""
         written: list[FileDigest] = []
         try:
-            state = self._engine.save(partial / layout.STATE_FOLDER / rank_file(self._topology.global_rank))
+            state = self._engine.save(
+                partial / layout.STATE_FOLDER / layout.rank_file(self._topology.global_rank)
+            )
             written.append(replace(state, name=f"{layout.STATE_FOLDER}/{state.name}"))
             if self._topology.tp_rank == 0:  # its group has the same
                 written.append(self._write_random_state(partial))

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from git_scale.checkpoint import state
+from git_scale.checkpoint.layout import rank_file
 from git_scale.checkpoint.split import Split, local_shape, take
-from git_scale.checkpoint.state import INDEX, WEIGHT, Index, Piece, TrainingState, rank_file, write_pieces
+from git_scale.checkpoint.state import INDEX, WEIGHT, Index, Piece, TrainingState, write_pieces
 from git_scale.errors import CheckpointError
 
 SHAPES = {

@@ -39,7 +39,7 @@ def test_each_layer_is_cut_as_the_table_says() -> None:
     assert splits["projection.0.weight"] is None
 
 
-@pytest.mark.parametrize(("recipe", "tp"), [("git_base", 4), ("git_large", 8), ("git_huge", 4), ("git2", 8)])
+@pytest.mark.parametrize(("recipe", "tp"), [("git_base", 4), ("git_large", 4), ("git_huge", 4), ("git2", 8)])
 def test_shipped_recipes_split_nearly_whole(recipe: str, tp: int) -> None:
     run = load_run(recipe, [f"parallel.tp={tp}"])
     with torch.device("meta"):

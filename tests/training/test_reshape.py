@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.checkpoint.layout import read_progress
-from git_scale.checkpoint.state import INDEX, MOMENTS, WEIGHT, TrainingState, rank_file
+from git_scale.checkpoint.layout import rank_file, read_progress
+from git_scale.checkpoint.state import INDEX, MOMENTS, WEIGHT, TrainingState
 from git_scale.parallel.reshape import reshape
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
