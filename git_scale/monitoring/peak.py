@@ -1,10 +1,11 @@
-"""The peak rate of a device: from `accelerators.yaml` if known there, else measured by a short product."""
+"""What is known of accelerators, in `accelerators.yaml`; a rate that is not there is measured by a short product."""
 
 from __future__ import annotations
 
 import logging
 import re
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,26 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MEASURE_S = 0.3  # long enough to leave turbo and cold caches behind, short enough for every start
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """One device, by datasheet and custom."""
+
+    name: str
+    bf16: float
+    """Dense peak in FLOP/s."""
+    fp32: float
+    memory: int
+    """Bytes."""
+    intra: float
+    """Link to the other devices of its node: bytes/s and direction."""
+    inter: float
+    """Its share of the network between nodes: bytes/s and direction."""
+
+    def peak(self, precision: str) -> float:
+        """FLOP/s at `precision` bf16 or fp32."""
+        return self.bf16 if precision == "bf16" else self.fp32
+
+
 @cache
 def peak_flops(device: torch.device, precision: str) -> float:
     """Dense peak of one device in FLOP/s for `precision` bf16 or fp32 (TF32 where there is one).
@@ -26,9 +47,9 @@ def peak_flops(device: torch.device, precision: str) -> float:
     utilisation is then relative to the best product this machine does, not to a datasheet.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    known = known_peak(name, precision)
+    known = known_accelerator(name)
     if known is not None:
-        return known
+        return known.peak(precision)
     measured = measure_peak(device, DTYPES[precision])
     logger.info(
         "peak of %s at %s is measured, not from a datasheet: %.3g TFLOP/s", name, precision, measured / 1e12
@@ -36,16 +57,33 @@ def peak_flops(device: torch.device, precision: str) -> float:
     return measured
 
 
-def known_peak(name: str, precision: str) -> float | None:
-    """Peak in FLOP/s of the table's longest name within the device's name; None when no name matches."""
+def known_accelerator(name: str) -> Accelerator | None:
+    """The table's longest name within a device's name; None when no name matches."""
     words = _words(name)
     if " mig " in words:  # a slice of a GPU carries the name of the whole
         return None
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    matches = [row for row in table if _words(row["name"]) in words]
-    if not matches:
-        return None
-    return 1e12 * float(max(matches, key=lambda row: len(row["name"]))[precision])
+    matches = [row for row in _table() if _words(row.name) in words]
+    return max(matches, key=lambda row: len(row.name), default=None)
+
+
+def accelerator_names() -> list[str]:
+    return [row.name for row in _table()]
+
+
+@cache
+def _table() -> list[Accelerator]:
+    rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return [
+        Accelerator(
+            name=row["name"],
+            bf16=1e12 * row["bf16"],
+            fp32=1e12 * row["fp32"],
+            memory=int(row["memory_gib"] * 2**30),
+            intra=1e9 / 8 * row["intra_gbps"],
+            inter=1e9 / 8 * row["inter_gbps"],
+        )
+        for row in rows
+    ]
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -6,18 +6,34 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from git_scale.config import RunConfig, check_world
+from git_scale.data.shards import open_shards
 from git_scale.errors import ConfigError, UserError
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
-from git_scale.parallel.ds_config import read_ds_config, zero_stage
+from git_scale.parallel.ds_config import read_ds_config
+from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology, topology_from
+from git_scale.planning import (
+    Cluster,
+    Plan,
+    accelerator_named,
+    cluster_of,
+    plan,
+    refuse_if_too_large,
+    this_cluster,
+)
+from git_scale.planning.report import describe_plan
 from git_scale.recipes import load_run
+from git_scale.training.signals import StopRequest
 from git_scale.training.start import freeze, settled_by
+
+log = logging.getLogger(__name__)
 
 USAGE_ERROR = 2
 
@@ -28,7 +44,15 @@ def parse_training_arguments(description: str, argv: list[str] | None) -> argpar
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
     parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved run and exit")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved run and its plan, and exit"
+    )
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="of a dry run: plan for so many GPUs, and refuse what cannot be",
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args(argv)
@@ -41,7 +65,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     """
     topology = Topology()  # until the launcher's variables are read, every process speaks for itself
     try:
-        topology = topology_from(os.environ)
+        topology = _topology(args)
         run = load_run(args.config, args.overrides, settled_by)
         if from_checkpoint and run.init_from is None:
             raise ConfigError(
@@ -51,7 +75,10 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         ds_config = read_ds_config(args.ds_config)
         check_world(run, topology.dp)
         if args.dry_run:
-            print(describe(run, zero_stage(ds_config), topology.dp))  # noqa: T201
+            planned = plan(run, ds_config, _cluster(args, run, topology))
+            print(describe(run, planned))  # noqa: T201
+            if args.world_size is not None:
+                refuse_if_too_large(planned)
             return 0
         return _train(run, ds_config, topology)
     except UserError as error:
@@ -61,38 +88,84 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
 
 
 def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
-    # Imported here: a dry run needs no DeepSpeed, whose import takes seconds.
-    from git_scale.parallel.engine import start_processes, stop_processes
-    from git_scale.training.build import build_trainer
-    from git_scale.training.signals import StopRequest
+    with (
+        StopRequest() as stop_request
+    ):  # from here on: a signal before the first step ends in a checkpoint, too
+        # Imported here: a dry run needs no DeepSpeed, whose import takes seconds.
+        from git_scale.parallel.collectives import first_rank_first
+        from git_scale.parallel.engine import start_processes, stop_processes
+        from git_scale.training.build import build_trainer
 
-    logging.basicConfig(
-        level=logging.INFO if topology.is_writer else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    with StopRequest() as stop_request:  # from here on: a signal during the build ends in a checkpoint, too
-        trainer = build_trainer(run, ds_config, topology, start_processes(topology))
+        logging.basicConfig(
+            level=logging.INFO if topology.is_writer else logging.ERROR,
+            format="%(asctime)s %(levelname)s %(message)s",
+            datefmt="%H:%M:%S",
+        )
+        device = start_processes(topology)
+        cluster = this_cluster(device, run.train.precision, topology.world_size)
+        first_rank_first(topology, lambda: announce(run, ds_config, cluster) if topology.is_writer else None)
+        trainer = build_trainer(run, ds_config, topology, device)
         outcome = trainer.fit(stop_request)
     trainer.writer.close()
     stop_processes()  # not after an exception: it would wait for ranks that wait for this one
     return int(outcome)
 
 
-def describe(run: RunConfig, stage: int, dp: int) -> str:
-    """The resolved tree, parameters by part and the shape of a step, without building weights."""
+def announce(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> None:
+    """Logs what the run needs and takes; raises ConfigError, with the nearest settings, when that is too much."""
+    planned = plan(run, ds_config, cluster)
+    log.info("%s", describe_plan(planned))
+    refuse_if_too_large(planned)
+
+
+def _topology(args: argparse.Namespace) -> Topology:
+    if args.world_size is None:
+        return topology_from(os.environ)
+    if not args.dry_run:
+        raise ConfigError(
+            ["--world-size goes with --dry-run: the launcher sets the number of processes of a run"]
+        )
+    if args.world_size < 1:
+        raise ConfigError([f"--world-size {args.world_size}: at least 1"])
+    return Topology(world_size=args.world_size)
+
+
+def _cluster(args: argparse.Namespace, run: RunConfig, topology: Topology) -> Cluster:
+    """This machine's devices; GPUs are asked for and not here: H100s in nodes of 8."""
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.world_size is not None and here.type == "cpu":
+        return cluster_of(accelerator_named("H100"), run.train.precision, topology.world_size, per_node=8)
+    return this_cluster(here, run.train.precision, topology.world_size)
+
+
+def describe(run: RunConfig, planned: Plan) -> str:
+    """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
     with torch.device("meta"):
         model = GitModel(run.model)
     freeze(model, run.train.freeze)
+    own = planned.own
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parts = [(name, f"{count_parameters(part):,}") for name, part in model.named_children()]
     rows = [
         *parts,
         ("all, unique", f"{count_parameters(model):,}"),
         ("of these learn", f"{learning:,}"),
-        ("data-parallel ranks", str(dp)),
-        ("ZeRO stage", str(stage)),
-        ("micro-batches per step and rank", str(run.accumulation(dp))),
+        ("tensor-parallel ranks", str(own.setting.tp)),
+        ("data-parallel ranks", str(planned.cluster.world_size // own.setting.tp)),
+        ("ZeRO stage", str(own.setting.stage)),
+        ("micro-batches per step and rank", str(own.accumulation)),
         ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
+        ("training shards", _shards_in_words(run.data.train)),
     ]
-    return f"{run.to_yaml()}\n{format_table(rows, ('parameters and plan', 'value'))}"
+    texts = [run.to_yaml(), format_table(rows, ("parameters and plan", "value")), "", describe_plan(planned)]
+    if run.parallel.tp > 1:
+        texts += ["", describe_splits(model, run.parallel, splits_of(model, run.parallel))]
+    return "\n".join(texts)
+
+
+def _shards_in_words(folder: str) -> str:
+    """Raises DataError for shards that are there and cannot be used."""
+    if not Path(folder).exists():
+        return f"{folder} is not there"
+    shards = open_shards(folder)
+    return f"{len(shards):,} samples in {folder}"

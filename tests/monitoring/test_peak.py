@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from git_scale.monitoring.peak import TABLE, known_peak, measure_peak, peak_flops
+from git_scale.monitoring.peak import TABLE, known_accelerator, measure_peak, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,36 @@ from git_scale.monitoring.peak import TABLE, known_peak, measure_peak, peak_flop
     ],
 )
 def test_known_names(name: str, bf16: float) -> None:
-    assert known_peak(name, "bf16") == pytest.approx(bf16)
+    accelerator = known_accelerator(name)
+    assert accelerator is not None
+    assert accelerator.peak("bf16") == pytest.approx(bf16)
 
 
 @pytest.mark.parametrize(
     "name", ["NVIDIA A10G", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 9999", "cpu"]
 )
 def test_other_names_are_unknown(name: str) -> None:
-    assert known_peak(name, "bf16") is None
+    assert known_accelerator(name) is None
 
 
-def test_every_row_has_a_source_and_a_slower_fp32() -> None:
+def test_every_row_is_whole_and_plausible() -> None:
     for row in yaml.safe_load(TABLE.read_text(encoding="utf-8")):
-        assert set(row) == {"name", "bf16", "fp32", "source"}
-        assert known_peak(row["name"], "fp32") == pytest.approx(1e12 * row["fp32"])
+        assert set(row) == {"name", "bf16", "fp32", "memory_gib", "intra_gbps", "inter_gbps", "source"}
+        found = known_accelerator(row["name"])
+        assert found is not None
+        assert found.name == row["name"]
+        assert found.peak("fp32") == pytest.approx(1e12 * row["fp32"])
         assert 0 < row["fp32"] < row["bf16"]
+        assert 15 * 2**30 < found.memory < 300 * 2**30
+        assert found.intra > found.inter > 1e9
+
+
+def test_links_are_in_bytes_per_second() -> None:
+    """NVLink 4 moves 900 GB/s both ways, an NDR adapter 400 Gbit/s."""
+    h100 = known_accelerator("H100")
+    assert h100 is not None
+    assert h100.intra == pytest.approx(450e9)
+    assert h100.inter == pytest.approx(50e9)
 
 
 def test_cuda_names_come_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,211 @@
+"""What a forward and backward pass has in memory at every moment, found by running the real model on `meta`.
+
+No formula: every tensor that an operation makes is followed until it is freed, so that dropout masks, softmax in
+fp32, the recomputation of activation checkpointing, temporary tensors of the backward pass and any timm architecture
+come out as they are, and so do the FLOPs. Nothing is computed. Not seen: what a kernel allocates within itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from git_scale.config import RunConfig
+from git_scale.data.images import normalise
+from git_scale.models.git import language_model_loss
+from git_scale.planning.kernels import Kind, flops_of, kernels_of
+from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
+
+# The batch is so large a prime that a size it divides is one that grows with the batch.
+BATCH = 1_000_003
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One micro-batch, an entry per operation that allocates: int64 [n]. Without parameters and kept gradients."""
+
+    fixed: Tensor
+    """Bytes whatever the batch: gradients of weights while they are made."""
+    per_sample: Tensor
+    """Bytes for each sample of the micro-batch."""
+    logits: Tensor
+    """Those of `per_sample` that are as wide as the vocabulary."""
+    gradients: Tensor
+    """Parameters (not bytes) whose gradient is complete."""
+    summed: int
+    """Bytes per sample that a tensor-parallel group sums over its ranks: outputs of row layers (with checkpointing
+    twice) and gradients of the inputs of column layers."""
+    parameters: tuple[Parameter, ...]
+    """Of the model, as one rank of a tensor-parallel group has it."""
+    flops: int
+    """Per sample: products, convolutions and attention of both passes, recomputation included."""
+
+
+def measure(run: RunConfig, kind: Kind) -> Timeline:
+    """The timeline of the run's model, texts and pictures at their largest; cached.
+
+    Raises ConfigError when parallel.tp cannot split the model.
+    """
+    unrelated = {"steps": 1, "global_batch": 1, "micro_batch": 1}
+    return _measure(run.model_copy(update={"train": run.train.model_copy(update=unrelated)}).to_yaml(), kind)
+
+
+@lru_cache(maxsize=64)
+def _measure(recipe: str, kind: Kind) -> Timeline:
+    import yaml
+
+    run = RunConfig.model_validate(yaml.safe_load(recipe))
+    local = build_local(run)
+    follower = _Follower(local.model)
+    with kernels_of(kind), follower:
+        with _summing(local, run.train.activation_checkpointing) as summed:
+            loss = _forward(local.model, run)
+        loss.backward()
+    follower.note_moment()
+    fixed, per_sample, logits, gradients = torch.tensor(follower.entries).unbind(1)
+    return Timeline(
+        fixed,
+        per_sample,
+        logits,
+        gradients,
+        summed=sum(summed) // BATCH,
+        parameters=parameters_of(local.model),
+        flops=follower.flops // BATCH,
+    )
+
+
+def _forward(model: Any, run: RunConfig) -> Tensor:
+    """The loss of a micro-batch, as the trainer computes it."""
+    height, width = largest_picture(run)
+    texts, length = run.data.texts_per_image, run.data.max_text_tokens
+    images = torch.empty(BATCH, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
+    tokens = torch.empty(BATCH, texts, length, dtype=torch.long, device="meta")
+    rows = torch.empty(BATCH * texts * (length - 1), dtype=torch.long, device="meta")
+    dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+    logits = model(normalise(images, dtype), tokens, rows)
+    return language_model_loss(logits, torch.empty_like(rows), run.train.label_smoothing)
+
+
+@contextmanager
+def _summing(local: Local, twice: bool) -> Iterator[list[int]]:
+    """Collects the bytes that the tensor-parallel group would sum; `twice`: in the forward passes."""
+    sizes: list[int] = []
+
+    def note(tensor: Tensor, times: int) -> None:
+        sizes.append(times * tensor.numel() * tensor.element_size())
+
+    hooks = [row.register_forward_hook(lambda _, __, output: note(output, 1 + twice)) for row in local.rows]
+    hooks += [column.register_forward_pre_hook(lambda _, args: note(args[0], 1)) for column in local.columns]
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Shapes:
+    """Results on `meta`, of which torch works out each kind once: blocks repeat, and its Python is slow."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[tuple[Any, ...]] | None] = {}
+
+    def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
+        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        layouts = self._known.get(key)
+        if layouts is None:
+            result = func(*args, **kwargs)
+            if key not in self._known:
+                self._known[key] = _layouts(result, (args, kwargs))
+            return result
+        made = [
+            torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in layouts
+        ]
+        return made[0] if len(made) == 1 else tuple(made)
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_signature, value))
+    return type(value), value
+
+
+def _layouts(result: Any, inputs: Any) -> list[tuple[Any, ...]] | None:
+    """Of new tensors, and nothing but tensors; None: this kind of call must be made each time."""
+    tensors = [result] if isinstance(result, Tensor) else result
+    if not isinstance(tensors, list | tuple) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return None
+    old = {leaf.untyped_storage()._cdata for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    if not tensors or any(tensor.untyped_storage()._cdata in old for tensor in tensors):
+        return None
+    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
+
+
+class _Follower(TorchDispatchMode):
+    """Follows storages from the operation that makes them until nothing refers to them."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.entries: list[list[int]] = []
+        self.flops = 0
+        self._live = [0, 0, 0]  # fixed, per sample, logits
+        self._gradients = 0
+        self._shapes = _Shapes()
+        self._known: dict[int, Any] = {}
+        self._vocabulary = model.decoder.head.weight.shape[0]
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._known[tensor.untyped_storage()._cdata] = None
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = self._shapes(func, args, kwargs or {})
+        self.flops += flops_of(func, args, kwargs or {}, result)
+        tensors = (result,) if isinstance(result, Tensor) else tree_leaves(result)
+        if sum(isinstance(tensor, Tensor) and self._note(tensor) for tensor in tensors):
+            self.note_moment()
+        return result
+
+    def _note(self, tensor: Tensor) -> bool:
+        """True when the tensor lies in a storage not seen before."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return False
+        size, scales = storage.nbytes(), True
+        if size % BATCH:
+            scales = False
+        else:
+            size //= BATCH
+        wide = scales and tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary
+        change = (0 if scales else size, size if scales else 0, size if wide else 0)
+        self._add(change, 1)
+
+        def free(_: Any) -> None:
+            del self._known[key]
+            self._add(change, -1)
+
+        self._known[key] = weakref.ref(storage, free)
+        return True
+
+    def _add(self, change: tuple[int, int, int], sign: int) -> None:
+        for place, size in enumerate(change):
+            self._live[place] += sign * size
+
+    def note_moment(self) -> None:
+        self.entries.append([*self._live, self._gradients])
+
+    def _take_gradient(self, parameter: Tensor) -> None:
+        self._gradients += parameter.numel()
+        parameter.grad = None

@@ -1,0 +1,103 @@
+"""The model as one rank of a tensor-parallel group holds it, on `meta`: real classes, local shapes, no memory."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from git_scale.config import RunConfig
+from git_scale.data.images import longest_side
+from git_scale.models.git import GitModel
+from git_scale.parallel.rules import Column, Rule
+from git_scale.parallel.splits import local_shape, ruled_modules, splits_of
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a plan must know of one."""
+
+    name: str
+    numel: int
+    ndim: int
+    element: int
+    """Bytes of one number."""
+    learns: bool
+    is_table: bool
+    """Of an embedding."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """One rank's share of a model and what it exchanges with its tensor-parallel group."""
+
+    model: Any
+    columns: list[nn.Module]
+    """Layers whose input's gradient is summed over the group."""
+    rows: list[nn.Module]
+    """Layers whose output is summed over the group."""
+
+
+def build_local(run: RunConfig) -> Local:
+    """Parameters in the run's precision, frozen ones marked. Raises ConfigError for what parallel.tp cannot split."""
+    with torch.device("meta"):
+        model = GitModel(run.model)
+    for pattern in run.train.freeze:
+        for name in fnmatch.filter(dict(model.named_parameters()), pattern):
+            model.get_parameter(name).requires_grad_(False)
+    columns, rows = _localise(model, run) if run.parallel.tp > 1 else ([], [])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16 if run.train.precision == "bf16" else torch.float32)
+    model.set_activation_checkpointing(run.train.activation_checkpointing)
+    return Local(model.train(), columns, rows)
+
+
+def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
+    """In their order, a tied one once."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return tuple(
+        Parameter(name, p.numel(), p.ndim, p.element_size(), p.requires_grad, id(p) in tables)
+        for name, p in model.named_parameters()
+    )
+
+
+def largest_picture(run: RunConfig) -> tuple[int, int]:
+    """Height and width of the largest picture that training will see."""
+    size = max(run.train_image_sizes)
+    return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
+
+
+def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Cuts parameters and head counts in place; the layers between which activations are cut as well."""
+    tp = run.parallel.tp
+    shares: dict[int, nn.Parameter] = {}  # a tied table is met twice
+    for name, split in splits_of(model, run.parallel).items():
+        if split is None:
+            continue
+        path, _, leaf = name.rpartition(".")
+        whole = model.get_parameter(name)
+        if id(whole) not in shares:
+            empty = whole.new_empty(local_shape(whole.shape, split, tp))
+            shares[id(whole)] = nn.Parameter(empty, whole.requires_grad)
+            shares[id(whole)].whole = whole  # type: ignore[attr-defined]  # alive, so that no other takes its id
+        setattr(model.get_submodule(path), leaf, shares[id(whole)])
+    columns: list[nn.Module] = []
+    rows: list[nn.Module] = []
+    for _, module, rule in list(ruled_modules(model, run.parallel)):
+        _make_local(module, rule, tp)
+        for child, way in rule.children.items():
+            layer = getattr(module, child)
+            if isinstance(layer, nn.Linear):
+                (columns if isinstance(way, Column) else rows).append(layer)
+    return columns, rows
+
+
+def _make_local(module: Any, rule: Rule, tp: int) -> None:
+    for name in (*rule.widths, *([rule.heads] if rule.heads else [])):
+        setattr(module, name, getattr(module, name) // tp)
+    if rule.forward is not None:
+        module.forward = MethodType(rule.forward, module)

@@ -1,0 +1,105 @@
+"""The plan of a run before its launch: does it fit, how long does it take, what would be better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from git_scale.config import RunConfig, check_world
+from git_scale.errors import ConfigError
+from git_scale.parallel.topology import Topology
+from git_scale.planning.cluster import GIB, RESERVED, Cluster
+from git_scale.planning.options import Option, Setting, model_flops, setting_of, weigh
+from git_scale.planning.search import best_of_each, fitting_options, nearest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on a cluster; what needs a search is searched when asked."""
+
+    run: RunConfig
+    ds_config: dict[str, Any]
+    cluster: Cluster
+    own: Option
+    other: Option
+    """With checkpointing if the run has none, without if it has."""
+    flops: int
+    """Of one sample, both passes, without recomputation."""
+
+    @property
+    def fits(self) -> bool:
+        return self.own.memory.total <= self.cluster.usable
+
+    @property
+    def is_tight(self) -> bool:
+        return self.own.memory.total > self.cluster.comfortable
+
+    @cached_property
+    def options(self) -> list[Option]:
+        """All settings that fit with a margin, the fastest first."""
+        return fitting_options(self.run, self.ds_config, self.cluster)
+
+    def best(self, count: int) -> list[Option]:
+        """Of these, the best of each tp, stage and checkpointing."""
+        return best_of_each(self.options)[:count]
+
+    def utilisation(self, option: Option) -> float:
+        """Model FLOPs per second over the peak."""
+        done = self.flops * self.run.train.global_batch / option.time.total
+        return done / (self.cluster.peak * self.cluster.world_size)
+
+    def run_seconds(self, option: Option) -> float:
+        return option.time.total * self.run.train.steps
+
+
+def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
+    """Raises ConfigError when the batch or the model does not divide over the cluster."""
+    topology = Topology(world_size=cluster.world_size).with_tp(run.parallel.tp)
+    check_world(run, topology.dp)
+    own = setting_of(run, ds_config)
+    other = Setting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
+    return Plan(
+        run,
+        ds_config,
+        cluster,
+        own=weigh(run, ds_config, cluster, own),
+        other=weigh(run, ds_config, cluster, other),
+        flops=model_flops(run),
+    )
+
+
+def with_dividing_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
+    """The run with the largest train.micro_batch, up to its own, that makes up the global batch on this cluster.
+
+    Raises ConfigError when none does.
+    """
+    dp = Topology(world_size=cluster.world_size).with_tp(run.parallel.tp).dp
+    share, rest = divmod(run.train.global_batch, dp)
+    if rest:
+        check_world(run, dp)
+    size = max(size for size in range(1, min(share, run.train.micro_batch) + 1) if share % size == 0)
+    return run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": size})})
+
+
+def refuse_if_too_large(plan: Plan) -> None:
+    """Raises ConfigError, with the three nearest settings that fit, when the run's own cannot."""
+    if plan.fits:
+        return
+    memory, cluster = plan.own.memory, plan.cluster
+    close = nearest(plan.options, plan.own.setting, count=3)
+    if close:
+        remedy = "settings near it that fit:\n" + "\n".join(
+            f"      {option.setting} ({option.memory.total / GIB:.1f} GiB)" for option in close
+        )
+    else:
+        remedy = (
+            "no setting of tp, ZeRO stage, micro_batch and checkpointing fits: take more or larger devices"
+        )
+    raise ConfigError(
+        [
+            f"{plan.own.setting} needs {memory.total / GIB:.1f} GiB per device in {memory.phase}, of"
+            f" {cluster.device}'s {cluster.memory / GIB:.1f} GiB less {RESERVED[cluster.kind] / GIB:.1f} GiB for"
+            f" libraries; {remedy}"
+        ]
+    )

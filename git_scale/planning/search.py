@@ -1,0 +1,100 @@
+"""All settings of a run on a cluster that fit, best first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.planning.cluster import Cluster
+from git_scale.planning.options import Option, Setting, weigh
+
+STAGES = (0, 1, 2, 3)
+
+
+def fitting_options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[Option]:
+    """tp x ZeRO stage x micro_batch x checkpointing that leave a comfortable margin, the fastest first.
+
+    Step times within one percent count as equal; then less splitting, a lower stage, no checkpointing and a larger
+    micro_batch come first.
+    """
+    return _ranked(list(_options(run, ds_config, cluster)))
+
+
+def best_of_each(options: list[Option]) -> list[Option]:
+    """Of options in their order, the first of each tp, stage and checkpointing."""
+    best: dict[tuple[int, int, bool], Option] = {}
+    for option in options:
+        setting = option.setting
+        best.setdefault((setting.tp, setting.stage, setting.checkpointing), option)
+    return list(best.values())
+
+
+def nearest(options: list[Option], own: Setting, count: int) -> list[Option]:
+    """Those that change a run's own setting least."""
+    return sorted(options, key=lambda option: (_distance(option.setting, own), option.time.total))[:count]
+
+
+def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Iterator[Option]:
+    def fits(option: Option) -> bool:
+        return option.memory.total <= cluster.comfortable
+
+    for tp in _divisors(math.gcd(cluster.per_node, cluster.world_size)):
+        dp = cluster.world_size // tp
+        if run.train.global_batch % dp or (tp > 1 and not _splits(run, ds_config, cluster, tp)):
+            continue
+        sizes = _micro_batches(run, dp)
+        for checkpointing in (False, True):
+            for stage in STAGES:
+                settings = (Setting(tp, stage, size, checkpointing) for size in sizes)
+                weighed = (weigh(run, ds_config, cluster, setting) for setting in settings)
+                yield from itertools.takewhile(fits, weighed)  # a larger micro_batch needs more
+
+
+def _splits(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, tp: int) -> bool:
+    try:
+        weigh(run, ds_config, cluster, Setting(tp, 0, 1, False))
+    except ConfigError:
+        return False
+    return True
+
+
+def _micro_batches(run: RunConfig, dp: int) -> list[int]:
+    """Powers of two, the run's own size, and the largest one, that divide a rank's share of the global batch."""
+    share = run.train.global_batch // dp
+    if run.data.resize == "fit":
+        return [1]
+    powers = {2**power for power in range(share.bit_length())}
+    return sorted(size for size in powers | {run.train.micro_batch, share} if share % size == 0)
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _ranked(options: list[Option]) -> list[Option]:
+    ranked: list[Option] = []
+    left = sorted(options, key=lambda option: option.time.total)
+    while left:
+        equal = [option for option in left if option.time.total <= 1.01 * left[0].time.total]
+        left = left[len(equal) :]
+        ranked += sorted(equal, key=_simplicity)
+    return ranked
+
+
+def _simplicity(option: Option) -> tuple[int, int, bool, int]:
+    setting = option.setting
+    return setting.tp, setting.stage, setting.checkpointing, -setting.micro_batch
+
+
+def _distance(setting: Setting, own: Setting) -> float:
+    """Halvings of the micro_batch and of the model's share, and switches."""
+    return (
+        abs(math.log2(setting.micro_batch / own.micro_batch))
+        + 2 * abs(math.log2(setting.tp / own.tp))
+        + abs(setting.stage - own.stage)
+        + (setting.checkpointing != own.checkpointing)
+    )

@@ -1,0 +1,78 @@
+"""What one rank holds of weights, gradients and optimizer: counts of elements, taken from the model's own parameters.
+
+The layout is DeepSpeed 0.19.8's (runtime/zero/stage_1_and_2.py, stage3.py; stage 0: torch's AdamW in fp32,
+runtime/fp16/unfused_optimizer.py in bf16).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from git_scale.planning.local_model import Parameter
+from git_scale.planning.zero import Zero
+
+FP32 = 4
+MOMENTS = 8
+"""Bytes of AdamW's two fp32 moments."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Elements on one rank of a tensor-parallel group, whole (before ZeRO) and as its part (after it)."""
+
+    element: int
+    """Bytes of a weight or gradient: 2 in bf16, 4 in fp32."""
+    dp: int
+    weights: int
+    """All parameters, frozen ones included."""
+    learning: int
+    largest: int
+    """The largest learning parameter."""
+    part: int
+    """Learning ones whose moments this rank keeps."""
+    weights_part: int
+    """Of all parameters, this rank's under ZeRO-3."""
+    gradient_part: int
+    """Gradients that a rank keeps whole under ZeRO-1 and 2: those that reach into its part."""
+    group_part: int
+    """This rank's part of the largest group of parameters, which the optimizer updates at once."""
+    lingering: int
+    """Whole to the end of a backward pass under ZeRO-3: small ones, and tables, whose input has no gradient that
+    would tell DeepSpeed to release them."""
+
+
+def hold(parameters: Sequence[Parameter], zero: Zero, dp: int) -> Holding:
+    """Of a rank's parameters (local_model.py) under `zero` over `dp` data-parallel ranks."""
+    learning = [parameter for parameter in parameters if parameter.learns]
+    groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)  # as training/optimizer.py makes them
+    for parameter in learning:
+        groups[parameter.name.startswith("encoder."), parameter.ndim >= 2].append(parameter.numel)
+    split = 1 if zero.stage == 0 else dp
+    return Holding(
+        element=parameters[0].element,
+        dp=dp,
+        weights=sum(parameter.numel for parameter in parameters),
+        learning=sum(parameter.numel for parameter in learning),
+        largest=max(parameter.numel for parameter in learning),
+        part=sum(math.ceil(parameter.numel / split) for parameter in learning),
+        weights_part=sum(math.ceil(parameter.numel / dp) for parameter in parameters),
+        gradient_part=_most_touched(list(groups.values()), dp),
+        group_part=max(math.ceil(sum(group) / split) for group in groups.values()),
+        lingering=sum(p.numel for p in parameters if p.numel <= zero.persistent or p.is_table),
+    )
+
+
+def _most_touched(groups: list[list[int]], dp: int) -> int:
+    """Elements of the parameters that reach into a rank's part of each group, for the rank that has most."""
+    touched = [0] * dp
+    for sizes in groups:
+        part = math.ceil(sum(sizes) / dp)
+        start = 0
+        for size in sizes:
+            for rank in range(start // part, (start + size - 1) // part + 1):
+                touched[rank] += size
+            start += size
+    return max(touched)

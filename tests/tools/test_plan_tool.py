@@ -1,0 +1,63 @@
+"""tools/plan.py and the dry run of any size, as typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import plan as tool  # noqa: E402
+import pretrain  # noqa: E402
+
+SMALL = [
+    "model.encoder.name=vit_tiny_patch16_224",
+    "model.encoder.options={depth: 2, embed_dim: 64, num_heads: 4}",
+    "model.decoder={layers: 2, width: 64, heads: 4, ffn: 128}",
+    "model.vocab_size=500",
+]
+
+
+def test_a_plan_with_its_figures_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    command = ["--config", "git_base", "--nodes", "2", "--gpus-per-node", "4", "--json", str(path), *SMALL]
+    assert tool.main(command) == 0
+    text = capsys.readouterr().out
+    assert "plan for 8 x H100 in 2 nodes" in text
+    assert "this run" in text
+    assert json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "abacus"], "--gpu abacus: not in accelerators.yaml"),
+        (["--memory-gib", "1.6"], "no setting of tp, ZeRO stage"),
+        (["train.global_batch=3"], "train.global_batch=3 is no multiple"),
+    ],
+)
+def test_wrong_usage_is_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--config", "git_base", *arguments, *SMALL]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_for_any_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config", "git_base", "--dry-run", "--world-size", "256", "parallel.tp=2", *SMALL]
+    assert pretrain.main([*command, "train.micro_batch=32"]) == 0
+    text = capsys.readouterr().out
+    assert "plan for 256 x H100 in 32 nodes: tp 2, dp 128" in text
+    assert "by outputs, 3 groups" in text
+    assert "is not there" in text  # the shards
+    assert pretrain.main([*command, "train.micro_batch=48"]) == 2
+    assert "train.global_batch=4096 is no multiple" in capsys.readouterr().err
+
+
+def test_a_size_without_a_dry_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pretrain.main(["--config", "git_base", "--world-size", "8"]) == 2
+    assert "--world-size goes with --dry-run" in capsys.readouterr().err

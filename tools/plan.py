@@ -1,0 +1,147 @@
+"""Plan a run before its launch: memory per GPU, step time, days, and the best settings for a cluster.
+
+    python tools/plan.py --config git2 --nodes 16 --gpus-per-node 8
+    python tools/plan.py --config git_large --gpu A100 --memory-gib 40 --ds_config ds_configs/zero2.json \\
+        train.micro_batch=64
+    python tools/plan.py --config git2 --nodes 8 --inter-gbps 200 --efficiency 0.4 --json plan.json
+
+Needs no GPU: the model runs on torch's meta device. Times are a model; docs/planning.md says what is exact and what
+is estimated. Exit codes: 0 a plan, 2 wrong usage, or nothing fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from git_scale.config import RunConfig
+from git_scale.errors import UserError
+from git_scale.files import replaced_atomically
+from git_scale.parallel.ds_config import read_ds_config
+from git_scale.planning import (
+    Cluster,
+    Option,
+    Plan,
+    accelerator_named,
+    cluster_of,
+    plan,
+    refuse_if_too_large,
+    with_dividing_batch,
+)
+from git_scale.planning.cluster import EFFICIENCY, GIB
+from git_scale.planning.report import describe_plan, options_table
+from git_scale.recipes import load_run
+from git_scale.training.start import settled_by
+
+SHOWN = 8
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        asked = load_run(args.config, args.overrides, settled_by)
+        cluster = cluster_from(args, asked)
+        run = with_dividing_batch(asked, cluster)
+        planned = plan(run, read_ds_config(args.ds_config), cluster)
+        if not planned.options:
+            refuse_if_too_large(planned)
+        if run != asked:
+            print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
+        print(f"{describe_plan(planned)}\n\n{options_table(planned, shown(planned))}")
+        if args.json:
+            with replaced_atomically(args.json) as path:
+                path.write_text(json.dumps(as_tree(planned), indent=1), encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"--json {args.json}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def cluster_from(args: argparse.Namespace, run: RunConfig) -> Cluster:
+    """The data file's values, and what was given instead."""
+    cluster = cluster_of(
+        accelerator_named(args.gpu), run.train.precision, args.nodes * args.gpus_per_node, args.gpus_per_node
+    )
+    given = {
+        "memory": args.memory_gib and int(args.memory_gib * GIB),
+        "intra": args.intra_gbps and args.intra_gbps * 1e9 / 8,
+        "inter": args.inter_gbps and args.inter_gbps * 1e9 / 8,
+        "efficiency": args.efficiency,
+    }
+    return dataclasses.replace(cluster, **{name: value for name, value in given.items() if value})
+
+
+def shown(planned: Plan) -> list[Option]:
+    """The best ones, and the run's own."""
+    best = planned.best(SHOWN)
+    return best if any(option.setting == planned.own.setting for option in best) else [*best, planned.own]
+
+
+def as_tree(planned: Plan) -> dict[str, Any]:
+    return {
+        "cluster": dataclasses.asdict(planned.cluster),
+        "flops_per_sample": planned.flops,
+        "fits": planned.fits,
+        "own": option_tree(planned, planned.own),
+        "best": [option_tree(planned, option) for option in planned.best(SHOWN)],
+    }
+
+
+def option_tree(planned: Plan, option: Option) -> dict[str, Any]:
+    return dataclasses.asdict(option) | {
+        "memory_total": option.memory.total,
+        "step_seconds": option.time.total,
+        "utilisation": planned.utilisation(option),
+        "run_seconds": planned.run_seconds(option),
+    }
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
+    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
+    parser.add_argument("--nodes", type=positive(int), default=1)
+    parser.add_argument("--gpus-per-node", type=positive(int), default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument("--gpu", default="H100", help="a name in accelerators.yaml (%(default)s)")
+    parser.add_argument("--memory-gib", type=positive(float), metavar="GIB", help="of one GPU")
+    parser.add_argument(
+        "--intra-gbps", type=positive(float), metavar="GBIT", help="GPU to GPU in a node, one way"
+    )
+    parser.add_argument("--inter-gbps", type=positive(float), metavar="GBIT", help="network per GPU, one way")
+    parser.add_argument("--efficiency", type=share, help=f"share of the peak while computing ({EFFICIENCY})")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="the plan as numbers: bytes, seconds, FLOPs"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args(argv)
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share within (0, 1]")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
