@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "api": BASE | {"models", "data", "checkpoint"},
     "parallel": BELOW_PARALLEL,
     "planning": {"config", "errors", "models", "monitoring", "parallel", "data"},
-    "planning": BELOW_PARALLEL | {"parallel"},
     "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
     "training": BELOW_PARALLEL | {"parallel", "planning", "evaluation", "recipes"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},

@@ -12,6 +12,8 @@ from torch import nn
 
 from git_scale.config import RunConfig
 from git_scale.data.images import longest_side
+from git_scale.errors import ConfigError
+from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 from git_scale.parallel.rules import Column, Rule
 from git_scale.parallel.splits import local_shape, ruled_modules, splits_of
@@ -43,12 +45,17 @@ class Local:
 
 
 def build_local(run: RunConfig) -> Local:
-    """Parameters in the run's precision, frozen ones marked. Raises ConfigError for what parallel.tp cannot split."""
+    """Parameters in the run's precision, frozen ones marked.
+
+    Raises ConfigError for what parallel.tp cannot split, and when nothing learns.
+    """
     with torch.device("meta"):
         model = GitModel(run.model)
     for pattern in run.train.freeze:
         for name in fnmatch.filter(dict(model.named_parameters()), pattern):
             model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError([f"train.freeze={list(run.train.freeze)} leaves nothing to learn"])
     columns, rows = _localise(model, run) if run.parallel.tp > 1 else ([], [])
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16 if run.train.precision == "bf16" else torch.float32)
@@ -69,6 +76,20 @@ def largest_picture(run: RunConfig) -> tuple[int, int]:
     """Height and width of the largest picture that training will see."""
     size = max(run.train_image_sizes)
     return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
+
+
+def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int) -> int:
+    """Tokens per picture of an encoder on meta; raises ConfigError when it does not take pictures of this size."""
+    try:
+        with torch.no_grad():
+            return int(encoder(torch.empty(1, 3, height, width, device="meta")).shape[1])
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            [
+                f"{name} does not take pictures of {height} x {width} ({error}); a ViT does with"
+                " model.encoder.options.dynamic_img_size=true"
+            ]
+        ) from None
 
 
 def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -14,7 +14,7 @@ from git_scale.models.encoders import ImageEncoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
 from git_scale.planning.activations import measure
 from git_scale.planning.cluster import Cluster
-from git_scale.planning.local_model import largest_picture
+from git_scale.planning.local_model import count_image_tokens, largest_picture
 from git_scale.planning.memory import Load, Memory, on_host, phases
 from git_scale.planning.states import hold
 from git_scale.planning.step_time import StepTime, step_time
@@ -99,7 +99,8 @@ def weigh(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, setting: 
 def model_flops(run: RunConfig) -> int:
     """Of one sample through forward and backward pass, without recomputation: what utilisation counts.
 
-    Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder as one that learns.
+    Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder as one that learns. Raises
+    ConfigError when the encoder does not take pictures of that size.
     """
     return _model_flops(run.model_copy(update={"train": RunConfig().train, "run_dir": ""}).to_yaml())
 
@@ -108,9 +109,9 @@ def model_flops(run: RunConfig) -> int:
 def _model_flops(recipe: str) -> int:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     height, width = largest_picture(run)
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         encoder = ImageEncoder(run.model.encoder).eval()  # one picture is too few for a batch norm
-        tokens = encoder(torch.empty(1, 3, height, width)).shape[1]
+    tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
     texts, length, frames = run.data.texts_per_image, run.data.max_text_tokens, run.model.frames
     decoder = decoder_forward_flops(
         run.model.decoder,

@@ -54,9 +54,10 @@ class Plan:
 
 
 def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
-    """Raises ConfigError when the batch or the model does not divide over the cluster."""
+    """Raises ConfigError when the batch or the model does not divide over the cluster, or pictures do not fit it."""
     topology = Topology(world_size=cluster.world_size).with_tp(run.parallel.tp)
     check_world(run, topology.dp)
+    flops = model_flops(run)
     own = setting_of(run, ds_config)
     other = Setting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
     return Plan(
@@ -65,7 +66,7 @@ def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
         cluster,
         own=weigh(run, ds_config, cluster, own),
         other=weigh(run, ds_config, cluster, other),
-        flops=model_flops(run),
+        flops=flops,
     )
 
 

@@ -6,9 +6,9 @@ import torch
 
 from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
-from git_scale.errors import ConfigError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
+from git_scale.planning.local_model import count_image_tokens
 
 
 class StepCosts:
@@ -44,17 +44,6 @@ class StepCosts:
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens per picture; raises ConfigError when the encoder does not take pictures of this size."""
         if (height, width) not in self._image_tokens:
-            self._image_tokens[height, width] = self._count_tokens(height, width)
+            name = self._config.encoder.name
+            self._image_tokens[height, width] = count_image_tokens(self._encoder, name, height, width)
         return self._image_tokens[height, width]
-
-    def _count_tokens(self, height: int, width: int) -> int:
-        try:
-            with torch.no_grad():
-                return int(self._encoder(torch.empty(1, 3, height, width, device="meta")).shape[1])
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                [
-                    f"{self._config.encoder.name} does not take pictures of {height} x {width}"
-                    f" ({error}); a ViT does with model.encoder.options.dynamic_img_size=true"
-                ]
-            ) from None

@@ -41,7 +41,9 @@ def test_known_shapes_are_what_torch_would_have_worked_out(
     run = adjusted(small_run, ["train.activation_checkpointing=true"])
     quick = measure(run, "cpu")
     activations._measure.cache_clear()
-    monkeypatch.setattr(activations._Shapes, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs))
+    monkeypatch.setattr(
+        activations._Shapes, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs)
+    )
     slow = measure(run, "cpu")
     activations._measure.cache_clear()
     for name in ("fixed", "per_sample", "logits", "gradients"):
@@ -54,7 +56,7 @@ def test_checkpointing_trades_memory_for_a_forward_pass(small_run: RunConfig) ->
     plain = measure(run, "cuda")
     again = measure(adjusted(run, ["train.activation_checkpointing=true"]), "cuda")
     assert peak(again) < 0.3 * peak(plain)
-    assert plain.flops * 1.25 < again.flops < plain.flops * 4 / 3
+    assert plain.flops * 1.2 < again.flops < plain.flops * 4 / 3
 
 
 @pytest.mark.parametrize("recipe", ["git_base", "demo"])

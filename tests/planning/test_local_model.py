@@ -9,6 +9,7 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import local_shape, splits_of
+from git_scale.planning import Cluster, plan
 from git_scale.planning.local_model import build_local, largest_picture, parameters_of
 from git_scale.recipes import adjusted
 
@@ -31,7 +32,10 @@ def test_shapes_are_those_of_the_table_of_rules(split_run: RunConfig) -> None:
 
 
 def test_precision_frozen_ones_and_tables_are_marked(small_run: RunConfig) -> None:
-    found = {p.name: p for p in parameters_of(build_local(adjusted(small_run, ["train.freeze=['encoder.*']"])).model)}
+    found = {
+        p.name: p
+        for p in parameters_of(build_local(adjusted(small_run, ["train.freeze=['encoder.*']"])).model)
+    }
     assert {p.element for p in found.values()} == {2}
     assert [p.learns for name, p in found.items() if name.startswith("encoder.")].count(True) == 0
     assert {name for name, p in found.items() if p.is_table} == {
@@ -48,3 +52,15 @@ def test_a_degree_that_divides_no_heads_is_refused(small_run: RunConfig) -> None
 def test_the_largest_picture_counts(small_run: RunConfig) -> None:
     assert largest_picture(adjusted(small_run, ["data.image_sizes=[160, 208, 192]"])) == (208, 208)
     assert largest_picture(adjusted(small_run, ["data.resize=fit", "train.micro_batch=1"])) == (224, 299)
+
+
+def test_nothing_to_learn_is_refused(small_run: RunConfig) -> None:
+    with pytest.raises(ConfigError, match="leaves nothing to learn"):
+        build_local(adjusted(small_run, ["train.freeze=['*']"]))
+
+
+def test_an_encoder_that_takes_no_such_picture_is_refused_before_anything_is_measured(
+    small_run: RunConfig, four_gpus: Cluster
+) -> None:
+    with pytest.raises(ConfigError, match="does not take pictures of 160 x 160"):
+        plan(adjusted(small_run, ["data.image_sizes=[160]"]), {}, four_gpus)

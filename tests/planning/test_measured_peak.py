@@ -137,7 +137,9 @@ def test_what_is_wrongly_planned_would_be_noticed() -> None:
         assert planned != pytest.approx(right, rel=0.1)
 
 
-def allocated_peak(topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]) -> int:
+def allocated_peak(
+    topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]
+) -> int:
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     train(run, ds_config, topology, device)

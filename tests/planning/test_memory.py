@@ -104,6 +104,7 @@ def test_offload_moves_states_to_the_host() -> None:
 def test_waiting_batches_count_on_a_cpu() -> None:
     held = holding(1, 4)
     one, four = (
-        next(phases(held, zero(0), TIMELINE, replace(LOAD, kind="cpu", accumulation=count))) for count in (1, 4)
+        next(phases(held, zero(0), TIMELINE, replace(LOAD, kind="cpu", accumulation=count)))
+        for count in (1, 4)
     )
     assert four.states - one.states == 3 * 3 * 10
