@@ -91,7 +91,9 @@ def measure(
     torch.manual_seed(config.seed)
     model = GitModel(config.model).train()
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.optimizer), betas=config.optimizer.betas, fused=True
+        parameter_groups(model, {name: p.shape for name, p in model.named_parameters()}, config.optimizer),
+        betas=config.optimizer.betas,
+        fused=True,
     )
     actions = {
         "step with 1": lambda: train_step(model, optimizer, batches[1]),
