@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -106,6 +107,18 @@ def _default_port(environment: Mapping[str, str], world_size: int) -> int:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens on.
+
+    Below 32768, where Linux begins to hand out ports to outgoing connections: one of those could be taken by a
+    neighbour's connection before the rendezvous listens on it.
+    """
+    draw = random.SystemRandom()  # the run's random state is not to be moved, nor to decide
+    for _ in range(100):
+        port = draw.randrange(20000, 32768)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError("no free port between 20000 and 32767: set MASTER_PORT")

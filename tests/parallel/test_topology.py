@@ -102,6 +102,9 @@ def test_all_tasks_of_a_job_agree_on_a_port_and_jobs_differ() -> None:
     assert all(1024 < port < 65536 for port in {other, *ports})
 
 
-def test_a_free_port_can_be_bound() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+def test_a_free_port_is_none_that_outgoing_connections_take() -> None:
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert min(ports) >= 20000 and max(ports) < 32768
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", min(ports)))
