@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "checkpoint": BASE | {"models", "data"},
     "api": BASE | {"models", "data", "checkpoint"},
     "parallel": BELOW_PARALLEL,
-    "planning": {"config", "errors", "models", "monitoring", "parallel", "data"},
+    "planning": BELOW_PARALLEL | {"parallel"},
     "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
     "training": BELOW_PARALLEL | {"parallel", "planning", "evaluation", "recipes"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},

@@ -48,7 +48,7 @@ def place_model(
     """
     model = deferred.module
     splits = splits_of(model, run.parallel)
-    first_names = {id(parameter): name for name, parameter in reversed([*model.named_parameters()])}
+    first_names = {id(parameter): name for name, parameter in model.named_parameters()}
     everything = dict(model.named_parameters(remove_duplicate=False))
     aliases = {name: first_names[id(p)] for name, p in everything.items() if first_names[id(p)] != name}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}

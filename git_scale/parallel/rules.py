@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch.nn.functional as F
@@ -108,6 +109,14 @@ def replicated_linears() -> dict[type[nn.Module], tuple[str, ...]]:
     from timm.models import swin_transformer
 
     return {GitModel: ("projection.0",), swin_transformer.PatchMerging: ("reduction",)}
+
+
+def make_local(module: Any, rule: Rule, tp: int) -> None:
+    """What a module of split layers counts with becomes one rank's, in place."""
+    for name in (*rule.widths, *([rule.heads] if rule.heads else [])):
+        setattr(module, name, getattr(module, name) // tp)
+    if rule.forward is not None:
+        module.forward = MethodType(rule.forward, module)
 
 
 def _split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,13 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from git_scale.checkpoint.split import Split, local_shape, padded_rows
+from git_scale.checkpoint.split import Split
 from git_scale.config import ParallelConfig
 from git_scale.errors import ConfigError
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, replicated_linears, rules
-
-__all__ = ["Split", "Splits", "describe_splits", "local_shape", "padded_rows", "ruled_modules", "splits_of"]
 
 Splits = dict[str, Split | None]
 
@@ -32,7 +30,7 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
         problems += _misfits(path, module, rule, parallel.tp)
         for child, way in rule.children.items():
             splits |= _splits_of_child(f"{path}.{child}", getattr(module, child), way)
-    problems += _unruled(model, parallel, splits)
+    problems += _unruled(model, parallel)
     if problems:
         more = [f"and {len(problems) - 5} more of the kind"] if len(problems) > 5 else []
         raise ConfigError(problems[:5] + more)
@@ -89,7 +87,7 @@ def _misfits(path: str, module: Any, rule: Rule, tp: int) -> Iterator[str]:
             yield f"parallel.tp={tp} does not divide the {layer.in_features} inputs of {path}.{child}"
 
 
-def _unruled(model: nn.Module, parallel: ParallelConfig, splits: Splits) -> Iterator[str]:
+def _unruled(model: nn.Module, parallel: ParallelConfig) -> Iterator[str]:
     """Linear layers, and parameters within split modules, of which the tables say nothing."""
     ruled = {path: rule for path, _, rule in ruled_modules(model, parallel)}
     spoken_for = {
@@ -120,8 +118,9 @@ def describe_splits(model: nn.Module, parallel: ParallelConfig, splits: Splits) 
     for name, parameter in model.named_parameters():
         split = splits[name]
         way = "whole on each rank" if split is None else _way_in_words(split)
-        key = (".".join(part for part in name.split(".")[-3:-1] if not part.isdigit()), way)
-        sizes.setdefault((name.split(".", 1)[0] + ": " + key[0], way), []).append(parameter.numel())
+        tower, *parts = name.split(".")
+        path = ".".join(part for part in [tower, *parts][-3:-1] if not part.isdigit())
+        sizes.setdefault((f"{tower}: {path}", way), []).append(parameter.numel())
     rows = [
         (path, way, str(len(numels)), f"{sum(numels):,}", f"{_local_size(sum(numels), way, parallel.tp):,}")
         for (path, way), numels in sorted(sizes.items(), key=lambda item: (item[0][1], item[0][0]))

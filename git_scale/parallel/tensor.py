@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
@@ -25,10 +24,11 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
+from git_scale.checkpoint.split import padded_rows
 from git_scale.config import ParallelConfig
 from git_scale.models.git import smoothing_entropy
-from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way
-from git_scale.parallel.splits import padded_rows, ruled_modules
+from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
+from git_scale.parallel.splits import ruled_modules
 
 
 class Mpu:
@@ -86,7 +86,8 @@ def split_modules(model: Any, parallel: ParallelConfig) -> None:
         with torch.device("meta"):
             for child, way in rule.children.items():
                 _exchange(module, child, way, parallel.tp, config)
-        _make_local(module, rule, parallel.tp)
+        make_local(module, rule, parallel.tp)
+        _separate_dropouts(module, rule)
     if tied and parallel.decoder:
         model.decoder.head.weight = model.decoder.embedding.words.weight
 
@@ -122,11 +123,7 @@ def _exchange(module: nn.Module, child: str, way: Way, tp: int, config: ModelPar
     setattr(module, child, new)
 
 
-def _make_local(module: Any, rule: Rule, tp: int) -> None:
-    for name in (*rule.widths, *([rule.heads] if rule.heads else [])):
-        setattr(module, name, getattr(module, name) // tp)
-    if rule.forward is not None:
-        module.forward = MethodType(rule.forward, module)
+def _separate_dropouts(module: Any, rule: Rule) -> None:
     for name in rule.own_dropout:
         part = getattr(module, name)
         if part.p > 0:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 
+from git_scale.checkpoint.split import local_shape
 from git_scale.config import RunConfig
 from git_scale.data.images import longest_side
 from git_scale.errors import ConfigError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
-from git_scale.parallel.rules import Column, Rule
-from git_scale.parallel.splits import local_shape, ruled_modules, splits_of
+from git_scale.parallel.rules import Column, make_local
+from git_scale.parallel.splits import ruled_modules, splits_of
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,9 @@ def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[n
     columns: list[nn.Module] = []
     rows: list[nn.Module] = []
     for _, module, rule in list(ruled_modules(model, run.parallel)):
-        _make_local(module, rule, tp)
+        make_local(module, rule, tp)
         for child, way in rule.children.items():
             layer = getattr(module, child)
             if isinstance(layer, nn.Linear):
                 (columns if isinstance(way, Column) else rows).append(layer)
     return columns, rows
-
-
-def _make_local(module: Any, rule: Rule, tp: int) -> None:
-    for name in (*rule.widths, *([rule.heads] if rule.heads else [])):
-        setattr(module, name, getattr(module, name) // tp)
-    if rule.forward is not None:
-        module.forward = MethodType(rule.forward, module)

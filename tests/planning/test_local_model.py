@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from git_scale.checkpoint.split import local_shape
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.git import GitModel
-from git_scale.parallel.splits import local_shape, splits_of
+from git_scale.parallel.splits import splits_of
 from git_scale.planning import Cluster, plan
 from git_scale.planning.local_model import build_local, largest_picture, parameters_of
 from git_scale.recipes import adjusted
