@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 from git_scale.config import RunConfig
 from git_scale.data.images import normalise
 from git_scale.models.git import language_model_loss
-from git_scale.planning.kernels import Kind, flops_of, kernels_of
+from git_scale.planning.kernels import Kind, kernels_of
 from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
+from git_scale.planning.meta import operate
 
 # The batch is so large a prime that a size it divides is one that grows with the batch.
 BATCH = 1_000_003
@@ -112,45 +113,6 @@ def _summing(local: Local, twice: bool) -> Iterator[list[int]]:
             hook.remove()
 
 
-class _Shapes:
-    """Results on `meta`, of which torch works out each kind once: blocks repeat, and its Python is slow."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, list[tuple[Any, ...]] | None] = {}
-
-    def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
-        layouts = self._known.get(key)
-        if layouts is None:
-            result = func(*args, **kwargs)
-            if key not in self._known:
-                self._known[key] = _layouts(result, (args, kwargs))
-            return result
-        made = [
-            torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in layouts
-        ]
-        return made[0] if len(made) == 1 else tuple(made)
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, list | tuple):
-        return tuple(map(_signature, value))
-    return type(value), value
-
-
-def _layouts(result: Any, inputs: Any) -> list[tuple[Any, ...]] | None:
-    """Of new tensors, and nothing but tensors; None: this kind of call must be made each time."""
-    tensors = [result] if isinstance(result, Tensor) else result
-    if not isinstance(tensors, list | tuple) or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        return None
-    old = {leaf.untyped_storage()._cdata for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
-    if not tensors or any(tensor.untyped_storage()._cdata in old for tensor in tensors):
-        return None
-    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
-
-
 class _Follower(TorchDispatchMode):
     """Follows storages from the operation that makes them until nothing refers to them."""
 
@@ -160,7 +122,6 @@ class _Follower(TorchDispatchMode):
         self.flops = 0
         self._live = [0, 0, 0]  # fixed, per sample, logits
         self._gradients = 0
-        self._shapes = _Shapes()
         self._known: dict[int, Any] = {}
         self._vocabulary = model.decoder.head.weight.shape[0]
         for tensor in (*model.parameters(), *model.buffers()):
@@ -170,8 +131,8 @@ class _Follower(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = self._shapes(func, args, kwargs or {})
-        self.flops += flops_of(func, args, kwargs or {}, result)
+        result, flops = operate(func, args, kwargs or {})
+        self.flops += flops
         tensors = (result,) if isinstance(result, Tensor) else tree_leaves(result)
         if sum(isinstance(tensor, Tensor) and self._note(tensor) for tensor in tensors):
             self.note_moment()

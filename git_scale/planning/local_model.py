@@ -17,6 +17,7 @@ from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 from git_scale.parallel.rules import Column, make_local
 from git_scale.parallel.splits import ruled_modules, splits_of
+from git_scale.planning.meta import on_meta
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def build_local(run: RunConfig) -> Local:
 
     Raises ConfigError for what parallel.tp cannot split, and when nothing learns.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = GitModel(run.model)
     for pattern in run.train.freeze:
         for name in fnmatch.filter(dict(model.named_parameters()), pattern):

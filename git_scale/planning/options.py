@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 import yaml
 
 from git_scale.config import RunConfig
@@ -16,6 +15,7 @@ from git_scale.planning.activations import measure
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import count_image_tokens, largest_picture
 from git_scale.planning.memory import Load, Memory, on_host, phases
+from git_scale.planning.meta import Quick, on_meta
 from git_scale.planning.states import hold
 from git_scale.planning.step_time import StepTime, step_time
 from git_scale.planning.zero import read_zero, with_stage
@@ -109,9 +109,11 @@ def model_flops(run: RunConfig) -> int:
 def _model_flops(recipe: str) -> int:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     height, width = largest_picture(run)
-    with torch.device("meta"):
+    with on_meta():
         encoder = ImageEncoder(run.model.encoder).eval()  # one picture is too few for a batch norm
-    tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
+    with Quick():
+        tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
+        encoder_flops = encoder_forward_flops(encoder, height, width)
     texts, length, frames = run.data.texts_per_image, run.data.max_text_tokens, run.model.frames
     decoder = decoder_forward_flops(
         run.model.decoder,
@@ -122,4 +124,4 @@ def _model_flops(recipe: str) -> int:
         text_tokens=length,
         target_tokens=texts * (length - 1),
     )
-    return TRAIN_TO_FORWARD * (decoder + frames * encoder_forward_flops(encoder, height, width))
+    return TRAIN_TO_FORWARD * (decoder + frames * encoder_flops)

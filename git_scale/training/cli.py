@@ -28,6 +28,7 @@ from git_scale.planning import (
     refuse_if_too_large,
     this_cluster,
 )
+from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.recipes import load_run
 from git_scale.training.signals import StopRequest
@@ -140,7 +141,7 @@ def _cluster(args: argparse.Namespace, run: RunConfig, topology: Topology) -> Cl
 
 def describe(run: RunConfig, planned: Plan) -> str:
     """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
-    with torch.device("meta"):
+    with on_meta():
         model = GitModel(run.model)
     freeze(model, run.train.freeze)
     own = planned.own

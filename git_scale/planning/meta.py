@@ -1,0 +1,84 @@
+"""Models on torch's meta device, quickly: nothing is computed there, but torch's Python for it is slow."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from git_scale.planning.kernels import flops_of
+
+
+def on_meta() -> ExitStack:
+    """Within it, modules are built on `meta`, their initialisers passed over: 4 times as fast for GIT2."""
+    stack = ExitStack()
+    stack.enter_context(torch.device("meta"))
+    stack.enter_context(_Unwritten())
+    return stack
+
+
+class _Unwritten(TorchDispatchMode):
+    """Values are not written where there are none; what changes a tensor's shape in place is done."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        writes = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
+        if writes and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class Operations:
+    """Carries out operations on `meta`; torch works out the result and FLOPs of each kind once, as blocks repeat."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[list[tuple[Any, ...]] | None, int]] = {}
+
+    def __call__(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+        """What `func` returns, and its FLOPs."""
+        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        known = self._known.get(key)
+        if known is None:
+            result = func(*args, **kwargs)
+            self._known[key] = known = _layouts(result, (args, kwargs)), flops_of(func, args, kwargs, result)
+            return result, known[1]
+        layouts, flops = known
+        if layouts is None:
+            return func(*args, **kwargs), flops
+        made = [
+            torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in layouts
+        ]
+        return made[0] if len(made) == 1 else tuple(made), flops
+
+
+operate = Operations()
+"""One for all, as the next setting of a run is made of the same kinds: sizes and FLOPs are all that is remembered."""
+
+
+class Quick(TorchDispatchMode):
+    """Within it, operations on `meta` are carried out by `operate`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return operate(func, args, kwargs or {})[0]
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_signature, value))
+    return type(value), value
+
+
+def _layouts(result: Any, inputs: Any) -> list[tuple[Any, ...]] | None:
+    """Of new tensors, and nothing but tensors; None: this kind of call must be made each time."""
+    tensors = [result] if isinstance(result, Tensor) else result
+    if not isinstance(tensors, list | tuple) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return None
+    old = {leaf.untyped_storage()._cdata for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    if not tensors or any(tensor.untyped_storage()._cdata in old for tensor in tensors):
+        return None
+    return [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
