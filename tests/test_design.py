@@ -21,6 +21,7 @@ BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "leave": set(),
     "config": {"errors"},
     "recipes": {"config", "errors"},
     "models": {"config", "errors"},

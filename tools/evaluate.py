@@ -23,6 +23,7 @@ from pathlib import Path
 from git_scale.errors import UserError
 from git_scale.evaluation.benchmark import evaluate_checkpoint
 from git_scale.evaluation.results import write_results
+from git_scale.leave import leave
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import Topology, topology_from
 
@@ -71,4 +72,4 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -13,8 +13,7 @@ section.key=value lie above. The loop is that of tools/pretrain.py, and so are t
 
 from __future__ import annotations
 
-import sys
-
+from git_scale.leave import leave
 from git_scale.training.cli import parse_training_arguments, run_training
 
 
@@ -23,4 +22,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -11,8 +11,7 @@ Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped early but resumab
 
 from __future__ import annotations
 
-import sys
-
+from git_scale.leave import leave
 from git_scale.training.cli import parse_training_arguments, run_training
 
 
@@ -21,4 +20,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
