@@ -133,6 +133,9 @@ class ParallelConfig(Section):
     """Split the image encoder; false: whole on each rank of a group (for encoders that no table of rules knows)."""
     decoder: bool = True
     """Split the text decoder with its vocabulary."""
+    sequence: bool = False
+    """Sequence parallelism: what lies between split layers is divided over a group as well, by pictures, in training.
+    Activations take less memory and ranks exchange a little more; tp must divide train.micro_batch."""
 
 
 class EvalConfig(Section):
@@ -232,6 +235,13 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         yield (
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
+        )
+    if run.parallel.sequence and train.micro_batch % run.parallel.tp:
+        yield (
+            f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"
+            f" parallel.sequence divides its pictures: set"
+            f" train.micro_batch={-(-train.micro_batch // run.parallel.tp) * run.parallel.tp} or"
+            " parallel.sequence=false"
         )
     if run.checkpoint.best is not None and data.heldout is None:
         yield f"checkpoint.best={run.checkpoint.best!r} is measured on held-out data: set data.heldout"

@@ -14,6 +14,7 @@ from git_scale.config import RunConfig
 from git_scale.models.deferred import Deferred
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
 from git_scale.parallel.groups import mpu_of
+from git_scale.parallel.sequence import sum_gradients
 from git_scale.parallel.splits import Splits, splits_of
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Partitioner, persistent_buffers
@@ -60,6 +61,8 @@ def place_model(
     config = merge_ds_config(ds_config, run, topology.dp)
     partition = Partitioner(config, mpu_of(topology)) if zero_stage(ds_config) == 3 else _leave_whole
     materialise(model, splits, values, topology, device, run_dtype(run), partition)
+    if run.parallel.sequence and topology.tp > 1:
+        sum_gradients(model, splits, run.parallel)
     return Placed(model, shapes, splits, aliases)
 
 

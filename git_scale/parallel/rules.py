@@ -58,8 +58,6 @@ class Rule:
     children: dict[str, Way]
     heads: str | None = None
     """Attribute that counts the heads; becomes the number of this rank's."""
-    widths: tuple[str, ...] = ()
-    """Attributes that hold the width of all heads together; divided as well."""
     own_dropout: tuple[str, ...] = ()
     """Children that drop split activations with probability `p`: each rank its own, where all other dropouts are the
     same on all ranks."""
@@ -67,8 +65,9 @@ class Rule:
     """Dropouts inside a fused attention, which cannot be given a random state of their own: must be 0."""
     whole: tuple[str, ...] = ()
     """Children on the residual stream, which stay as they are."""
-    forward: Callable[[Any, Tensor], Tensor] | None = None
-    """Stands in for a forward that takes the local width for the input's."""
+    forward: Callable[..., Tensor] | None = None
+    """Stands in for a forward that takes the width between the layers, or (under sequence parallelism) the number of
+    pictures there, for the input's."""
 
 
 @functools.cache
@@ -89,13 +88,14 @@ def rules() -> dict[type[nn.Module], Rule]:
         TextEmbedding: Rule({"words": Vocabulary()}),
         TextDecoder: Rule({"head": Vocabulary()}),
         timm.layers.Attention: Rule(
-            attention, heads="num_heads", widths=("attn_dim",), undropped=("attn_drop",)
+            attention, heads="num_heads", undropped=("attn_drop",), forward=_attention
         ),
         timm.layers.Mlp: Rule({"fc1": Column(), "fc2": Row()}, own_dropout=("drop1",)),
         swin_transformer.WindowAttention: Rule(
             attention | {"relative_position_bias_table": Slice(dim=1)},
             heads="num_heads",
             undropped=("attn_drop",),
+            forward=_biased_window_attention,
         ),
         davit.WindowAttention: Rule(attention, heads="num_heads", forward=_window_attention),
         davit.ChannelAttention: Rule(attention, heads="num_heads", forward=_channel_attention),
@@ -113,8 +113,8 @@ def replicated_linears() -> dict[type[nn.Module], tuple[str, ...]]:
 
 def make_local(module: Any, rule: Rule, tp: int) -> None:
     """What a module of split layers counts with becomes one rank's, in place."""
-    for name in (*rule.widths, *([rule.heads] if rule.heads else [])):
-        setattr(module, name, getattr(module, name) // tp)
+    if rule.heads is not None:
+        setattr(module, rule.heads, getattr(module, rule.heads) // tp)
     if rule.forward is not None:
         module.forward = MethodType(rule.forward, module)
 
@@ -123,6 +123,24 @@ def _split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """[B, L, 3*N*H] to three times [B, N, L, H]."""
     query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return query, key, value
+
+
+def _attention(
+    module: Any, x_BLC: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
+    return module.proj_drop(module.proj(attended.transpose(1, 2).flatten(2)))
+
+
+def _biased_window_attention(module: Any, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Swin's. `mask`: [W, L, L] of the W windows of a picture, added to the scores of each picture's."""
+    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
+    scores = (query * module.scale) @ key.transpose(-2, -1) + module._get_rel_pos_bias()
+    if mask is not None:
+        scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+    attended = scores.softmax(dim=-1) @ value
+    return module.proj_drop(module.proj(attended.transpose(1, 2).flatten(2)))
 
 
 def _window_attention(module: Any, x_BLC: Tensor) -> Tensor:

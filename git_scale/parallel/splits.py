@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from git_scale.checkpoint.split import Split
 from git_scale.config import ParallelConfig
 from git_scale.errors import ConfigError
+from git_scale.models.encoders import has_batch_norm
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, replicated_linears, rules
 
@@ -19,8 +20,8 @@ Splits = dict[str, Split | None]
 def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
     """Every parameter's name, aliases included -> how it is cut; None: whole on each rank of a group.
 
-    The model may be on meta. Raises ConfigError, listing all problems: heads or widths that tp does not divide, and
-    modules that no rule names, with their sizes.
+    The model may be on meta. Raises ConfigError, listing all problems: heads or widths that tp does not divide,
+    modules that no rule names, with their sizes, and batch norms under sequence parallelism.
     """
     splits: Splits = {name: None for name, _ in model.named_parameters(remove_duplicate=False)}
     if parallel.tp == 1:
@@ -31,6 +32,11 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
         for child, way in rule.children.items():
             splits |= _splits_of_child(f"{path}.{child}", getattr(module, child), way)
     problems += _unruled(model, parallel)
+    if parallel.sequence and has_batch_norm(model):
+        problems.append(
+            "parallel.sequence gives each rank of a group other pictures, of which batch norms would keep other"
+            " statistics: set parallel.sequence=false"
+        )
     if problems:
         more = [f"and {len(problems) - 5} more of the kind"] if len(problems) > 5 else []
         raise ConfigError(problems[:5] + more)

@@ -28,6 +28,7 @@ from git_scale.checkpoint.split import padded_rows
 from git_scale.config import ParallelConfig
 from git_scale.models.git import smoothing_entropy
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
+from git_scale.parallel.sequence import LinearOfGathered, SumAndDividePictures, divide_stream
 from git_scale.parallel.splits import ruled_modules
 
 
@@ -85,15 +86,23 @@ def split_modules(model: Any, parallel: ParallelConfig) -> None:
     for _, module, rule in list(ruled_modules(model, parallel)):
         with torch.device("meta"):
             for child, way in rule.children.items():
-                _exchange(module, child, way, parallel.tp, config)
+                _exchange(module, child, way, parallel, config)
         make_local(module, rule, parallel.tp)
-        _separate_dropouts(module, rule)
+        if not parallel.sequence:
+            _separate_dropouts(module, rule)
     if tied and parallel.decoder:
         model.decoder.head.weight = model.decoder.embedding.words.weight
+    if parallel.sequence:
+        divide_stream(model, parallel)
+        for tower in (model.encoder, *([model.decoder] if parallel.decoder else [])):
+            tower.forward = _with_own_random_state(tower, tower.forward)
 
 
-def _exchange(module: nn.Module, child: str, way: Way, tp: int, config: ModelParallelConfig) -> None:
+def _exchange(
+    module: nn.Module, child: str, way: Way, parallel: ParallelConfig, config: ModelParallelConfig
+) -> None:
     old: Any = getattr(module, child)
+    tp, sequence = parallel.tp, parallel.sequence
     options: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
     match way:
         case Slice(dim):
@@ -102,11 +111,11 @@ def _exchange(module: nn.Module, child: str, way: Way, tp: int, config: ModelPar
             setattr(module, child, nn.Parameter(old.new_empty(shape), old.requires_grad))
             return
         case Column():
-            new: nn.Module = _Column(
+            new: nn.Module = (_SequenceColumn if sequence else _Column)(
                 old.in_features, old.out_features, bias=old.bias is not None, gather_output=False, **options
             )
         case Row():
-            new = _Row(
+            new = (_SequenceRow if sequence else _Row)(
                 old.in_features,
                 old.out_features,
                 bias=old.bias is not None,
@@ -141,6 +150,19 @@ class _Column(ColumnParallelLinear):
 class _Row(RowParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(0, -2))[0].unflatten(0, x.shape[:-1])
+
+
+class _SequenceColumn(_Column):
+    def forward(self, x: Tensor) -> Tensor:
+        return LinearOfGathered.apply(x, self.weight, self.bias) if self.training else super().forward(x)
+
+
+class _SequenceRow(_Row):
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        own = SumAndDividePictures.apply(F.linear(x, self.weight))
+        return own if self.bias is None else own + self.bias
 
 
 class VocabularyHead(nn.Module):
