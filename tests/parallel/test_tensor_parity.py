@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from git_scale.parallel.topology import Topology
+from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of, train_curve, train_curves
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 
 STEPS = 5
 HEADS = 4
-Curve = list[tuple[float, float]]
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {
@@ -48,37 +48,34 @@ def recipe(data: Path, run_dir: Path, encoder: str, tp: int, dp: int, **train: A
     return type(run).model_validate(tree)
 
 
-def train_curve(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
-    from git_scale.training.build import build_trainer
-
-    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
-    curve = []
-    for _ in range(STEPS):
-        result = trainer.train_step()
-        trainer.step += 1
-        curve.append((result.loss, result.grad_norm))
-    return curve
-
-
 @pytest.fixture(scope="module", params=list(ENCODERS))
 def serial(request: Any, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Curve]:
     run = recipe(squares, tmp_path_factory.mktemp("serial") / "run", request.param, tp=1, dp=1)
-    (curve,) = run_distributed(train_curve, 1, run, 0)
+    (curve,) = run_distributed(train_curve, 1, run, ZERO[0], STEPS)
     assert max(norm for _, norm in curve) > run.optimizer.clip_norm, "clipping must be active"
     assert curve[-1][0] < curve[0][0]
     return request.param, curve
 
 
+@pytest.fixture(
+    scope="module", params=[(1, 2), (2, 2), (1, 4), (2, 1), (1, 1)], ids="dp{0[0]}-tp{0[1]}".format
+)
+def split(
+    request: Any, serial: tuple[str, Curve], squares: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[list[Curve]]:
+    """A curve per ZeRO stage from each of dp x tp ranks."""
+    dp, tp = request.param
+    run = recipe(squares, tmp_path_factory.mktemp("split") / "run", serial[0], tp, dp)
+    return run_distributed(train_curves, dp * tp, run, ZERO, STEPS, tp=tp)
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize(("dp", "tp"), [(1, 2), (2, 2), (1, 4), (2, 1), (1, 1)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_tensor_parallel_equals_serial(
-    serial: tuple[str, Curve], squares: Path, tmp_path: Path, dp: int, tp: int, stage: int
+    serial: tuple[str, Curve], split: list[list[Curve]], stage: int
 ) -> None:
-    encoder, expected = serial
-    run = recipe(squares, tmp_path / "run", encoder, tp, dp)
-    for curve in run_distributed(train_curve, dp * tp, run, stage, tp=tp):
-        torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    for curves in split:
+        assert_same_curve(curves[stage], serial[1])
 
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -102,45 +99,42 @@ def variant_of(run: Any, name: str) -> Any:
 def test_variants_equal_serial_too(squares: Path, tmp_path: Path, name: str) -> None:
     alone = variant_of(recipe(squares, tmp_path / "alone", "swin", tp=1, dp=1), name)
     split = variant_of(recipe(squares, tmp_path / "split", "swin", tp=2, dp=1), name)
-    (expected,) = run_distributed(train_curve, 1, alone, 0)
-    for curve in run_distributed(train_curve, 2, split, 3, tp=2):
-        torch.testing.assert_close(torch.tensor(curve), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    (expected,) = run_distributed(train_curve, 1, alone, ZERO[0], STEPS)
+    for curve in run_distributed(train_curve, 2, split, ZERO[3], STEPS, tp=2):
+        assert_same_curve(curve, expected)
 
 
-def train_without_mpu(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+def train_without_mpu(*args: Any) -> Curve:
     """DeepSpeed takes all ranks for data-parallel ones."""
     from git_scale.parallel import engine
 
     engine.mpu_of = lambda topology: None  # type: ignore[assignment]
-    return train_curve(topology, device, run, stage)
+    return train_curve(*args)
 
 
-def train_without_flags(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+def train_without_flags(*args: Any) -> Curve:
     """Split parameters count once per group in the gradient norm instead of on every rank."""
-    return _changed_after_placing(topology, device, run, stage, _clear_flag)
+    return _changed_after_placing(_clear_flag, *args)
 
 
-def train_with_a_changed_norm(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+def train_with_a_changed_norm(topology: Topology, *args: Any) -> Curve:
     """A parameter that should be the same in a group is not."""
-    change = _perturb_norm if topology.tp_rank == 1 else _leave
-    return _changed_after_placing(topology, device, run, stage, change)
+    return _changed_after_placing(_perturb_norm if topology.tp_rank == 1 else _leave, topology, *args)
 
 
-def _changed_after_placing(
-    topology: Topology, device: torch.device, run: Any, stage: int, change: Any
-) -> Curve:
+def _changed_after_placing(change: Any, *args: Any) -> Curve:
     from git_scale.training import build
 
     place = build.place_model
 
-    def place_and_change(*args: Any) -> Any:
-        placed = place(*args)
+    def place_and_change(*where: Any) -> Any:
+        placed = place(*where)
         for name, parameter in placed.model.named_parameters():
             change(name, parameter)
         return placed
 
     build.place_model = place_and_change
-    return train_curve(topology, device, run, stage)
+    return train_curve(*args)
 
 
 def _clear_flag(name: str, parameter: Any) -> None:
@@ -155,7 +149,7 @@ def _perturb_norm(name: str, parameter: Any) -> None:
 def _leave(name: str, parameter: Any) -> None: ...
 
 
-def train_on_other_pictures(topology: Topology, device: torch.device, run: Any, stage: int) -> Curve:
+def train_on_other_pictures(topology: Topology, *args: Any) -> Curve:
     """The second rank of a group reads for itself, and reads something else."""
     from git_scale.training import build
 
@@ -164,7 +158,14 @@ def train_on_other_pictures(topology: Topology, device: torch.device, run: Any, 
             yield batch if topology.tp_rank == 0 else replace(batch, images=batch.images.flip(-1))
 
     build.shared_over_tp = unshared
-    return train_curve(topology, device, run, stage)
+    return train_curve(topology, *args)
+
+
+@pytest.fixture(scope="module")
+def right(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Curve]:
+    """A curve per ZeRO stage of what the mistakes below are made in."""
+    run = recipe(squares, tmp_path_factory.mktemp("right") / "run", "vit", tp=2, dp=1)
+    return run_distributed(train_curves, 2, run, ZERO, STEPS, tp=2)[0]
 
 
 @pytest.mark.distributed
@@ -172,27 +173,20 @@ def train_on_other_pictures(topology: Topology, device: torch.device, run: Any, 
 @pytest.mark.parametrize(
     "mistake", [train_without_mpu, train_without_flags, train_with_a_changed_norm, train_on_other_pictures]
 )
-def test_parity_notices(squares: Path, tmp_path: Path, mistake: Any, stage: int) -> None:
+def test_parity_notices(right: list[Curve], squares: Path, tmp_path: Path, mistake: Any, stage: int) -> None:
     if (mistake, stage) == (train_with_a_changed_norm, 3):
         stage = 2  # under stage 3 a parameter has no values to change at that moment
-    run = recipe(squares, tmp_path / "right", "vit", tp=2, dp=1)
-    expected = torch.tensor(run_distributed(train_curve, 2, run, stage, tp=2)[0])
-    wrong = recipe(squares, tmp_path / "wrong", "vit", tp=2, dp=1)
+    run = recipe(squares, tmp_path / "run", "vit", tp=2, dp=1)
     with pytest.raises((AssertionError, RuntimeError)):
-        curves = run_distributed(mistake, 2, wrong, stage, tp=2)
-        torch.testing.assert_close(torch.tensor(curves[0]), expected, rtol=1e-5, atol=1e-5)
+        assert_same_curve(run_distributed(mistake, 2, run, ZERO[stage], STEPS, tp=2)[0], right[stage])
 
 
 def replicated_after_steps(topology: Topology, device: torch.device, run: Any) -> tuple[list[str], Curve]:
     """Digests of what the ranks of a group hold alike, after the run's steps."""
     from git_scale.training.build import build_trainer
 
-    trainer = build_trainer(run, {"zero_optimization": {"stage": 1}}, topology, device)
-    curve = []
-    for _ in range(run.train.steps):
-        result = trainer.train_step()
-        trainer.step += 1
-        curve.append((result.loss, result.grad_norm))
+    trainer = build_trainer(run, ZERO[1], topology, device)
+    curve = curve_of(trainer, run.train.steps)
     digests = [
         f"{name} {hashlib.sha256(parameter.detach().numpy().tobytes()).hexdigest()}"
         for name, parameter in trainer.engine.model.module.named_parameters()
@@ -220,7 +214,7 @@ def test_replicated_parameters_stay_the_same_with_dropout(squares: Path, tmp_pat
 def save_with_a_changed_norm(topology: Topology, device: torch.device, run: Any) -> str:
     from git_scale.training.build import build_trainer
 
-    trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
+    trainer = build_trainer(run, ZERO[3], topology, device)
     name = "decoder.layers.0.attention_norm.weight"
     masters = {master.piece.name: master for master in trainer.engine._holdings._masters()}
     if topology.global_rank == 1:  # one rank, one number, the last bit
@@ -245,12 +239,14 @@ def test_recomputed_activations_are_dropped_as_before(squares: Path, tmp_path: P
     plain = with_dropout(squares, tmp_path / "plain", steps=4)
     again = with_dropout(squares, tmp_path / "again", steps=4, activation_checkpointing=True)
     expected, found = (run_distributed(replicated_after_steps, 4, run, tp=2)[0][1] for run in (plain, again))
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
+    assert_same_curve(found, expected)
 
 
 @pytest.mark.distributed
 def test_bf16_follows_fp32_within_its_noise(squares: Path, tmp_path: Path) -> None:
     exact = recipe(squares, tmp_path / "fp32", "davit", tp=2, dp=1)
     coarse = recipe(squares, tmp_path / "bf16", "davit", tp=2, dp=1, precision="bf16")
-    expected, found = (run_distributed(train_curve, 2, run, 3, tp=2)[0] for run in (exact, coarse))
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0.03, atol=0.03)
+    expected, found = (
+        run_distributed(train_curve, 2, run, ZERO[3], STEPS, tp=2)[0] for run in (exact, coarse)
+    )
+    assert_same_curve(found, expected, tolerance=0.03)
