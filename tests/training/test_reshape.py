@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ DAVIT = {
     "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
 }
 DECODER = {"layers": 2, "width": 32, "heads": 4, "ffn": 64, "positions": 16, "dropout": 0.0, "init_std": 0.1}
+FROZEN = ["encoder.backbone.stem.*", "decoder.embedding.positions.*"]
 
 
 def go_on(
@@ -32,7 +35,7 @@ def go_on(
     run_dir: Path,
     stage: int,
     until: int,
-    options: dict[str, Any],
+    precision: str,
 ) -> tuple[int, list[float], list[str]]:
     """Resumes, writes at once what it holds to run_dir/held, steps up to `until` and saves."""
     from git_scale.training.build import build_trainer
@@ -41,7 +44,12 @@ def go_on(
         data,
         run_dir,
         model={"encoder": DAVIT, "decoder": DECODER},
-        train={"steps": 20, "micro_batch": 8 // topology.dp // 2, **options},
+        train={
+            "steps": 20,
+            "micro_batch": 8 // topology.dp // 2,
+            "precision": precision,
+            "freeze": FROZEN,
+        },
         parallel={"tp": topology.tp},
     )
     trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
@@ -61,10 +69,10 @@ def go_on(
 
 
 def world(
-    run: Path, data: Path, dp: int, tp: int, stage: int, until: int, **options: Any
+    run: Path, data: Path, dp: int, tp: int, stage: int, until: int, precision: str
 ) -> tuple[int, list[float], set[str]]:
     shutil.rmtree(run / "held", ignore_errors=True)
-    answers = run_distributed(go_on, dp * tp, data, run, stage, until, options, tp=tp)
+    answers = run_distributed(go_on, dp * tp, data, run, stage, until, precision, tp=tp)
     assert all(answer[:2] == answers[0][:2] for answer in answers)
     return answers[0][0], answers[0][1], {key for answer in answers for key in answer[2]}
 
@@ -79,26 +87,46 @@ def assert_same_state(one: Path, other: Path) -> None:
             assert torch.equal(first.read(name, kind), second.read(name, kind)), (name, kind)
 
 
-@pytest.fixture(scope="module")
-def written(
-    request: Any, squares: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[float], set[str], str]:
+def state_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}" / "state"
+
+
+@dataclass(frozen=True)
+class Written:
     """A run of (dp 2, tp 2, ZeRO-3) cut after 3 steps, and the losses and samples of the 3 after them."""
-    folder = tmp_path_factory.mktemp("reshape")
-    frozen = {
-        "freeze": ["encoder.backbone.stem.*", "decoder.embedding.positions.*"],
-        "precision": request.param,
-    }
-    world(folder / "run", squares, 2, 2, 3, CUT, **frozen)
-    shutil.copytree(folder / "run", folder / "whole")
-    start, losses, keys = world(folder / "whole", squares, 2, 2, 3, END, **frozen)
-    assert start == CUT and len(losses) == END - CUT
-    state = TrainingState(folder / "run" / "checkpoints" / "step_00000003" / "state")
-    assert state.index.tp == 2 and state.index.adam_steps == CUT
-    assert state.kinds("decoder.layers.0.fc1.weight") == [WEIGHT, *MOMENTS]
-    assert state.kinds("encoder.backbone.stem.conv.weight") == [WEIGHT]
-    assert float(state.read("decoder.layers.0.fc1.weight", "exp_avg_sq").sum()) > 0
-    return folder / "run", losses, keys, request.param
+
+    run: Path
+    losses: list[float]
+    keys: set[str]
+    precision: str
+
+
+def assert_same_losses(found: list[float], source: Written) -> None:
+    tolerance = 1e-5 if source.precision == "fp32" else 0.02
+    torch.testing.assert_close(
+        torch.tensor(found), torch.tensor(source.losses), rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.fixture(scope="module")
+def written(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Written]:
+    """By precision, each written once."""
+
+    @functools.cache
+    def write(precision: str) -> Written:
+        folder = tmp_path_factory.mktemp("reshape")
+        world(folder / "run", squares, 2, 2, 3, CUT, precision)
+        shutil.copytree(folder / "run", folder / "whole")
+        start, losses, keys = world(folder / "whole", squares, 2, 2, 3, END, precision)
+        assert start == CUT and len(losses) == END - CUT
+        state = TrainingState(state_of(folder / "run", CUT))
+        assert state.index.tp == 2 and state.index.adam_steps == CUT
+        assert state.kinds("decoder.layers.0.fc1.weight") == [WEIGHT, *MOMENTS]
+        assert state.kinds("encoder.backbone.stem.conv.weight") == [WEIGHT]
+        assert float(state.read("decoder.layers.0.fc1.weight", "exp_avg_sq").sum()) > 0
+        return Written(folder / "run", losses, keys, precision)
+
+    return write
 
 
 FP32 = [(1, 1, 0), (4, 1, 1), (2, 1, 2), (1, 4, 3), (1, 1, 3), (2, 2, 2), (1, 4, 0)]
@@ -107,43 +135,39 @@ BF16 = [(2, 1, 2), (1, 4, 0)]
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("written", "dp", "tp", "stage"),
+    ("precision", "dp", "tp", "stage"),
     [("fp32", *case) for case in FP32] + [("bf16", *case) for case in BF16],
-    indirect=["written"],
 )
 def test_any_world_goes_on_from_any_other_and_back(
-    written: tuple[Path, list[float], set[str], str],
+    written: Callable[[str], Written],
     squares: Path,
     tmp_path: Path,
+    precision: str,
     dp: int,
     tp: int,
     stage: int,
 ) -> None:
-    source, losses, keys, precision = written
-    run = Path(shutil.copytree(source, tmp_path / "run"))
-    frozen = {"freeze": ["encoder.backbone.stem.*", "decoder.embedding.positions.*"], "precision": precision}
-    start, found, seen = world(run, squares, dp, tp, stage, END, **frozen)
+    source = written(precision)
+    run = Path(shutil.copytree(source.run, tmp_path / "run"))
+    start, losses, keys = world(run, squares, dp, tp, stage, END, precision)
     assert start == CUT
-    assert_same_state(run / "held", run / "checkpoints" / "step_00000003" / "state")
-    assert seen == keys, "the same samples follow"
-    tolerance = 1e-5 if precision == "fp32" else 0.02
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=tolerance, atol=tolerance)
-    start, *_ = world(run, squares, 2, 2, 3, END, **frozen)
+    assert_same_state(run / "held", state_of(run, CUT))
+    assert keys == source.keys, "the same samples follow"
+    assert_same_losses(losses, source)
+    start, *_ = world(run, squares, 2, 2, 3, END, precision)
     assert start == END
-    assert_same_state(run / "held", run / "checkpoints" / "step_00000006" / "state")
+    assert_same_state(run / "held", state_of(run, END))
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("written", "tp"), [("fp32", 1), ("fp32", 4)], indirect=["written"])
+@pytest.mark.parametrize("tp", [1, 4])
 def test_a_checkpoint_is_rewritten_for_another_degree(
-    written: tuple[Path, list[float], set[str], str], squares: Path, tmp_path: Path, tp: int
+    written: Callable[[str], Written], squares: Path, tmp_path: Path, tp: int
 ) -> None:
-    source, losses, keys, precision = written
-    checkpoint = reshape(source, tmp_path / "new", tp)
-    assert_same_state(checkpoint / "state", source / "checkpoints" / checkpoint.name / "state")
+    source = written("fp32")
+    checkpoint = reshape(source.run, tmp_path / "new", tp)
+    assert_same_state(checkpoint / "state", state_of(source.run, CUT))
     assert (read_progress(checkpoint).tp, read_progress(checkpoint).world_size) == (tp, 2 * tp)
-    frozen = {"freeze": ["encoder.backbone.stem.*", "decoder.embedding.positions.*"], "precision": precision}
-    start, found, seen = world(tmp_path / "new", squares, 1, tp, 1, END, **frozen)
-    assert (start, seen) == (CUT, keys)
-    tolerance = 1e-5 if precision == "fp32" else 0.02
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=tolerance, atol=tolerance)
+    start, losses, keys = world(tmp_path / "new", squares, 1, tp, 1, END, "fp32")
+    assert (start, keys) == (CUT, source.keys)
+    assert_same_losses(losses, source)
