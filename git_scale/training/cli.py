@@ -39,20 +39,32 @@ log = logging.getLogger(__name__)
 USAGE_ERROR = 2
 
 
+class Parser(argparse.ArgumentParser):
+    """Help, usage and errors are printed by the first rank alone; the exit code is that of all."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        try:
+            speaks = topology_from(os.environ).is_writer
+        except UserError:  # of the launcher's variables: not what is wrong here
+            speaks = True
+        if speaks:
+            super()._print_message(message, file)
+
+
 def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
     parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved run and its plan, and exit"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved run and its plan, and exit: with code 2 where the run would be refused",
     )
     parser.add_argument(
         "--world-size",
         type=int,
         metavar="N",
-        help="of a dry run: plan for so many GPUs, and refuse what cannot be",
+        help="of a dry run: plan for so many GPUs like those of this machine (H100s where there are none)",
     )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -64,9 +76,10 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
 
     from_checkpoint: a run without `init_from` is refused.
     """
-    topology = Topology()  # until the launcher's variables are read, every process speaks for itself
+    here = Topology()  # until the launcher's variables are read, every process speaks for itself
     try:
-        topology = _topology(args)
+        here = topology_from(os.environ)
+        topology = _planned_topology(args) or here
         run = load_run(args.config, args.overrides, settled_by)
         if from_checkpoint and run.init_from is None:
             raise ConfigError(
@@ -75,15 +88,15 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         topology = topology.with_tp(run.parallel.tp)
         ds_config = read_ds_config(args.ds_config)
         check_world(run, topology.dp)
-        if args.dry_run:
-            planned = plan(run, ds_config, _cluster(args, run, topology))
+        if not args.dry_run:
+            return _train(run, ds_config, topology)
+        planned = plan(run, ds_config, _cluster(args, run, topology))
+        if here.is_writer:
             print(describe(run, planned))  # noqa: T201
-            if args.world_size is not None:
-                refuse_if_too_large(planned)
-            return 0
-        return _train(run, ds_config, topology)
+        refuse_if_too_large(planned)
+        return 0
     except UserError as error:
-        if topology.is_writer:  # the others raise the same
+        if here.is_writer:  # the others raise the same
             print(error, file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
 
@@ -119,9 +132,10 @@ def announce(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Non
     refuse_if_too_large(planned)
 
 
-def _topology(args: argparse.Namespace) -> Topology:
+def _planned_topology(args: argparse.Namespace) -> Topology | None:
+    """Of a dry run for a given number of processes."""
     if args.world_size is None:
-        return topology_from(os.environ)
+        return None
     if not args.dry_run:
         raise ConfigError(
             ["--world-size goes with --dry-run: the launcher sets the number of processes of a run"]

@@ -14,6 +14,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 import plan as tool  # noqa: E402
 import pretrain  # noqa: E402
 
+from git_scale.planning import Cluster  # noqa: E402
+from git_scale.training import cli  # noqa: E402
+
 SMALL = [
     "model.encoder.name=vit_tiny_patch16_224",
     "model.encoder.options={depth: 2, embed_dim: 64, num_heads: 4}",
@@ -56,6 +59,53 @@ def test_a_dry_run_for_any_number_of_gpus(capsys: pytest.CaptureFixture[str]) ->
     assert "is not there" in text  # the shards
     assert pretrain.main([*command, "train.micro_batch=48"]) == 2
     assert "train.global_batch=4096 is no multiple" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 GiB for a rank, of which half a GiB is set aside."""
+    small = Cluster("CPU", "cpu", 1, 1, 2 * 2**30, 1e12, 1e9, 1e9)
+    monkeypatch.setattr(cli, "this_cluster", lambda *_: small)
+
+
+@pytest.mark.usefixtures("small_machine")
+def test_a_dry_run_says_what_a_start_here_would_say(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config", "git_base", "--dry-run", *SMALL]
+    assert pretrain.main([*command, "train.micro_batch=1"]) == 0
+    assert "DOES NOT FIT" not in capsys.readouterr().out
+    assert pretrain.main([*command, "train.micro_batch=1024"]) == 2
+    printed = capsys.readouterr()
+    assert "DOES NOT FIT" in printed.out
+    assert "needs" in printed.err and "settings near it that fit" in printed.err
+
+
+@pytest.mark.usefixtures("small_machine")
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--config", "git_base", "--dry-run", *SMALL, "train.micro_batch=1"], 0),
+        (["--config", "git_base", "--dry-run", *SMALL, "train.micro_batch=1024"], 2),
+        (["--config", "git_base", "--dry-run", "--world-size", "8", "parallel.tp=3"], 2),
+        (["--config", "git_base", "--world-size", "8"], 2),
+        (["--config", "git_base", "--no-such-option"], 2),
+        (["--help"], 0),
+    ],
+)
+def test_of_a_launchers_ranks_the_first_one_speaks(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        try:
+            assert pretrain.main(arguments) == code
+        except SystemExit as end:
+            assert end.code == code
+        said.append("".join(capsys.readouterr()))
+    assert said[0] != ""
+    assert said[1] == ""
 
 
 def test_a_size_without_a_dry_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
