@@ -46,6 +46,7 @@ export TORCH_NCCL_DEBUG_INFO_TEMP_FILE="$PWD/slurm-$SLURM_JOB_NAME-$SLURM_JOB_ID
 # Left out on purpose:
 # CUDA_DEVICE_MAX_CONNECTIONS=1 lets megatron-core order its tensor-parallel all-reduce before the matmul beside it (its
 #   core/tensor_parallel/layers.py), but it also puts ZeRO-3's prefetch in one queue with the compute it should hide
-#   behind. Worth a measurement with parallel.tp > 1, of no use without.
+#   behind. Worth a measurement with parallel.tp > 1, of no use without. Nor does parallel.sequence need it: its gathering
+#   and dividing are started before the products they run beside (git_scale/parallel/sequence.py), on NCCL's own stream.
 # TORCH_NCCL_ASYNC_ERROR_HANDLING: torch's default (3: end the process) is what a job needs.
 # NCCL_SOCKET_IFNAME, NCCL_IB_HCA, ...: the site's.

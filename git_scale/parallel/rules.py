@@ -2,8 +2,8 @@
 
 A rule belongs to a class and names its children, so that it fits every architecture built of that class (timm's
 Attention and Mlp serve a dozen). What lies between split modules - norms, convolutions, embeddings of positions,
-residual sums - sees the same numbers on every rank of a group and stays whole on each. docs/parallelism.md says how
-to add an architecture.
+residual sums - sees the same numbers on every rank of a group, or other pictures on each, and stays whole on all of
+them. docs/parallelism.md says how to add an architecture.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A model's modules exchanged for tensor-parallel ones, by the table in rules.py. Nothing else imports megatron.
 
-The model is built plain, on meta, and does not know. Split linear layers become megatron-core's; heads and widths
-become this rank's. Everything between them is computed by every rank of a group, from the same numbers.
+The model is built plain, on meta, and does not know. Split linear layers become megatron-core's; heads become
+this rank's. Everything between them is computed by every rank of a group, from the same numbers; with
+parallel.sequence by each for its own pictures.
 """
 
 from __future__ import annotations
@@ -150,6 +151,9 @@ class _Column(ColumnParallelLinear):
 class _Row(RowParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.flatten(0, -2))[0].unflatten(0, x.shape[:-1])
+
+
+# In evaluation, of any number of pictures, the stream is not divided.
 
 
 class _SequenceColumn(_Column):

@@ -7,17 +7,21 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from git_scale.config import contradictions
+from git_scale.config import ModelConfig, ParallelConfig, contradictions
+from git_scale.errors import ConfigError
+from git_scale.models.git import GitModel
+from git_scale.parallel.splits import splits_of
 from git_scale.parallel.topology import Topology
+from git_scale.testing.curves import Curve, assert_same_curve, curve_of
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import SIDE, tiny_run
 
 STEPS = 5
 HEADS = 4
-Curve = list[tuple[float, float]]
 Settings = dict[str, tuple[Any, int]]  # run and ZeRO stage by name
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -27,24 +31,29 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
     "swin": {
         "name": "swin_tiny_patch4_window7_224",
-        "options": {"window_size": 4, "embed_dim": 16, "depths": [1, 2], "num_heads": [4, 4]},
+        "options": {
+            "window_size": 4,
+            "embed_dim": 16,
+            "depths": [1, 2],
+            "num_heads": [4, 4],
+            "drop_path_rate": 0,
+        },
     },
     "davit": {
         "name": "davit_tiny",
         "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
     },
 }
-ENCODERS["swin"]["options"]["drop_path_rate"] = 0
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "encoder whole": {"parallel": {"encoder": False}},
-    "decoder whole": {"parallel": {"decoder": False}},
-    "head of its own": {"decoder": {"tied": False}},
+    "encoder whole, accumulation": {"parallel": {"encoder": False}, "train": {"micro_batch": 2}},
+    "decoder whole, recomputation": {
+        "parallel": {"decoder": False},
+        "train": {"activation_checkpointing": True},
+    },
+    "head of its own, two texts": {"decoder": {"tied": False}, "data": {"texts_per_image": 2}},
     "frozen encoder": {"train": {"freeze": ["encoder.*"]}},
     "frozen decoder": {"train": {"freeze": ["decoder.*"]}},
-    "two texts at once": {"data": {"texts_per_image": 2}},
-    "accumulation": {"train": {"micro_batch": 2}},
-    "recomputation": {"train": {"activation_checkpointing": True}},
 }
 
 
@@ -66,17 +75,8 @@ def build(topology: Topology, device: torch.device, run: Any, stage: int) -> Any
     return build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
 
 
-def curve_of(trainer: Any) -> Curve:
-    curve = []
-    for _ in range(STEPS):
-        result = trainer.train_step()
-        trainer.step += 1
-        curve.append((result.loss, result.grad_norm))
-    return curve
-
-
 def train_curves(topology: Topology, device: torch.device, settings: Settings) -> dict[str, Curve]:
-    return {name: curve_of(build(topology, device, *setting)) for name, setting in settings.items()}
+    return {name: curve_of(build(topology, device, *setting), STEPS) for name, setting in settings.items()}
 
 
 def train_curves_without_sums(topology: Topology, device: torch.device, settings: Settings) -> Any:
@@ -87,16 +87,12 @@ def train_curves_without_sums(topology: Topology, device: torch.device, settings
     return train_curves(topology, device, settings)
 
 
-def assert_same(found: Curve, expected: Curve) -> None:
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def serial(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Curve]:
     """Of one process without any parallelism: each encoder, and the variants that compute something else."""
     folder = tmp_path_factory.mktemp("serial")
     settings = {name: (recipe(squares, folder / name, name, tp=1), 0) for name in ENCODERS}
-    for name in ("frozen encoder", "frozen decoder", "two texts at once", "head of its own"):
+    for name in ("frozen encoder", "frozen decoder", "head of its own, two texts"):
         settings[name] = (recipe(squares, folder / name, "vit", tp=1, **VARIANTS[name]), 0)
     (curves,) = run_distributed(train_curves, 1, settings)
     assert max(norm for _, norm in curves["vit"]) > 0.5, "clipping must be active"
@@ -117,7 +113,7 @@ def test_sequence_parallel_equals_serial(
     }
     for curves in run_distributed(train_curves, 2 * dp, settings, tp=2):
         for name, curve in curves.items():
-            assert_same(curve, serial[name.split()[0]])
+            assert_same_curve(curve, serial[name.split()[0]])
 
 
 @pytest.mark.distributed
@@ -127,7 +123,7 @@ def test_variants_equal_serial_too(serial: dict[str, Curve], squares: Path, tmp_
     }
     for curves in run_distributed(train_curves, 2, settings, tp=2):
         for name, curve in curves.items():
-            assert_same(curve, serial.get(name, serial["vit"]))
+            assert_same_curve(curve, serial.get(name, serial["vit"]))
 
 
 @pytest.mark.distributed
@@ -137,7 +133,7 @@ def test_parity_notices_gradients_that_are_not_summed(
     settings = {"vit": (recipe(squares, tmp_path / "run", "vit"), 0)}
     curves = run_distributed(train_curves_without_sums, 2, settings, tp=2)[0]
     with pytest.raises(AssertionError):
-        assert_same(curves["vit"], serial["vit"])
+        assert_same_curve(curves["vit"], serial["vit"])
 
 
 def replicas_and_draws(
@@ -163,12 +159,13 @@ def replicas_and_draws(
         first = trainer.train_step()
         for hook in hooks:
             hook.remove()
+        curve = [(first.loss, first.grad_norm), *curve_of(trainer, STEPS)]
         alike = [
             f"{name} {digest(parameter.detach())}"
             for name, parameter in model.named_parameters()
             if not parameter.tensor_model_parallel
         ]
-        answers[setting] = (alike, [(first.loss, first.grad_norm), *curve_of(trainer)], draws)
+        answers[setting] = (alike, curve, draws)
     return answers
 
 
@@ -203,7 +200,7 @@ def test_dropout_differs_over_a_group_and_is_drawn_again_as_before(squares: Path
         assert len(alike) > 20
         assert all(answer[name][0] == alike and answer[name][1] == curve for answer in answers)
     plain, again = answers[0]["plain"], answers[0]["recomputed"]
-    torch.testing.assert_close(torch.tensor(again[1]), torch.tensor(plain[1]), rtol=1e-5, atol=1e-5)
+    assert_same_curve(again[1], plain[1])
     for place in ("encoder", "heads", "stream"):
         assert again[2][place] == 2 * plain[2][place]
     for place in plain[2]:
@@ -249,6 +246,35 @@ def test_a_rank_keeps_fewer_activations(squares: Path, tmp_path: Path) -> None:
     for kept in run_distributed(saved_bytes, 2, settings, tp=2):
         assert kept["divided"] < 0.8 * kept["plain"]
         assert kept["divided recomputed"] < 0.6 * kept["plain recomputed"]
+
+
+def logits_in_evaluation(topology: Topology, device: torch.device, run: Any) -> np.ndarray:
+    """Of three pictures, which do not divide by two."""
+    trainer = build(topology, device, run, 0)
+    trainer.engine.model.eval()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(3, 1, 3, SIDE, SIDE, generator=generator)
+    tokens = torch.randint(run.model.vocab_size, (3, 1, 6), generator=generator)
+    with torch.no_grad():
+        return trainer.engine.forward(images, tokens, torch.arange(18)).numpy()
+
+
+@pytest.mark.distributed
+def test_an_evaluation_takes_any_number_of_pictures(squares: Path, tmp_path: Path) -> None:
+    alone, split = (recipe(squares, tmp_path / str(tp), "swin", tp=tp) for tp in (1, 2))
+    (expected,) = run_distributed(logits_in_evaluation, 1, alone)
+    for logits in run_distributed(logits_in_evaluation, 2, split, tp=2):
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norms_are_refused() -> None:
+    config = {"encoder": {"name": "resnet18"}, "decoder": {"width": 32, "heads": HEADS, "ffn": 64}}
+    with torch.device("meta"):
+        model = GitModel(ModelConfig.model_validate(config))
+    parallel = ParallelConfig(tp=2, encoder=False)
+    splits_of(model, parallel)
+    with pytest.raises(ConfigError, match=r"batch norms .* set parallel.sequence=false"):
+        splits_of(model, parallel.model_copy(update={"sequence": True}))
 
 
 def test_pictures_that_do_not_divide_are_refused(squares: Path, tmp_path: Path) -> None:
