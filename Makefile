@@ -11,9 +11,10 @@ SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
 
-# Two at a time, file by file, with a thread each: threads that spin for one another take ten times as long.
+# Two at a time, file by file in the order of tests/conftest.py, with a thread each: threads that spin for one another
+# take ten times as long.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(PYTHON) -m ruff check .

@@ -25,7 +25,7 @@ _CONTEXT.set_forkserver_preload(["git_scale.testing.preload"])
 
 
 def run_distributed(
-    function: Callable[..., Any], world_size: int, *args: Any, tp: int = 1, timeout_s: float = 240
+    function: Callable[..., Any], world_size: int, *args: Any, tp: int = 1, timeout_s: float = 600
 ) -> list[Any]:
     """`function(topology, device, *args)` on every rank; returns the results in rank order.
 

@@ -9,32 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from git_scale.config import RunConfig
 from git_scale.parallel import collectives
+from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import Topology
+from git_scale.testing.curves import ZERO, Curve, assert_same_curve, train_curve, train_curves
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 
 STEPS = 10
-Curve = list[tuple[float, float]]
-
-
-def train_curve(
-    topology: Topology, device: torch.device, data: Path, run_dir: Path, stage: int, train: dict[str, Any]
-) -> Curve:
-    from git_scale.training.build import build_trainer
-
-    run = tiny_run(data, run_dir, train=train)
-    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
-    return run_steps(trainer)
-
-
-def run_steps(trainer: Any) -> Curve:
-    curve = []
-    for _ in range(STEPS):
-        result = trainer.train_step()
-        trainer.step += 1
-        curve.append((result.loss, result.grad_norm))
-    return curve
 
 
 def train_curve_with_local_counts(*args: Any) -> Curve:
@@ -53,28 +36,30 @@ def train_curve_without_factor(*args: Any) -> Curve:
 
 @pytest.fixture(scope="module")
 def serial(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    run_dir = tmp_path_factory.mktemp("serial") / "run"
-    curve = run_distributed(train_curve, 1, squares, run_dir, 0, {"micro_batch": 8})[0]
+    run = tiny_run(squares, tmp_path_factory.mktemp("serial") / "run", train={"micro_batch": 8})
+    (curve,) = run_distributed(train_curve, 1, run, ZERO[0], STEPS)
     assert curve[-1][0] < curve[0][0]
-    assert max(norm for _, norm in curve) > 0.5, "clipping must be active"
+    assert max(norm for _, norm in curve) > run.optimizer.clip_norm, "clipping must be active"
     return curve
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(1, 8), (2, 4), (1, 4), (2, 2)],
+    ids=["dp1", "dp2", "accum2", "dp2-accum2"],
+)
+def parallel(request: Any, squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[Curve]]:
+    """A curve per ZeRO stage from each rank."""
+    world_size, micro_batch = request.param
+    run = tiny_run(squares, tmp_path_factory.mktemp("parallel") / "run", train={"micro_batch": micro_batch})
+    return run_distributed(train_curves, world_size, run, ZERO, STEPS)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize(
-    ("world_size", "micro_batch"),
-    [(1, 8), (2, 4), (1, 4), (2, 2)],
-    ids=["dp1", "dp2", "accum2", "dp2-accum2"],
-)
-def test_parallel_equals_serial(
-    serial: Curve, squares: Path, tmp_path: Path, stage: int, world_size: int, micro_batch: int
-) -> None:
-    curves = run_distributed(
-        train_curve, world_size, squares, tmp_path / "run", stage, {"micro_batch": micro_batch}
-    )
-    for curve in curves:
-        torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+def test_parallel_equals_serial(serial: Curve, parallel: list[list[Curve]], stage: int) -> None:
+    for curves in parallel:
+        assert_same_curve(curves[stage], serial)
 
 
 @pytest.mark.distributed
@@ -82,56 +67,43 @@ def test_parallel_equals_serial(
 def test_parity_notices_a_wrong_normalisation(
     serial: Curve, squares: Path, tmp_path: Path, mistake: Any
 ) -> None:
-    curve = run_distributed(mistake, 2, squares, tmp_path / "run", 1, {"micro_batch": 4})[0]
+    curve = run_distributed(mistake, 2, tiny_run(squares, tmp_path / "run"), ZERO[1], STEPS)[0]
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+        assert_same_curve(curve, serial)
 
 
 def train_curve_offloaded(
-    topology: Topology, device: torch.device, data: Path, run_dir: Path, extensions: Path
+    topology: Topology, device: torch.device, run: RunConfig, extensions: Path
 ) -> Curve:
     """With the shipped offload settings; DeepSpeed compiles its host Adam, into a folder of this test's own."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
-    from git_scale.parallel.ds_config import read_ds_config
-    from git_scale.training.build import build_trainer
-
     ds_config = read_ds_config(Path(__file__).parents[2] / "ds_configs" / "zero3_offload.json")
-    trainer = build_trainer(tiny_run(data, run_dir), ds_config, topology, device)
-    return run_steps(trainer)
+    return train_curve(topology, device, run, ds_config, STEPS)
 
 
 @pytest.mark.distributed
 def test_offloaded_states_equal_serial(serial: Curve, squares: Path, tmp_path: Path) -> None:
-    (curve,) = run_distributed(train_curve_offloaded, 1, squares, tmp_path / "run", tmp_path / "extensions")
-    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
-
-
-def train_curve_with_secondary_shards(
-    topology: Topology, device: torch.device, data: Path, run_dir: Path
-) -> Curve:
-    """ZeRO++'s hpZ: the weights of the backward pass are gathered from pairs of ranks instead of from all."""
-    from git_scale.training.build import build_trainer
-
-    zero = {"stage": 3, "zero_hpz_partition_size": 2}
-    run = tiny_run(data, run_dir, train={"micro_batch": 2})
-    return run_steps(build_trainer(run, {"zero_optimization": zero}, topology, device))
+    run = tiny_run(squares, tmp_path / "run")
+    (curve,) = run_distributed(train_curve_offloaded, 1, run, tmp_path / "extensions")
+    assert_same_curve(curve, serial)
 
 
 @pytest.mark.distributed
 def test_secondary_shards_change_nothing(serial: Curve, squares: Path, tmp_path: Path) -> None:
-    curve = run_distributed(train_curve_with_secondary_shards, 4, squares, tmp_path / "run")[0]
-    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+    """ZeRO++'s hpZ: the weights of the backward pass are gathered from pairs of ranks instead of from all."""
+    run = tiny_run(squares, tmp_path / "run", train={"micro_batch": 2})
+    ds_config = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}
+    assert_same_curve(run_distributed(train_curve, 4, run, ds_config, STEPS)[0], serial)
 
 
 @pytest.mark.distributed
 def test_activation_checkpointing_changes_nothing(serial: Curve, squares: Path, tmp_path: Path) -> None:
-    train = {"micro_batch": 4, "activation_checkpointing": True}
-    curve = run_distributed(train_curve, 2, squares, tmp_path / "run", 3, train)[0]
-    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=1e-5, atol=1e-5)
+    run = tiny_run(squares, tmp_path / "run", train={"activation_checkpointing": True})
+    assert_same_curve(run_distributed(train_curve, 2, run, ZERO[3], STEPS)[0], serial)
 
 
 @pytest.mark.distributed
 def test_bf16_follows_fp32_within_its_noise(serial: Curve, squares: Path, tmp_path: Path) -> None:
-    train = {"micro_batch": 4, "precision": "bf16"}
-    curve = run_distributed(train_curve, 2, squares, tmp_path / "run", 3, train)[0]
-    torch.testing.assert_close(torch.tensor(curve), torch.tensor(serial), rtol=0.03, atol=0.03)
+    run = tiny_run(squares, tmp_path / "run", train={"precision": "bf16"})
+    curve = run_distributed(train_curve, 2, run, ZERO[3], STEPS)[0]
+    assert_same_curve(curve, serial, tolerance=0.03)
