@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu_train git_base
 
-bf16, ZeRO stage 1, synthetic pictures at the recipe's size, texts of 40 tokens, dropout as in the recipe. Each
-recipe is measured with 1 and 5 texts per image, without and with activation checkpointing; git2 with it only.
-One JSON object per case goes to stdout as soon as it is measured, so that a stopped run keeps what it has.
+bf16, ZeRO stage 1, synthetic pictures at the recipe's size, texts of 40 tokens, dropout as in the recipe, four
+micro-batches per step. Each recipe is measured with 1 and 5 texts per image, with and without activation
+checkpointing, plain and compiled (train.compile). One JSON object per case goes to stdout as soon as it is measured,
+so that a stopped run keeps what it has.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.models.compiled import compile_blocks
 from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel, count_parameters, language_model_loss
 from git_scale.monitoring.peak import peak_flops
@@ -40,10 +43,11 @@ from git_scale.training.start import build_model
 DS_CONFIG = Path(__file__).parents[1] / "ds_configs" / "zero1.json"
 GIB = 2**30
 TEXT_TOKENS = 40
-WARM_UP, TIMED = 3, 10  # steps
-MICRO_BATCHES = (128, 64, 32, 16, 8)
+ACCUMULATION = 4  # micro-batches per step: at 8 GPUs the recipes' 4096 images are more
+WARM_UP, TIMED = 1, 3  # steps
+MICRO_BATCHES = (256, 128, 96, 64, 48, 32, 24, 16, 8)
 PROBES = (4, 8)  # images; two points of the straight line memory(images)
-MEMORY_SHARE = 0.85  # of the GPU; the rest is left to fragments and to CUDA itself
+MEMORY_SHARE = 0.9  # of the GPU; the rest is left to fragments and to CUDA itself
 STATE_BYTES = 18  # per parameter: bf16 weight and gradient, fp32 master, two moments, 2 for buffers
 
 Case = dict[str, Any]
@@ -62,11 +66,31 @@ def run(recipes: tuple[str, ...] = ("git_base", "git_large", "git2")) -> dict[st
         stop_processes()
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a case varies."""
+
+    texts: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+# The plain ones first: compiling cannot be taken back.
+SETTINGS = (
+    Setting(activation_checkpointing=True),
+    Setting(),
+    Setting(texts=5),
+    Setting(activation_checkpointing=True, compile=True),
+    Setting(compile=True),
+    Setting(texts=5, compile=True),
+)
+
+
 def measure_recipe(
     recipe: str, topology: Topology, device: torch.device, overrides: tuple[str, ...] = ()
 ) -> Iterator[Case]:
     """The cases of one recipe, each as soon as it is measured; a case without room holds its reason."""
-    run = load_run(recipe, ["train.global_batch=1", "train.micro_batch=1", *overrides])
+    run = load_run(recipe, [f"train.global_batch={ACCUMULATION}", "train.micro_batch=1", *overrides])
     if reason := reason_to_skip(run, device):
         yield {"recipe": recipe, "skipped": reason}
         return
@@ -78,15 +102,25 @@ def measure_recipe(
     engine = Engine(placed, groups, run, ds_config, topology, device)
     engine.model.train()
     model = placed.model
-    for checkpointing in (True,) if run.train.activation_checkpointing else (False, True):
-        model.set_activation_checkpointing(checkpointing)
-        for texts in (1, 5):
-            case = {"recipe": recipe, "texts": texts, "activation_checkpointing": checkpointing}
-            try:
-                yield case | measure_case(run, engine, texts)
-            except torch.OutOfMemoryError as error:
-                yield case | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
-                return  # gradients of half a backward pass are in the engine
+    train_step(run, engine, make_batch(run, 1, 1, device))  # the first step makes the optimizer's states
+    micro_batches: dict[tuple[int, bool], int] = {}
+    is_compiled = False
+    for setting in SETTINGS:
+        case = {"recipe": recipe, **asdict(setting)}
+        shape = (setting.texts, setting.activation_checkpointing)
+        model.set_activation_checkpointing(setting.activation_checkpointing)
+        if setting.compile and not is_compiled:
+            compile_blocks(model)
+            is_compiled = True
+        try:
+            if (
+                shape not in micro_batches
+            ):  # of the plain code: compiled blocks take less, and one compilation less
+                micro_batches[shape] = fitting_micro_batch(run, engine, setting.texts)
+            yield case | measure_case(run, engine, setting.texts, micro_batches[shape])
+        except torch.OutOfMemoryError as error:
+            yield case | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}
+            return  # gradients of half a backward pass are in the engine
 
 
 def quick_value(deferred: Deferred, device: torch.device, name: str) -> torch.Tensor:
@@ -107,22 +141,25 @@ def reason_to_skip(run: RunConfig, device: torch.device) -> str | None:
     return f"{parameters / 1e9:.2f}B parameters need {needed:.0f} GiB for their states, {room:.0f} GiB are usable"
 
 
-def measure_case(run: RunConfig, engine: Engine, texts: int) -> Case:
-    micro_batch = fitting_micro_batch(run, engine, texts)
+def measure_case(run: RunConfig, engine: Engine, texts: int, micro_batch: int) -> Case:
     batch = make_batch(run, micro_batch, texts, engine.device)
     reset_peak(engine.device)
+    started = time.perf_counter()
     losses = [train_step(run, engine, batch) for _ in range(WARM_UP)]
     synchronise(engine.device)
-    started = time.perf_counter()
+    warm = time.perf_counter()
     losses += [train_step(run, engine, batch) for _ in range(TIMED)]
     synchronise(engine.device)
-    step_s = (time.perf_counter() - started) / TIMED
-    flops = StepCosts(run.model, dp=1).train_flops([batch])
+    step_s = (time.perf_counter() - warm) / TIMED
+    images = ACCUMULATION * micro_batch
+    flops = StepCosts(run.model, dp=1).train_flops([batch] * ACCUMULATION)
     return {
         "micro_batch": micro_batch,
+        "accumulation": ACCUMULATION,
         "text_tokens": TEXT_TOKENS,
+        "warm_up_s": round(warm - started, 1),
         "step_s": round(step_s, 5),
-        "images_per_s": round(micro_batch / step_s, 1),
+        "images_per_s": round(images / step_s, 1),
         "model_tflops_per_s": round(flops / step_s / 1e12, 2),
         "mfu": round(flops / step_s / peak_flops(engine.device, run.train.precision), 4),
         "peak_gib": round(peak_gib(engine.device), 2),
@@ -132,14 +169,16 @@ def measure_case(run: RunConfig, engine: Engine, texts: int) -> Case:
 
 
 def fitting_micro_batch(run: RunConfig, engine: Engine, texts: int) -> int:
-    """The largest of MICRO_BATCHES whose memory, extrapolated from two small steps, fits."""
+    """The largest of MICRO_BATCHES whose forward and backward pass, extrapolated from two small ones, fit."""
     peaks = []
     for images in PROBES:
         batch = make_batch(run, images, texts, engine.device)
-        train_step(run, engine, batch)  # the first step also makes the optimizer's states
-        reset_peak(engine.device)
-        train_step(run, engine, batch)
-        peaks.append(peak_gib(engine.device))
+        for number in range(ACCUMULATION):
+            reset_peak(engine.device)
+            engine.backward(micro_loss(run, engine, batch))
+            if number == 1:  # all gradients are there already
+                peaks.append(peak_gib(engine.device))
+            engine.step()
     per_image = (peaks[1] - peaks[0]) / (PROBES[1] - PROBES[0])
     room = MEMORY_SHARE * memory_gib(engine.device) - peaks[1]
     fitting = [size for size in MICRO_BATCHES if (size - PROBES[1]) * per_image <= room]
@@ -147,13 +186,19 @@ def fitting_micro_batch(run: RunConfig, engine: Engine, texts: int) -> int:
 
 
 def train_step(run: RunConfig, engine: Engine, batch: Batch) -> torch.Tensor:
-    """One step as the trainer does it; the pictures lie on the GPU already."""
+    """One step of ACCUMULATION micro-batches as the trainer does it; the pictures lie on the GPU already."""
+    loss = torch.zeros(())
+    for _ in range(ACCUMULATION):
+        loss = micro_loss(run, engine, batch)
+        engine.backward(loss)
+        engine.step()
+    return loss.detach()
+
+
+def micro_loss(run: RunConfig, engine: Engine, batch: Batch) -> torch.Tensor:
     rows, labels = batch.target_rows()
     logits = engine.forward(normalise(batch.images, engine.dtype), batch.tokens, rows)
-    loss = language_model_loss(logits, labels, run.train.label_smoothing) / len(labels)
-    engine.backward(loss)
-    engine.step()
-    return loss.detach()
+    return language_model_loss(logits, labels, run.train.label_smoothing) / (ACCUMULATION * len(labels))
 
 
 def make_batch(run: RunConfig, images: int, texts: int, device: torch.device) -> Batch:
@@ -184,6 +229,8 @@ def memory_gib(device: torch.device) -> float:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING)
+    # Sizes change from case to case: without it the allocator's fragments take up to a tenth of the memory.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     topology = topology_from(os.environ)
     device = start_processes(topology)
     try:

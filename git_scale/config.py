@@ -123,6 +123,9 @@ class TrainConfig(Section):
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
+    compile: bool = False
+    """torch.compile, block by block, in training: fewer and larger kernels, less memory, a minute at the start. With
+    ZeRO 0-2 and without tensor parallelism; needs a C++ compiler on CPU."""
 
 
 class ParallelConfig(Section):
@@ -236,6 +239,13 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
+    if train.compile and run.parallel.tp > 1:
+        yield (
+            f"train.compile=true does not go with parallel.tp={run.parallel.tp}, whose layers exchange numbers within"
+            " a block: set train.compile=false"
+        )
+    if train.compile and data.resize == "fit":
+        yield "train.compile=true with data.resize=fit would compile for every shape of picture: set one of them off"
     if run.parallel.sequence and train.micro_batch % run.parallel.tp:
         yield (
             f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"

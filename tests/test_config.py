@@ -147,6 +147,10 @@ def test_questions_pictures_and_the_best_checkpoint_fit_together() -> None:
     assert "data.max_text_tokens=40 (question) + eval.max_new_tokens=30 (answer) exceed" in positions
     (stacked,) = problems_of("data.resize=fit", "train.micro_batch=2")
     assert "set train.micro_batch=1 or data.resize=pad" in stacked
+    (split,) = problems_of("train.compile=true", "parallel.tp=2")
+    assert "parallel.tp=2" in split and "set train.compile=false" in split
+    (shapes,) = problems_of("train.compile=true", "data.resize=fit", "train.micro_batch=1")
+    assert "data.resize=fit" in shapes
     (heldout,) = problems_of("checkpoint.best=cider", "data.heldout=null")
     assert "set data.heldout" in heldout
 

@@ -109,7 +109,11 @@ class ImageEncoder(nn.Module):
         return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
 
     def set_activation_checkpointing(self, enable: bool) -> None:
+        """Block by block. timm's DaViT would checkpoint its stages around that, and run each block three times."""
         self.backbone.set_grad_checkpointing(enable)
+        parts = list(self.backbone.modules())[1:]
+        if any(getattr(part, "grad_checkpointing", False) for part in parts):
+            self.backbone.grad_checkpointing = False
 
 
 def _create_timm_model(config: EncoderConfig) -> Any:

@@ -122,6 +122,10 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=placed.model, optimizer=optimizer, config=config, mpu=mpu_of(topology)
         )
+        if self.stage in (1, 2):
+            # A non-finite norm skips a step already (`step` in deepspeed/runtime/zero/stage_1_and_2.py). This check
+            # before it takes some 15 kernels per parameter: 70 of the 315 ms of a step of git_large on an H200.
+            self._engine.optimizer.check_overflow = lambda partition_gradients: None
         self._holdings = Holdings(self._engine, self.stage, topology)
 
     @property

@@ -16,11 +16,12 @@ from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.scores import check_metric
+from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers
 from git_scale.parallel.collectives import first_rank_first, shared_over_tp
-from git_scale.parallel.ds_config import check_ds_config
+from git_scale.parallel.ds_config import check_ds_config, zero_stage
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
@@ -41,6 +42,13 @@ def build_trainer(
     """
     check_world(run, topology.dp)
     check_ds_config(ds_config, topology.world_size, topology.tp, device.type == "cuda")
+    if run.train.compile and zero_stage(ds_config) == 3:
+        raise ConfigError(
+            [
+                "train.compile=true with ZeRO stage 3, which takes weights away between the layers of a block: set"
+                " train.compile=false or take ds_configs/zero1.json or zero2.json"
+            ]
+        )
     check_metric(run.data.task, run.checkpoint.best)
     tokenizer = load_fitting_tokenizer(run)
     shards = first_rank_first(topology, lambda: open_shards(run.data.train))
@@ -52,6 +60,8 @@ def build_trainer(
     deferred = build_model(run)
     values = first_rank_first(topology, lambda: first_values(deferred, run))
     placed = place_model(deferred, run, values, ds_config, topology, device)
+    if run.train.compile:
+        compile_blocks(placed.model)
     groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
     engine = Engine(placed, groups, run, ds_config, topology, device)
     checkpoints = Checkpoints(run, words, engine, topology)

@@ -152,6 +152,18 @@ def test_activation_checkpointing_reaches_the_backbone() -> None:
     assert encoder.backbone.grad_checkpointing
 
 
+def test_checkpointed_blocks_run_twice_and_not_once_more_for_their_stage() -> None:
+    encoder = build("davit_tiny", depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 2)).train()
+    encoder.set_activation_checkpointing(True)
+    runs = [0] * 2
+    for number, stage in enumerate(encoder.backbone.stages):
+        stage.blocks[0].register_forward_pre_hook(
+            lambda *_, number=number: runs.__setitem__(number, runs[number] + 1)
+        )
+    encoder(torch.randn(1, 3, 64, 64)).sum().backward()
+    assert runs == [2, 2]
+
+
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         build("vit_base_patch16_clipp_224")

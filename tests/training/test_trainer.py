@@ -254,6 +254,7 @@ def wrong_setups(topology: Topology, device: torch.device, squares: Path, folder
         {"data": {"train": str(folder / "nowhere")}},
         {"data": {"tokenizer": str(folder / "nothing.model")}},
         {"model": {"encoder": {"name": "resnet10t", "image_size": 32}}, "train": {"precision": "bf16"}},
+        {"train": {"compile": True}},
     ):
         messages.append(_message_of(topology, device, squares, folder / "run", **sections))
     messages.append(_message_of(topology, device, squares, foreign))
@@ -275,12 +276,13 @@ def _message_of(
 @pytest.mark.distributed
 def test_what_is_wrong_is_said_before_the_first_step_on_all_ranks(squares: Path, tmp_path: Path) -> None:
     for messages in run_distributed(wrong_setups, 2, squares, tmp_path):
-        vocabulary, batch, data, tokenizer, norms, folder = messages
+        vocabulary, batch, data, tokenizer, norms, compiled, folder = messages
         assert "model.vocab_size=99" in vocabulary and "set model.vocab_size=34" in vocabulary
         assert "train.global_batch=8 is no multiple of train.micro_batch=3 x 2 ranks" in batch
         assert "nowhere" in data
         assert "nothing.model" in tokenizer
         assert "resnet10t" in norms and "set train.precision=fp32" in norms
+        assert "ZeRO stage 3" in compiled and "set train.compile=false" in compiled
         assert "not the folder of a run" in folder
     assert (tmp_path / "foreign" / "thesis.tex").read_text() == "precious"
 
