@@ -45,6 +45,8 @@ class Timeline:
     summed: int
     """Bytes per sample that a tensor-parallel group sums over its ranks: outputs of row layers (with checkpointing
     twice) and gradients of the inputs of column layers."""
+    sums: int
+    """In so many collectives."""
     parameters: tuple[Parameter, ...]
     """Of the model, as one rank of a tensor-parallel group has it."""
     flops: int
@@ -79,6 +81,7 @@ def _measure(recipe: str, kind: Kind) -> Timeline:
         logits,
         gradients,
         summed=sum(summed) // BATCH,
+        sums=len(summed),
         parameters=parameters_of(local.model),
         flops=follower.flops // BATCH,
     )
@@ -98,11 +101,11 @@ def _forward(model: Any, run: RunConfig) -> Tensor:
 
 @contextmanager
 def _summing(local: Local, twice: bool) -> Iterator[list[int]]:
-    """Collects the bytes that the tensor-parallel group would sum; `twice`: in the forward passes."""
+    """Collects the bytes of each sum of the tensor-parallel group; `twice`: those of the forward pass."""
     sizes: list[int] = []
 
     def note(tensor: Tensor, times: int) -> None:
-        sizes.append(times * tensor.numel() * tensor.element_size())
+        sizes.extend(times * [tensor.numel() * tensor.element_size()])
 
     hooks = [row.register_forward_hook(lambda _, __, output: note(output, 1 + twice)) for row in local.rows]
     hooks += [column.register_forward_pre_hook(lambda _, args: note(args[0], 1)) for column in local.columns]

@@ -39,6 +39,10 @@ class Holding:
     """Gradients that a rank keeps whole under ZeRO-1 and 2: those that reach into its part."""
     group_part: int
     """This rank's part of the largest group of parameters, which the optimizer updates at once."""
+    gathered: int
+    """Matrices, not their elements, that ZeRO-3 gathers for their use; vectors come along with them."""
+    persistent: int
+    """Parameters so small that it keeps them whole; it gathers each on its own after an update."""
     lingering: int
     """Whole to the end of a backward pass under ZeRO-3: small ones, and tables, whose input has no gradient that
     would tell DeepSpeed to release them."""
@@ -61,6 +65,8 @@ def hold(parameters: Sequence[Parameter], zero: Zero, dp: int) -> Holding:
         weights_part=sum(math.ceil(parameter.numel / dp) for parameter in parameters),
         gradient_part=_most_touched(list(groups.values()), dp),
         group_part=max(math.ceil(sum(group) / split) for group in groups.values()),
+        gathered=sum(p.numel > zero.persistent and p.ndim >= 2 for p in parameters),
+        persistent=sum(p.numel <= zero.persistent for p in parameters),
         lingering=sum(p.numel for p in parameters if p.numel <= zero.persistent or p.is_table),
     )
 

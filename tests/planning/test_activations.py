@@ -93,7 +93,9 @@ def test_a_group_of_two_shares_what_lies_between_split_layers(small_run: RunConf
     one, two = measure(run, "cuda"), measure(adjusted(run, ["parallel.tp=2"]), "cuda")
     assert 0.5 * peak(one) < peak(two) < 0.85 * peak(one)
     assert 0.5 * one.flops <= two.flops < 0.6 * one.flops
-    assert one.summed == 0
-    # Four sums per block of the encoder (two forward, two backward), each of N x D numbers in bf16.
+    assert one.summed == one.sums == 0
+    # Four sums per block of the encoder (two forward, two backward), each of N x D numbers in bf16; twice as many per
+    # layer of the decoder, which has two streams.
+    assert two.sums == 4 * 8 + 8 * 2
     encoder = 4 * 8 * 197 * 192 * 2
     assert encoder < two.summed < 2 * encoder

@@ -19,6 +19,7 @@ TIMELINE = Timeline(
     logits=torch.tensor([0, 80, 0]),
     gradients=torch.tensor([0, 0, P]),
     summed=0,
+    sums=0,
     parameters=(),
     flops=0,
 )
@@ -35,6 +36,8 @@ def holding(dp: int, element: int) -> Holding:
         weights_part=P // dp,
         gradient_part=P // dp,
         group_part=P // dp,
+        gathered=8,
+        persistent=0,
         lingering=0,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -88,9 +89,23 @@ def test_zero3_moves_three_times_the_weights() -> None:
     """Between nodes and without overlap: gathered forward and backward, gradients scattered, 2 bytes each."""
     apart = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_max_reuse_distance": 0}}
     run, nodes = small("train.global_batch=64", "train.micro_batch=4"), cluster(16)
-    seconds = plan(run, apart, nodes).own.time.data
+    nodes = dataclasses.replace(nodes, inter=nodes.intra / 8)
+    slow = dataclasses.replace(nodes, inter=nodes.inter / 2)
+    quick_s, slow_s = (plan(run, apart, links).own.time.data for links in (nodes, slow))
     moved = 3 * 2 * parameters_of(run) * 15 / 16
-    assert seconds == pytest.approx(moved / min(nodes.intra, 8 * nodes.inter), rel=0.01)
+    assert slow_s - quick_s == pytest.approx(moved / nodes.intra, rel=0.01)
+
+
+def test_small_models_pay_zero3_in_collectives() -> None:
+    """Each of their parameters is gathered on its own after the update; alone on a device, nothing is exchanged."""
+    run = small("train.global_batch=64", "train.micro_batch=4")
+    times = {
+        (stage, world): plan(run, {"zero_optimization": {"stage": stage}}, cluster(world)).own.time
+        for stage in (1, 3)
+        for world in (1, 16)
+    }
+    assert times[3, 16].data > 10 * times[1, 16].data
+    assert times[1, 1].data == times[3, 1].data == 0
 
 
 def test_what_does_not_fit_is_refused_with_settings_that_do() -> None:

@@ -27,8 +27,13 @@ def test_counts() -> None:
     assert held.largest == 100
     assert held.part == 25 + 15 + 2 + 13
     assert held.weights_part == 25 + 15 + 9 + 2 + 13
-    assert held.group_part == 40  # encoder.a and encoder.b are updated at once
     assert held.lingering == 7 + 50
+    assert held.group_part == 40  # encoder.a and encoder.b are updated at once
+    assert (held.gathered, held.persistent) == (4, 1)
+    held = hold(PARAMETERS, zero(3, stage3_param_persistence_threshold=0), dp=4)
+    assert (held.gathered, held.persistent) == (4, 0)  # the bias comes along with a matrix
+    held = hold(PARAMETERS, zero(3, stage3_param_persistence_threshold=60), dp=4)
+    assert (held.gathered, held.persistent) == (1, 4)
 
 
 def test_without_zero_a_rank_keeps_all_moments() -> None:

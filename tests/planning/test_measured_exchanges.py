@@ -1,0 +1,84 @@
+"""The planned number of ZeRO-3's collectives against those of a real step on two ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from git_scale.config import RunConfig
+from git_scale.data.images import normalise
+from git_scale.parallel.engine import Engine
+from git_scale.parallel.materialise import place_model
+from git_scale.parallel.topology import Topology
+from git_scale.planning.local_model import build_local, parameters_of
+from git_scale.planning.states import hold
+from git_scale.planning.step_time import buckets, gathered_again, gatherings
+from git_scale.planning.zero import read_zero
+from git_scale.recipes import load_run
+from git_scale.testing.distributed import run_distributed
+from git_scale.training.optimizer import parameter_groups
+from git_scale.training.start import build_model
+
+WORLD = 2
+RUN = load_run(
+    "git_base",
+    [
+        "model.encoder={name: vit_tiny_patch16_224, image_size: 64, options: {embed_dim: 64, num_heads: 4}}",
+        "model.decoder={layers: 4, width: 64, heads: 4, ffn: 256}",
+        "model.vocab_size=200",
+        "train.precision=fp32",
+        "train.micro_batch=1",
+        f"train.global_batch={WORLD}",
+    ],
+)
+
+
+def collectives(
+    topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]
+) -> Counter[str]:
+    """Of a step in which DeepSpeed knows what is needed when: gatherings and scatterings by part of the step."""
+    deferred = build_model(run)
+    placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
+    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
+    engine = Engine(placed, groups, run, ds_config, topology, device)
+    engine.model.train()
+    images = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
+    tokens = torch.ones(1, run.data.texts_per_image, run.data.max_text_tokens, dtype=torch.long)
+    rows = torch.arange(tokens.numel() - 1)
+    found: Counter[str] = Counter()
+    for _ in range(2):
+        found.clear()
+        with profile(activities=[ProfilerActivity.CPU]) as passes:
+            logits = engine.forward(normalise(images, engine.dtype), tokens, rows)
+            engine.backward(engine.loss(logits, tokens.flatten()[rows], 0.1) / len(rows))
+        with profile(activities=[ProfilerActivity.CPU]) as update:
+            engine.step()
+        for part, seen in (("passes", passes), ("update", update)):
+            for event in seen.events():
+                if event.name in ("c10d::_allgather_base_", "c10d::_reduce_scatter_base_"):
+                    found[f"{part} {event.name.split('_')[1]}"] += 1
+    return found
+
+
+@pytest.mark.distributed
+def test_planned_collectives_are_those_of_a_step() -> None:
+    zero = {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 1000,
+        "stage3_prefetch_bucket_size": 100_000,
+        "stage3_max_live_parameters": 300_000,  # of 950,000
+        "stage3_max_reuse_distance": 300_000,
+        "reduce_bucket_size": 200_000,
+    }
+    (found, _) = run_distributed(collectives, WORLD, RUN, {"zero_optimization": zero})
+    read = read_zero({"zero_optimization": zero})
+    held = hold(parameters_of(build_local(RUN).model), read, WORLD)
+    assert held.weights > 3 * read.live
+    assert found["update allgather"] == held.persistent
+    planned = gatherings(held, read) * (1 + gathered_again(held, read, checkpointing=False))
+    assert found["passes allgather"] == pytest.approx(planned, rel=0.2)
+    assert found["passes reduce"] == pytest.approx(buckets(held, read), abs=2)
