@@ -16,6 +16,8 @@ from typing import Self
 
 import psutil
 
+from git_scale.parallel.topology import free_port
+
 DAEMONS = ("munged", "slurmctld", "slurmd")
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
 # What sbatch, srun and the launchers would take for the surroundings of an outer job.
@@ -80,14 +82,14 @@ class SlurmCluster:
             self._start("slurmctld", "-D", "-f", str(self.config))
             for node in self.nodes:
                 self._start("slurmd", "-D", "-N", node, "-f", str(self.config))
-            poll(lambda: self._run("sinfo", "--noheader", "--format=%D %t") == ready, 60, self._logs)
+            poll(lambda: self._run("sinfo", "--noheader", "--format=%D %t") == ready, 240, self._logs)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def _configure(self) -> None:
-        host, (port, *ports) = socket.gethostname().partition(".")[0], free_ports(1 + len(self.nodes))
+        host, (port, *ports) = socket.gethostname().partition(".")[0], self._ports()
         gres = f"Gres=gpu:{self._gpus}" if self._gpus else ""
         node_lines = "".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self._cpus} {gres}\n"
@@ -102,12 +104,19 @@ class SlurmCluster:
         if self._gpus:
             (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{self._gpus - 1}]\n")
 
+    def _ports(self) -> set[int]:
+        """The controller's and the nodes'."""
+        ports: set[int] = set()
+        while len(ports) <= len(self.nodes):
+            ports.add(free_port())
+        return ports
+
     def __exit__(self, *_: object) -> None:
         subprocess.run(["scancel", "--user", getpass.getuser()], env=self.environment, capture_output=True)
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
-                daemon.wait(timeout=10)
+                daemon.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -142,12 +151,12 @@ class SlurmCluster:
         words = self._run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def ended(self, job: str, timeout_s: float = 400) -> dict[str, str]:
+    def ended(self, job: str, timeout_s: float = 800) -> dict[str, str]:
         """Waits until the job is over, requeues included."""
         self._await(lambda: self.job(job)["JobState"] in OVER, job, timeout_s)
         return self.job(job)
 
-    def runs_until(self, is_done: Callable[[], bool], job: str, timeout_s: float = 400) -> None:
+    def runs_until(self, is_done: Callable[[], bool], job: str, timeout_s: float = 800) -> None:
         """Waits until `is_done`; TimeoutError at once when the job is over before."""
         self._await(lambda: is_done() or self.job(job)["JobState"] in OVER, job, timeout_s)
         if not is_done():
@@ -168,7 +177,7 @@ class SlurmCluster:
         files = (f"--key-file={key}", f"--socket={socket_path}", f"--pid-file={self.folder}/munge.pid")
         more = (f"--log-file={self.folder}/munge.log", f"--seed-file={self.folder}/munge.seed")
         self._start("munged", "--foreground", "--force", *files, *more)
-        poll(socket_path.exists, 30, self._logs)
+        poll(socket_path.exists, 240, self._logs)
 
     def _start(self, *command: str) -> None:
         """A daemon that the kernel ends if this process dies without its clean-up."""
@@ -179,7 +188,7 @@ class SlurmCluster:
 
     def _run(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] = {}) -> str:
         surroundings = {**self.environment, **environment}
-        done = subprocess.run(command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=240)
         if done.returncode:
             if command[0] == "sinfo":  # the controller is not up yet
                 return ""
@@ -189,15 +198,6 @@ class SlurmCluster:
     def _logs(self) -> str:
         logs = sorted(self.folder.glob("*.log"))
         return "".join(f"\n--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ones, which asking one by one does not promise."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def poll(is_done: Callable[[], bool], timeout_s: float, describe: Callable[[], str]) -> None:

@@ -13,10 +13,8 @@ from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import tiny_run
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [
-    pytest.mark.distributed,
-    pytest.mark.timeout(900),
-]  # the waits have their own, with what SLURM said
+# the waits have limits of their own, which tell what SLURM said
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(2400)]
 
 # What a user of CPU nodes types: one task on each of two, or more than one on a node.
 CPU = ("--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1", "--nodes=2")
