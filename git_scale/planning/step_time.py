@@ -1,7 +1,7 @@
 """How long a step takes: a model on peak rate, efficiency, link speeds and latencies, not a measurement.
 
     compute     FLOPs of both passes with recomputation, from the shapes that run / (peak x efficiency)
-    tensor      all-reduces of a tensor-parallel group, over the link within a node; none hidden
+    tensor      all-reduces of a tensor-parallel group, over the link within a node if it lies in one; none hidden
     data        gradients and weights over the data-parallel ranks, in rings through all adapters of the nodes
 
 Under overlap_comm, ZeRO-2 exchanges beside the backward pass and ZeRO-3 beside both passes. What shows is what takes
@@ -62,7 +62,8 @@ def step_time(
     held: Holding, zero: Zero, timeline: Timeline, load: Load, cluster: Cluster, tp: int
 ) -> StepTime:
     compute = load.micro_batch * timeline.flops / (cluster.peak * cluster.efficiency)
-    group = Ring(tp, 1, cluster.intra)
+    spanned = -(-tp // cluster.per_node)
+    group = Ring(tp, spanned, cluster.intra if spanned == 1 else cluster.inter)
     tensor = group.seconds(load.micro_batch * timeline.summed, timeline.sums, turns=2)
     ring = Ring(held.dp, min(cluster.nodes, held.dp), _data_link(cluster, tp))
     data = _each_step(held, zero, ring)

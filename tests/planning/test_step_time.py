@@ -70,6 +70,11 @@ def test_a_group_sums_in_a_ring_within_the_node() -> None:
     assert seconds(0).tensor == 0
 
 
+def test_a_group_of_two_nodes_sums_over_the_network() -> None:
+    each = 50 * (START + 2 * (14e-6 + 2.7e-6)) + 2 * 8 * 1e6 * (15 / 16) / 25e9
+    assert seconds(0, tp=16).tensor == pytest.approx(3 * each)
+
+
 @pytest.mark.parametrize(
     ("stage", "turns_per_micro", "turns_per_step", "collectives"),
     [
