@@ -44,8 +44,8 @@ DS_CONFIG = Path(__file__).parents[1] / "ds_configs" / "zero1.json"
 GIB = 2**30
 TEXT_TOKENS = 40
 ACCUMULATION = 4  # micro-batches per step: at 8 GPUs the recipes' 4096 images are more
-WARM_UP, TIMED = 1, 3  # steps
-MICRO_BATCHES = (256, 128, 96, 64, 48, 32, 24, 16, 8)
+WARM_UP, TIMED = 1, 2  # steps
+MICRO_BATCHES = (128, 96, 64, 48, 32, 24, 16, 8)
 PROBES = (4, 8)  # images; two points of the straight line memory(images)
 MEMORY_SHARE = 0.9  # of the GPU; the rest is left to fragments and to CUDA itself
 STATE_BYTES = 18  # per parameter: bf16 weight and gradient, fp32 master, two moments, 2 for buffers
@@ -75,14 +75,14 @@ class Setting:
     compile: bool = False
 
 
-# The plain ones first: compiling cannot be taken back.
+# What matters most first: a run may be stopped before the end.
 SETTINGS = (
-    Setting(activation_checkpointing=True),
     Setting(),
-    Setting(texts=5),
-    Setting(activation_checkpointing=True, compile=True),
     Setting(compile=True),
     Setting(texts=5, compile=True),
+    Setting(activation_checkpointing=True),
+    Setting(activation_checkpointing=True, compile=True),
+    Setting(texts=5),
 )
 
 
@@ -102,21 +102,20 @@ def measure_recipe(
     engine = Engine(placed, groups, run, ds_config, topology, device)
     engine.model.train()
     model = placed.model
+    compile_blocks(model)
+    torch.compiler.set_stance("force_eager")
     train_step(run, engine, make_batch(run, 1, 1, device))  # the first step makes the optimizer's states
     micro_batches: dict[tuple[int, bool], int] = {}
-    is_compiled = False
     for setting in SETTINGS:
         case = {"recipe": recipe, **asdict(setting)}
         shape = (setting.texts, setting.activation_checkpointing)
         model.set_activation_checkpointing(setting.activation_checkpointing)
-        if setting.compile and not is_compiled:
-            compile_blocks(model)
-            is_compiled = True
         try:
-            if (
-                shape not in micro_batches
-            ):  # of the plain code: compiled blocks take less, and one compilation less
+            if shape not in micro_batches:
+                # Fitted once, plain: compiled blocks take less memory, but compile anew for each size.
+                torch.compiler.set_stance("force_eager")
                 micro_batches[shape] = fitting_micro_batch(run, engine, setting.texts)
+            torch.compiler.set_stance("default" if setting.compile else "force_eager")
             yield case | measure_case(run, engine, setting.texts, micro_batches[shape])
         except torch.OutOfMemoryError as error:
             yield case | {"skipped": f"out of memory: {str(error).splitlines()[0]}"}

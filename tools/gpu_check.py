@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))  # nothing is installed there
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 TESTS_BUDGET_S = 110
 # Seconds for each recipe's process, its imports included; the whole stays below 8 minutes.
-BENCHMARK_BUDGETS_S = {"git_base": 90, "git_large": 110, "git2": 150}
+BENCHMARK_BUDGETS_S = {"git_base": 90, "git_large": 110, "git2": 160}
 NEEDED = ("deepspeed", "timm", "pydantic", "yaml", "numpy", "PIL", "xxhash")
 
 Report = dict[str, Any]
