@@ -30,7 +30,7 @@ def own_pictures(everyones: Tensor) -> Tensor:
     return everyones.chunk(dist.get_world_size(GROUPS.tp))[dist.get_rank(GROUPS.tp)]
 
 
-def _start_gathering(own: Tensor) -> tuple[Tensor, dist.Work]:
+def start_gathering(own: Tensor) -> tuple[Tensor, dist.Work]:
     """All ranks' pictures, once the work is done."""
     everyones = own.new_empty(len(own) * dist.get_world_size(GROUPS.tp), *own.shape[1:])
     return everyones, _started(
@@ -38,7 +38,7 @@ def _start_gathering(own: Tensor) -> tuple[Tensor, dist.Work]:
     )
 
 
-def _start_summing(partial: Tensor) -> tuple[Tensor, dist.Work]:
+def start_summing(partial: Tensor) -> tuple[Tensor, dist.Work]:
     """The ranks' sum for this rank's pictures, once the work is done."""
     own = torch.empty_like(own_pictures(partial), memory_format=torch.contiguous_format)
     return own, _started(
@@ -52,7 +52,7 @@ def _started(work: dist.Work | None) -> dist.Work:
 
 
 def _gathered(own: Tensor) -> Tensor:
-    everyones, work = _start_gathering(own)
+    everyones, work = start_gathering(own)
     work.wait()
     return everyones
 
@@ -86,7 +86,7 @@ class SumAndDividePictures(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, partial: Tensor) -> Tensor:
-        own, work = _start_summing(partial)
+        own, work = start_summing(partial)
         work.wait()
         return own
 
@@ -110,9 +110,9 @@ class LinearOfGathered(torch.autograd.Function):
         of_input = of_weight = of_bias = None
         # Each exchange goes on during the product that does not need it.
         if wants_weight:
-            everyones, gathering = _start_gathering(own)
+            everyones, gathering = start_gathering(own)
         if wants_input:
-            of_input, summing = _start_summing(gradient @ weight)
+            of_input, summing = start_summing(gradient @ weight)
         if wants_weight:
             gathering.wait()
             of_weight = gradient.flatten(0, -2).T @ everyones.flatten(0, -2)
@@ -121,6 +121,17 @@ class LinearOfGathered(torch.autograd.Function):
         if wants_input:
             summing.wait()
         return of_input, of_weight, of_bias
+
+
+def column_forward(layer: Any, own: Tensor) -> Tensor:
+    """In training, of a layer that holds this rank's outputs: all pictures' [B, ..., D/tp] from this rank's."""
+    return LinearOfGathered.apply(own, layer.weight, layer.bias)
+
+
+def row_forward(layer: Any, everyones: Tensor) -> Tensor:
+    """In training, of a layer that holds this rank's inputs: this rank's pictures [B/tp, ..., D] from all of them."""
+    own = SumAndDividePictures.apply(F.linear(everyones, layer.weight))
+    return own if layer.bias is None else own + layer.bias
 
 
 def divide_stream(model: Any, parallel: ParallelConfig) -> None:

@@ -29,7 +29,7 @@ from git_scale.checkpoint.split import padded_rows
 from git_scale.config import ParallelConfig
 from git_scale.models.git import smoothing_entropy
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
-from git_scale.parallel.sequence import LinearOfGathered, SumAndDividePictures, divide_stream
+from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules
 
 
@@ -158,15 +158,12 @@ class _Row(RowParallelLinear):
 
 class _SequenceColumn(_Column):
     def forward(self, x: Tensor) -> Tensor:
-        return LinearOfGathered.apply(x, self.weight, self.bias) if self.training else super().forward(x)
+        return column_forward(self, x) if self.training else super().forward(x)
 
 
 class _SequenceRow(_Row):
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        own = SumAndDividePictures.apply(F.linear(x, self.weight))
-        return own if self.bias is None else own + self.bias
+        return row_forward(self, x) if self.training else super().forward(x)
 
 
 class VocabularyHead(nn.Module):

@@ -24,7 +24,7 @@ from git_scale.data.images import normalise
 from git_scale.models.git import language_model_loss
 from git_scale.planning.kernels import Kind, kernels_of
 from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
-from git_scale.planning.meta import operate
+from git_scale.planning.meta import exchanges_on_meta, operate
 
 # The batch is so large a prime that a size it divides is one that grows with the batch.
 BATCH = 1_000_003
@@ -44,7 +44,7 @@ class Timeline:
     """Parameters (not bytes) whose gradient is complete."""
     summed: int
     """Bytes per sample that a tensor-parallel group sums over its ranks: outputs of row layers (with checkpointing
-    twice) and gradients of the inputs of column layers."""
+    twice) and gradients of the inputs of column layers. What sequence parallelism gathers or divides counts half."""
     sums: int
     """In so many collectives."""
     parameters: tuple[Parameter, ...]
@@ -69,31 +69,34 @@ def _measure(recipe: str, kind: Kind) -> Timeline:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     local = build_local(run)
     follower = _Follower(local.model)
-    with kernels_of(kind), follower:
+    ranks = run.parallel.tp if run.parallel.sequence else 1  # over which pictures are divided
+    pictures = ranks * BATCH
+    with kernels_of(kind), exchanges_on_meta(ranks) as exchanged, follower:
         with _summing(local, run.train.activation_checkpointing) as summed:
-            loss = _forward(local.model, run)
+            loss = _forward(local.model, run, pictures)
         loss.backward()
+    summed += exchanged
     follower.note_moment()
     fixed, per_sample, logits, gradients = torch.tensor(follower.entries).unbind(1)
     return Timeline(
         fixed,
-        per_sample,
-        logits,
+        per_sample // ranks,
+        logits // ranks,
         gradients,
-        summed=sum(summed) // BATCH,
+        summed=sum(summed) // pictures,
         sums=len(summed),
         parameters=parameters_of(local.model),
-        flops=follower.flops // BATCH,
+        flops=follower.flops // pictures,
     )
 
 
-def _forward(model: Any, run: RunConfig) -> Tensor:
+def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
     """The loss of a micro-batch, as the trainer computes it."""
     height, width = largest_picture(run)
     texts, length = run.data.texts_per_image, run.data.max_text_tokens
-    images = torch.empty(BATCH, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
-    tokens = torch.empty(BATCH, texts, length, dtype=torch.long, device="meta")
-    rows = torch.empty(BATCH * texts * (length - 1), dtype=torch.long, device="meta")
+    images = torch.empty(pictures, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
+    tokens = torch.empty(pictures, texts, length, dtype=torch.long, device="meta")
+    rows = torch.empty(pictures * texts * (length - 1), dtype=torch.long, device="meta")
     dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
     logits = model(normalise(images, dtype), tokens, rows)
     return language_model_loss(logits, torch.empty_like(rows), run.train.label_smoothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from git_scale.errors import ConfigError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 from git_scale.parallel.rules import Column, make_local
+from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules, splits_of
 from git_scale.planning.meta import on_meta
 
@@ -94,7 +96,8 @@ def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int
 
 
 def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Cuts parameters and head counts in place; the layers between which activations are cut as well."""
+    """Cuts parameters and head counts in place; the layers of Local, which under sequence parallelism sum nothing but
+    gather and divide, as exchanges_on_meta sees."""
     tp = run.parallel.tp
     shares: dict[int, nn.Parameter] = {}  # a tied table is met twice
     for name, split in splits_of(model, run.parallel).items():
@@ -115,4 +118,10 @@ def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[n
             layer = getattr(module, child)
             if isinstance(layer, nn.Linear):
                 (columns if isinstance(way, Column) else rows).append(layer)
-    return columns, rows
+    if not run.parallel.sequence:
+        return columns, rows
+    divide_stream(model, run.parallel)
+    for layers, forward in ((columns, column_forward), (rows, row_forward)):
+        for layer in layers:
+            layer.forward = partial(forward, layer)
+    return [], []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from git_scale.parallel import sequence
 from git_scale.planning.kernels import flops_of
 
 
@@ -19,6 +22,36 @@ def on_meta() -> ExitStack:
     stack.enter_context(torch.device("meta"))
     stack.enter_context(_Unwritten())
     return stack
+
+
+@contextmanager
+def exchanges_on_meta(tp: int) -> Iterator[list[int]]:
+    """Within it, sequence parallelism runs in a tensor-parallel group of which no other rank is there.
+
+    Yields the bytes of each exchange, as those of a sum that costs as much: a gathering of B bytes as B / 2.
+    """
+    sizes: list[int] = []
+
+    def gathering(own: Tensor) -> tuple[Tensor, _Done]:
+        everyones = own.new_empty(tp * len(own), *own.shape[1:])
+        sizes.append(everyones.nbytes // 2)
+        return everyones, _Done()
+
+    def summing(partial: Tensor) -> tuple[Tensor, _Done]:
+        sizes.append(partial.nbytes // 2)
+        return partial.new_empty(len(partial) // tp, *partial.shape[1:]), _Done()
+
+    def own_pictures(everyones: Tensor) -> Tensor:
+        return everyones[: len(everyones) // tp]
+
+    with mock.patch.multiple(
+        sequence, start_gathering=gathering, start_summing=summing, own_pictures=own_pictures
+    ):
+        yield sizes
+
+
+class _Done:
+    def wait(self) -> None: ...
 
 
 class _Unwritten(TorchDispatchMode):

@@ -79,7 +79,16 @@ def with_dividing_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
     share, rest = divmod(run.train.global_batch, dp)
     if rest:
         check_world(run, dp)
-    size = max(size for size in range(1, min(share, run.train.micro_batch) + 1) if share % size == 0)
+    step = run.parallel.tp if run.parallel.sequence else 1
+    most = min(share, run.train.micro_batch)
+    size = max((size for size in range(step, most + 1, step) if share % size == 0), default=None)
+    if size is None:
+        raise ConfigError(
+            [
+                f"no train.micro_batch up to {most} is divided by parallel.tp={step} and divides the {share} pictures"
+                f" of train.global_batch={run.train.global_batch} on a rank: set parallel.sequence=false"
+            ]
+        )
     return run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": size})})
 
 

@@ -46,7 +46,7 @@ def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Ite
         dp = cluster.world_size // tp
         if run.train.global_batch % dp or (tp > 1 and not _splits(run, ds_config, cluster, tp)):
             continue
-        sizes = _micro_batches(run, dp)
+        sizes = _micro_batches(run, dp, tp)
         for checkpointing in (False, True):
             for stage in STAGES:
                 settings = (Setting(tp, stage, size, checkpointing) for size in sizes)
@@ -62,13 +62,14 @@ def _splits(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, tp: int
     return True
 
 
-def _micro_batches(run: RunConfig, dp: int) -> list[int]:
-    """Powers of two, the run's own size, and the largest one, that divide a rank's share of the global batch."""
+def _micro_batches(run: RunConfig, dp: int, tp: int) -> list[int]:
+    """Powers of two, the run's own size, and the largest one, that divide a rank's share of the global batch and,
+    under sequence parallelism, are divided by tp."""
     share = run.train.global_batch // dp
-    if run.data.resize == "fit":
-        return [1]
     powers = {2**power for power in range(share.bit_length())}
-    return sorted(size for size in powers | {run.train.micro_batch, share} if share % size == 0)
+    sizes = {1} if run.data.resize == "fit" else powers | {run.train.micro_batch, share}
+    step = tp if run.parallel.sequence else 1
+    return sorted(size for size in sizes if share % size == 0 and size % step == 0)
 
 
 def _divisors(number: int) -> list[int]:

@@ -99,3 +99,19 @@ def test_a_group_of_two_shares_what_lies_between_split_layers(small_run: RunConf
     assert two.sums == 4 * 8 + 8 * 2
     encoder = 4 * 8 * 197 * 192 * 2
     assert encoder < two.summed < 2 * encoder
+
+
+def test_sequence_parallelism_divides_what_lies_between_split_layers(small_run: RunConfig) -> None:
+    """Of ten units that a block keeps, four become two; with checkpointing its input alone, which is halved."""
+    run = adjusted(
+        small_run,
+        ["model.encoder.options={depth: 12, num_heads: 4}", "model.vocab_size=100", "parallel.tp=2"],
+    )
+    for checkpointing, least, most in (("false", 0.75, 0.85), ("true", 0.6, 0.75)):
+        recipe = adjusted(run, [f"train.activation_checkpointing={checkpointing}"])
+        plain, divided = (
+            measure(adjusted(recipe, [f"parallel.sequence={switch}"]), "cuda") for switch in ("false", "true")
+        )
+        assert least < peak(divided) / peak(plain) < most
+        assert 0.95 * plain.flops < divided.flops < plain.flops  # convolution and projection are divided
+        assert 1.1 * plain.summed < divided.summed < 1.3 * plain.summed

@@ -79,7 +79,7 @@ def test_a_split_model_has_the_splits_parameters() -> None:
 def test_compute_time_is_flops_over_rate() -> None:
     planned = plan(small(), {}, cluster())
     per_rank = planned.flops * 64 / 8
-    expected = per_rank / (0.5 * 989e12)
+    expected = per_rank / (0.33 * 989e12)
     assert planned.own.time.compute == pytest.approx(expected, rel=0.05)
     recomputed = plan(small("train.activation_checkpointing=true"), {}, cluster()).own.time.compute
     assert 1.2 < recomputed / planned.own.time.compute < 1.4  # a further forward pass of the blocks
@@ -158,6 +158,10 @@ def test_what_does_not_divide_is_refused(overrides: list[str], message: str) -> 
 
 def test_a_micro_batch_is_lowered_until_it_divides() -> None:
     assert with_dividing_batch(small("train.micro_batch=16"), cluster()).train.micro_batch == 8
+    divided = ["parallel.tp=2", "parallel.sequence=true", "train.micro_batch=14", "train.global_batch=48"]
+    assert with_dividing_batch(small(*divided), cluster()).train.micro_batch == 12
+    with pytest.raises(ConfigError, match=r"divided by parallel.tp=2 .* the 3 pictures"):
+        with_dividing_batch(small(*divided, "train.global_batch=12"), cluster())
 
 
 def test_known_devices_have_all_figures() -> None:

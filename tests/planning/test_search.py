@@ -71,3 +71,13 @@ def test_pictures_of_their_own_shape_come_one_by_one(small_run: RunConfig, four_
     takes_any = "model.encoder.options={depth: 2, dynamic_img_size: true}"
     fit = adjusted(small_run, ["data.resize=fit", "train.micro_batch=1", takes_any])
     assert {option.setting.micro_batch for option in fitting_options(fit, {}, four_gpus)} == {1}
+
+
+def test_under_sequence_parallelism_a_group_divides_the_pictures(
+    small_run: RunConfig, four_gpus: Cluster
+) -> None:
+    run = adjusted(small_run, ["model.encoder.options.num_heads=4", "parallel.sequence=true"])
+    settings = {option.setting for option in fitting_options(run, {}, four_gpus)}
+    assert {(setting.tp, setting.micro_batch) for setting in settings if setting.micro_batch < 8} == {
+        (1, 1), (1, 2), (1, 4), (2, 2), (2, 4), (4, 4)
+    }  # fmt: skip
