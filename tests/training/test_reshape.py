@@ -15,6 +15,7 @@ from git_scale.checkpoint.layout import rank_file, read_progress
 from git_scale.checkpoint.state import INDEX, MOMENTS, WEIGHT, TrainingState
 from git_scale.parallel.reshape import reshape
 from git_scale.parallel.topology import Topology
+from git_scale.testing.curves import ZERO, curve_of
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 
@@ -52,18 +53,16 @@ def go_on(
         },
         parallel={"tp": topology.tp},
     )
-    trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    trainer = build_trainer(run, ZERO[stage], topology, device)
     start = trainer.step
     held = run_dir / "held"
     held.mkdir(exist_ok=True)
     trainer.engine.save(held / rank_file(topology.global_rank))
     (held / INDEX).write_text(trainer.engine.state_index().to_json())
-    losses, keys = [], []
+    keys: list[str] = []
     batches = trainer._batches
     trainer._batches = (keys.extend(batch.keys) or batch for batch in batches)
-    while trainer.step < until:
-        losses.append(trainer.train_step().loss)
-        trainer.step += 1
+    losses = [loss for loss, _ in curve_of(trainer, until - start)]
     trainer.save()
     return start, losses, keys
 
