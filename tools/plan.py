@@ -109,7 +109,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
+    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1")
     parser.add_argument("--nodes", type=positive(int), default=1)
     parser.add_argument("--gpus-per-node", type=positive(int), default=8, metavar="N", help="(%(default)s)")
     parser.add_argument("--gpu", default="H100", help="a name in accelerators.yaml (%(default)s)")

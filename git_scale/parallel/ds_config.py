@@ -32,7 +32,7 @@ OWNED_BY_THE_RUN = {
 
 
 def read_ds_config(path: str | Path | None) -> dict[str, Any]:
-    """DeepSpeed's own settings; none: ZeRO stage 0 (plain data parallelism).
+    """DeepSpeed's own settings; none: plain data parallelism, ZeRO stage 0 in fp32 and 1 in bf16.
 
     Raises ConfigError for a missing or broken file and for every value that the run owns.
     """
@@ -60,8 +60,15 @@ def read_ds_config(path: str | Path | None) -> dict[str, Any]:
     return tree
 
 
-def zero_stage(ds_config: dict[str, Any]) -> int:
-    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+def zero_stage(ds_config: dict[str, Any], precision: str) -> int:
+    """The stage that a run at `precision` fp32 or bf16 has: in bf16 at least 1.
+
+    Master weights are needed there in any case, and ZeRO-1 keeps them once for all ranks. DeepSpeed's own optimizer
+    for stage 0 (runtime/fp16/unfused_optimizer.py) begins with a step on zero gradients, which makes the first update
+    0.744 of Adam's, and leaves the gradients of split weights out of the norm on all tensor-parallel ranks but one.
+    """
+    stage = int(ds_config.get("zero_optimization", {}).get("stage", 0))
+    return max(stage, 1) if precision == "bf16" else stage
 
 
 def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
@@ -104,8 +111,10 @@ def check_ds_config(ds_config: dict[str, Any], world_size: int, tp: int, has_gpu
 
 def merge_ds_config(ds_config: dict[str, Any], run: RunConfig, dp: int) -> dict[str, Any]:
     """The effective DeepSpeed configuration: its own settings and the run's values."""
+    zero = ds_config.get("zero_optimization", {})
     return {
         **ds_config,
+        "zero_optimization": {**zero, "stage": zero_stage(ds_config, run.train.precision)},
         "train_batch_size": run.train.global_batch,
         "train_micro_batch_size_per_gpu": run.train.micro_batch,
         "gradient_accumulation_steps": run.accumulation(dp),

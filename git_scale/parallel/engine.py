@@ -107,16 +107,16 @@ class Engine:
     ) -> None:
         self.device = device
         self.dtype = run_dtype(run)
-        self.stage = zero_stage(ds_config)
+        self.stage = zero_stage(ds_config, run.train.precision)
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
         self._placed = placed
         self._topology = topology
         self._words = run.model.vocab_size if topology.tp > 1 and run.parallel.decoder else None
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
         config = merge_ds_config(ds_config, run, topology.dp)
-        # DeepSpeed keeps no norm and skips no step for stage 0 in fp32: there both are done here.
+        # DeepSpeed keeps no norm and skips no step for stage 0: there both are done here.
         self._clip_norm = config["gradient_clipping"]
-        self._clips_itself = self.stage == 0 and self.dtype == torch.float32
+        self._clips_itself = self.stage == 0
         if self._clips_itself:
             config["gradient_clipping"] = 0.0
         self._engine, *_ = deepspeed.initialize(
@@ -261,9 +261,10 @@ class InferenceEngine:
     ) -> None:
         self.device = device
         self.dtype = run_dtype(run)
-        self.is_whole_on_each_rank = zero_stage(ds_config) < 3 and topology.tp == 1
+        stage = zero_stage(ds_config, run.train.precision)
+        self.is_whole_on_each_rank = stage < 3 and topology.tp == 1
         self.model: Any = placed.model
-        if zero_stage(ds_config) == 3:
+        if stage == 3:
             config = merge_ds_config(ds_config, run, topology.dp)
             self.model, *_ = deepspeed.initialize(model=placed.model, config=config, mpu=mpu_of(topology))
 

@@ -59,7 +59,8 @@ def place_model(
 
         split_modules(model, run.parallel)
     config = merge_ds_config(ds_config, run, topology.dp)
-    partition = Partitioner(config, mpu_of(topology)) if zero_stage(ds_config) == 3 else _leave_whole
+    stage = zero_stage(ds_config, run.train.precision)
+    partition = Partitioner(config, mpu_of(topology)) if stage == 3 else _leave_whole
     materialise(model, splits, values, topology, device, run_dtype(run), partition)
     if run.parallel.sequence and topology.tp > 1:
         sum_gradients(model, splits, run.parallel)

@@ -1,6 +1,6 @@
 """What a rank holds of weights and optimizer state under each ZeRO stage: DeepSpeed's inner layout, in one place.
 
-    stage 0      the whole share of a parameter, as fp32 weights or beside bf16 ones
+    stage 0      the whole share of a parameter: fp32 weights
     stage 1, 2   a flat fp32 vector per parameter group, cut over the data-parallel ranks anywhere
     stage 3      1/dp of each parameter, padded
 
@@ -140,8 +140,7 @@ class Holdings:
                 yield master
 
     def _whole(self, name: str, parameter: Any) -> _Master:
-        vector, offset = self._unpartitioned()[id(parameter)]
-        return _Master(Piece(name, 0, parameter.numel()), vector, offset)
+        return _Master(Piece(name, 0, parameter.numel()), parameter, 0)
 
     def _fragment(self, name: str, parameter: Any) -> _Master | None:
         mapping = parameter._hp_mapping
@@ -160,21 +159,6 @@ class Holdings:
         """Stage 3: `size` numbers of each rank, the last of which may be padding."""
         start = self._topology.dp_rank * size
         return Piece(name, start, max(0, min(size, parameter.ds_numel - start)))
-
-    def _unpartitioned(self) -> dict[int, tuple[Tensor, int]]:
-        """Stage 0: id of a parameter -> its fp32 vector and where it begins there."""
-        if self._zero is self._inner:  # fp32: the parameters themselves
-            return {id(parameter): (parameter, 0) for _, parameter in self._learning}
-        found: dict[int, tuple[Tensor, int]] = {}
-        for number, parameters in enumerate(self._zero.fp16_groups):
-            offset = 0
-            for position, parameter in enumerate(parameters):
-                if hasattr(self._zero, "fp32_groups"):
-                    found[id(parameter)] = (self._zero.fp32_groups[number][position], 0)
-                else:  # with apex's fused Adam: one vector per group
-                    found[id(parameter)] = (self._zero.fp32_groups_flat[number], offset)
-                offset += parameter.numel()
-        return found
 
     def _moment(self, master: _Master, kind: str) -> Tensor:
         state = self._inner.state.get(master.vector, {})
@@ -208,12 +192,8 @@ class Holdings:
                 yield piece, part.narrow(0, 0, piece.length)
 
     def _refresh_weights(self) -> None:
-        """The weights of the forward pass from the fp32 ones."""
-        if self._stage == 0 and self._zero is not self._inner:
-            for name, parameter in self._learning:
-                master = self._whole(name, parameter)
-                parameter.data.copy_(master.view(master.vector).view(parameter.shape))
-        elif self._stage in (1, 2):
+        """The weights of the forward pass from the fp32 ones, where these are others."""
+        if self._stage in (1, 2):
             self._zero.update_lp_params()
         elif self._stage == 3:
             for group in range(len(self._zero.fp32_partitioned_groups_flat)):

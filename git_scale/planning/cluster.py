@@ -14,9 +14,7 @@ from git_scale.monitoring.peak import Accelerator, accelerator_names, known_acce
 from git_scale.planning.kernels import Kind
 
 GIB = 2**30
-EFFICIENCY = (
-    0.5  # of the peak, while computing: large products on Hopper reach 0.55 to 0.7, the rest is slower
-)
+EFFICIENCY = 0.33  # of the peak, while computing: git_large in bf16 on an H200 (benchmarks/results/gpu.json)
 TIGHT = 0.1  # share of the memory that a good setting leaves: fragmentation, evaluation, other kernels than foreseen
 # CUDA's context, NCCL's buffers, the workspaces of cuBLAS and cuDNN | Python with torch and DeepSpeed
 RESERVED: Mapping[Kind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}

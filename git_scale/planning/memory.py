@@ -86,7 +86,7 @@ def _states(held: Holding, zero: Zero, load: Load) -> int:
     weights = (held.weights_part if zero.stage == 3 else held.weights) * size
     if zero.weights_on_host:
         weights = 0
-    master = 0 if zero.stage == 0 and size == FP32 else held.part * FP32
+    master = 0 if zero.stage == 0 else held.part * FP32
     optimizer = 0 if zero.optimizer_on_host else master + held.part * MOMENTS
     gradients = held.part * size if zero.stage == 3 and not zero.optimizer_on_host else 0
     # On a CPU all batches of a step lie where the model lies.
@@ -193,12 +193,7 @@ def _exchange(states: int, held: Holding, zero: Zero, load: Load) -> Iterator[Me
 def _update(states: int, held: Holding, zero: Zero, load: Load) -> Memory:
     size = held.element
     if zero.stage == 0:
-        return Memory(
-            "update",
-            states,
-            gradients=size * held.learning,
-            update=0 if size == FP32 else FP32 * held.learning,
-        )
+        return Memory("update", states, gradients=size * held.learning)
     bucket = zero.bucket if load.kind == "cuda" else min(zero.bucket, held.learning)
     communication = size * bucket if zero.stage == 3 else 0  # ZeRO-3's stays
     if zero.optimizer_on_host:

@@ -68,14 +68,15 @@ class Option:
 
 def setting_of(run: RunConfig, ds_config: dict[str, Any]) -> Setting:
     train = run.train
-    stage = read_zero(ds_config).stage
+    stage = read_zero(ds_config, train.precision).stage
     return Setting(run.parallel.tp, stage, train.micro_batch, train.activation_checkpointing)
 
 
 def weigh(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, setting: Setting) -> Option:
     """Raises ConfigError when the model cannot be split so; the batch must divide."""
     run = setting.of(run)
-    zero = read_zero(with_stage(ds_config, setting.stage))
+    precision = run.train.precision
+    zero = read_zero(with_stage(ds_config, setting.stage, precision), precision)
     dp = cluster.world_size // setting.tp
     timeline = measure(run, cluster.kind)
     held = hold(timeline.parameters, zero, dp)

@@ -12,7 +12,7 @@ from git_scale.errors import ConfigError
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.options import Option, Setting, weigh
 
-STAGES = (0, 1, 2, 3)
+STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
 
 
 def fitting_options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[Option]:
@@ -48,7 +48,7 @@ def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Ite
             continue
         sizes = _micro_batches(run, dp, tp)
         for checkpointing in (False, True):
-            for stage in STAGES:
+            for stage in STAGES[run.train.precision]:
                 settings = (Setting(tp, stage, size, checkpointing) for size in sizes)
                 weighed = (weigh(run, ds_config, cluster, setting) for setting in settings)
                 yield from itertools.takewhile(fits, weighed)  # a larger micro_batch needs more

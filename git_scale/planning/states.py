@@ -1,7 +1,6 @@
 """What one rank holds of weights, gradients and optimizer: counts of elements, taken from the model's own parameters.
 
-The layout is DeepSpeed 0.19.8's (runtime/zero/stage_1_and_2.py, stage3.py; stage 0: torch's AdamW in fp32,
-runtime/fp16/unfused_optimizer.py in bf16).
+The layout is DeepSpeed 0.19.8's (runtime/zero/stage_1_and_2.py, stage3.py; stage 0, in fp32 alone: torch's AdamW).
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ class Zero:
     weights_on_host: bool
 
 
-def read_zero(ds_config: dict[str, Any]) -> Zero:
+def read_zero(ds_config: dict[str, Any], precision: str) -> Zero:
     section = ds_config.get("zero_optimization", {})
-    stage = zero_stage(ds_config)
+    stage = zero_stage(ds_config, precision)
     overlaps = section.get("overlap_comm")
     weights_device = (section.get("offload_param") or {}).get("device", "none")
     return Zero(
@@ -47,9 +47,9 @@ def read_zero(ds_config: dict[str, Any]) -> Zero:
     )
 
 
-def with_stage(ds_config: dict[str, Any], stage: int) -> dict[str, Any]:
+def with_stage(ds_config: dict[str, Any], stage: int, precision: str) -> dict[str, Any]:
     """The configuration itself if it has that stage, else the shipped ds_configs/zeroN.json's settings."""
-    if zero_stage(ds_config) == stage:
+    if zero_stage(ds_config, precision) == stage:
         return ds_config
     if stage < 2:
         return {"zero_optimization": {"stage": stage}}

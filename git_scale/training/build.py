@@ -42,7 +42,7 @@ def build_trainer(
     """
     check_world(run, topology.dp)
     check_ds_config(ds_config, topology.world_size, topology.tp, device.type == "cuda")
-    if run.train.compile and zero_stage(ds_config) == 3:
+    if run.train.compile and zero_stage(ds_config, run.train.precision) == 3:
         raise ConfigError(
             [
                 "train.compile=true with ZeRO stage 3, which takes weights away between the layers of a block: set"

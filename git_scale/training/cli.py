@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO stage 0")
+    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1")
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -21,7 +21,7 @@ from git_scale.parallel.ds_config import (
 from git_scale.recipes import known_keys, load_run
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
-STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_offload": 3, "zero3_plus_plus": 3}
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3, "zero3_wide": 3, "zero3_offload": 3, "zero3_plus_plus": 3}
 
 
 def written(folder: Path, tree: Any) -> Path:
@@ -45,14 +45,15 @@ def test_shipped_files_pass(path: Path) -> None:
     tree = read_ds_config(path)
     assert tree == json.loads(path.read_text())
     if path.stem in STAGES:
-        assert zero_stage(tree) == STAGES[path.stem]
+        assert zero_stage(tree, "bf16") == STAGES[path.stem]
     assert offloads_optimizer(tree) == ("offload" in path.stem)
 
 
 def test_without_a_file_it_is_plain_data_parallelism() -> None:
     tree = read_ds_config(None)
     assert tree == {}
-    assert zero_stage(tree) == 0
+    assert zero_stage(tree, "fp32") == 0
+    assert zero_stage(tree, "bf16") == 1  # DeepSpeed's optimizer for bf16 without ZeRO is not Adam
     assert not offloads_optimizer(tree)
 
 
@@ -74,7 +75,12 @@ def test_every_owner_is_a_key_of_the_run() -> None:
 
 def test_what_the_run_writes_is_what_it_owns() -> None:
     """A key that is merged in without being refused in the file would silently win over the file."""
-    assert merge_ds_config({}, RunConfig(), dp=1).keys() <= OWNED_BY_THE_RUN.keys()
+    merged = merge_ds_config({"zero_optimization": {"reduce_bucket_size": 5}}, RunConfig(), dp=1)
+    assert merged.pop("zero_optimization") == {
+        "reduce_bucket_size": 5,
+        "stage": 1,
+    }  # bf16: the least stage alone
+    assert merged.keys() <= OWNED_BY_THE_RUN.keys()
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
@@ -96,7 +102,8 @@ def test_another_stage_is_refused(zero: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_stage_is_read(stage: int, tmp_path: Path) -> None:
-    assert zero_stage(read_ds_config(written(tmp_path, {"zero_optimization": {"stage": stage}}))) == stage
+    path = written(tmp_path, {"zero_optimization": {"stage": stage}})
+    assert zero_stage(read_ds_config(path), "fp32") == stage
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_planned_collectives_are_those_of_a_step() -> None:
         "reduce_bucket_size": 200_000,
     }
     (found, _) = run_distributed(collectives, WORLD, RUN, {"zero_optimization": zero})
-    read = read_zero({"zero_optimization": zero})
+    read = read_zero({"zero_optimization": zero}, RUN.train.precision)
     held = hold(parameters_of(build_local(RUN).model), read, WORLD)
     assert held.weights > 3 * read.live
     assert found["update allgather"] == held.persistent

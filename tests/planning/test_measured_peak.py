@@ -147,7 +147,7 @@ def allocated_peak(
 
 
 @requires_gpu
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [1, 3])
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_planned_peak_is_what_cuda_allocated(stage: int, checkpointing: str) -> None:
     overrides = ["train.global_batch=64", f"train.activation_checkpointing={checkpointing}"]

@@ -43,7 +43,7 @@ def holding(dp: int, element: int) -> Holding:
 
 
 def zero(stage: int, bucket: int = 1_000_000) -> Zero:
-    return replace(read_zero({"zero_optimization": {"stage": stage}}), bucket=bucket)
+    return replace(read_zero({"zero_optimization": {"stage": stage}}, "fp32"), bucket=bucket)
 
 
 LOAD = Load("cuda", micro_batch=3, accumulation=1, checkpointing=False, inputs=10)
@@ -56,7 +56,6 @@ LOAD = Load("cuda", micro_batch=3, accumulation=1, checkpointing=False, inputs=1
         (1, 4, 4 + 12 / 8),  # a copy of the weights to update lies beside them
         (2, 4, 4 + 12 / 8),
         (3, 4, (4 + 12 + 4) / 8),  # with the gradients
-        (0, 2, 14),
         (1, 2, 2 + 12 / 8),
         (2, 2, 2 + 12 / 8),
         (3, 2, (2 + 12 + 2) / 8),

@@ -23,7 +23,7 @@ def test_it_finds_all_that_fit_and_nothing_else(
     small_run: RunConfig, four_gpus: Cluster, options: list[Option]
 ) -> None:
     fitting = set()
-    for tp, stage, power, checkpointing in itertools.product((1, 2, 4), range(4), range(6), (False, True)):
+    for tp, stage, power, checkpointing in itertools.product((1, 2, 4), range(1, 4), range(6), (False, True)):
         setting = Setting(tp, stage, 2**power, checkpointing)
         if small_run.train.global_batch % (setting.micro_batch * 4 // tp):
             continue

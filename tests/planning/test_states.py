@@ -16,7 +16,7 @@ PARAMETERS = [
 
 
 def zero(stage: int, **given: int) -> object:
-    return read_zero({"zero_optimization": {"stage": stage, **given}})
+    return read_zero({"zero_optimization": {"stage": stage, **given}}, "fp32")
 
 
 def test_counts() -> None:

@@ -45,7 +45,7 @@ def seconds(
 ) -> StepTime:
     """Without overlap, and without anything that is used again soon, unless `given`."""
     settings = {"overlap_comm": False, "stage3_max_reuse_distance": 0, **given}
-    zero = read_zero({"zero_optimization": {"stage": stage, **settings}})
+    zero = read_zero({"zero_optimization": {"stage": stage, **settings}}, "fp32")
     timeline = dataclasses.replace(TIMELINE, flops=flops)
     time = step_time(holding(cluster.world_size // tp), zero, timeline, load, cluster, tp)
     assert time.total == time.compute + time.tensor + time.data

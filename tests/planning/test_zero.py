@@ -32,7 +32,7 @@ def test_values_and_defaults_are_deepspeeds(stage: int, given: dict[str, Any]) -
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     theirs = DeepSpeedZeroConfig(stage=stage, **given)
-    ours = read_zero({"zero_optimization": {"stage": stage, **given}})
+    ours = read_zero({"zero_optimization": {"stage": stage, **given}}, "fp32")
     assert ours.stage == theirs.stage
     assert ours.overlaps == theirs.overlap_comm
     assert ours.bucket == theirs.reduce_bucket_size
@@ -45,17 +45,18 @@ def test_values_and_defaults_are_deepspeeds(stage: int, given: dict[str, Any]) -
 
 
 def test_offload_is_seen() -> None:
-    zero = read_zero(json.loads((DS_CONFIGS / "zero3_offload.json").read_text()))
+    zero = read_zero(json.loads((DS_CONFIGS / "zero3_offload.json").read_text()), "bf16")
     assert zero.optimizer_on_host
     assert zero.weights_on_host
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_another_stage_is_the_shipped_file(stage: int) -> None:
-    assert with_stage({}, stage) == json.loads((DS_CONFIGS / f"zero{stage}.json").read_text())
+    assert with_stage({}, stage, "fp32") == json.loads((DS_CONFIGS / f"zero{stage}.json").read_text())
 
 
 def test_the_same_stage_keeps_its_settings() -> None:
     own = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5}}
-    assert with_stage(own, 2) is own
-    assert read_zero(with_stage(own, 0)).stage == 0
+    assert with_stage(own, 2, "fp32") is own
+    assert read_zero(with_stage(own, 0, "fp32"), "fp32").stage == 0
+    assert read_zero({}, "bf16").stage == 1  # master weights are kept there in any case
