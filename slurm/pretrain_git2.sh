@@ -17,4 +17,4 @@
 #SBATCH --signal=USR1@300
 
 source slurm/run.sh || { echo "no checkout in $PWD: submit from its root, or with sbatch --chdir=ROOT" >&2; exit 2; }
-run tools/pretrain.py --config git2 --ds_config ds_configs/zero3.json "$@"
+run tools/pretrain.py --config git2 --ds_config ds_configs/zero3_wide.json "$@"

@@ -53,7 +53,7 @@ class Deferred:
         target = self._tensors[name]
         first_name = next(other for other, tensor in self._tensors.items() if tensor is target)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(self.seed_of(first_name))
+            torch.default_generator.manual_seed(self.seed_of(first_name))  # leaves the GPUs' alone
             return self._tape.replay(target)
 
     def shape(self, name: str) -> torch.Size:

@@ -16,34 +16,14 @@ from git_scale.errors import ConfigError
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import splits_of
 from git_scale.parallel.topology import Topology
-from git_scale.testing.curves import Curve, assert_same_curve, curve_of
+from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import SIDE, tiny_run
+from git_scale.testing.towers import ENCODERS, HEADS
+from git_scale.training.build import build_trainer
 
 STEPS = 5
-HEADS = 4
 Settings = dict[str, tuple[Any, int]]  # run and ZeRO stage by name
-
-ENCODERS: dict[str, dict[str, Any]] = {
-    "vit": {
-        "name": "vit_tiny_patch16_224",
-        "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": HEADS, "init_values": 0.1},
-    },
-    "swin": {
-        "name": "swin_tiny_patch4_window7_224",
-        "options": {
-            "window_size": 4,
-            "embed_dim": 16,
-            "depths": [1, 2],
-            "num_heads": [4, 4],
-            "drop_path_rate": 0,
-        },
-    },
-    "davit": {
-        "name": "davit_tiny",
-        "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
-    },
-}
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "encoder whole, accumulation": {"parallel": {"encoder": False}, "train": {"micro_batch": 2}},
@@ -70,9 +50,7 @@ def recipe(
 
 
 def build(topology: Topology, device: torch.device, run: Any, stage: int) -> Any:
-    from git_scale.training.build import build_trainer
-
-    return build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
+    return build_trainer(run, ZERO[stage], topology, device)
 
 
 def train_curves(topology: Topology, device: torch.device, settings: Settings) -> dict[str, Curve]:

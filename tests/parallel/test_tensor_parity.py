@@ -14,30 +14,9 @@ from git_scale.parallel.topology import Topology
 from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of, train_curve, train_curves
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
+from git_scale.testing.towers import ENCODERS, HEADS
 
 STEPS = 5
-HEADS = 4
-
-ENCODERS: dict[str, dict[str, Any]] = {
-    "vit": {
-        "name": "vit_tiny_patch16_224",
-        "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": HEADS, "init_values": 0.1},
-    },
-    "swin": {
-        "name": "swin_tiny_patch4_window7_224",
-        "options": {
-            "window_size": 4,
-            "embed_dim": 16,
-            "depths": [1, 2],
-            "num_heads": [4, 4],
-            "drop_path_rate": 0,
-        },
-    },
-    "davit": {
-        "name": "davit_tiny",
-        "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
-    },
-}
 
 
 def recipe(data: Path, run_dir: Path, encoder: str, tp: int, dp: int, **train: Any) -> Any:

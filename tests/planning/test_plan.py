@@ -51,8 +51,8 @@ def parameters_of(run: RunConfig) -> int:
 
 @pytest.mark.parametrize(
     ("stage", "bytes_per_parameter"),
-    # bf16: weight 2, fp32 master 4, two moments 8; ZeRO-1, which 0 is here, and 2 share 12 of them over 8 ranks; ZeRO-3
-    # all, and keeps this rank's part of the gradients, 2
+    # bf16: weight 2, fp32 master 4, two moments 8; ZeRO-1, which 0 is here, and 2 share 12 of them over 8 ranks;
+    # ZeRO-3 all, and keeps this rank's part of the gradients, 2
     [(0, 2 + 12 / 8), (1, 2 + 12 / 8), (2, 2 + 12 / 8), (3, (14 + 2) / 8)],
 )
 def test_states_are_the_known_bytes_per_parameter(stage: int, bytes_per_parameter: float) -> None:

@@ -44,7 +44,7 @@ def test_the_shipped_job_at_its_full_size(full_size: SlurmCluster, checkout: Pat
     job = full_size.submit("slurm/pretrain_git2.sh", "run_dir=a b", cwd=checkout, GIT_SCALE_PYTHON=str(rank))
     assert full_size.ended(job)["JobState"] == "COMPLETED"
     log = (checkout / f"slurm-git2-{job}.out").read_text().splitlines()
-    command = "tools/pretrain.py --config git2 --ds_config ds_configs/zero3.json run_dir=a b"
+    command = "tools/pretrain.py --config git2 --ds_config ds_configs/zero3_wide.json run_dir=a b"
     assert {line for line in log if line.startswith("rank")} == {
         f"rank {rank}/128 n{rank // 8 + 1}.{rank % 8} gpus 0,1,2,3,4,5,6,7 {command}" for rank in range(128)
     }

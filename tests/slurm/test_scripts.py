@@ -101,7 +101,7 @@ def test_the_users_arguments_come_last_and_whole(checkout: Path) -> None:
     start(checkout, "pretrain_git2", "--config", "my recipe.yaml", "train.freeze=[encoder.*, a b]")
     words = (checkout / "srun.arguments").read_text().splitlines()
     given = ["--config", "my recipe.yaml", "train.freeze=[encoder.*, a b]"]
-    shipped = ["--config", "git2", "--ds_config", "ds_configs/zero3.json"]
+    shipped = ["--config", "git2", "--ds_config", "ds_configs/zero3_wide.json"]
     assert words[words.index("tools/pretrain.py") + 1 :] == shipped + given
     assert {"--kill-on-bad-exit=0", "--wait=60", "--cpus-per-task=6", "--distribution=block"} <= set(words)
 
