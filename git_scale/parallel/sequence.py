@@ -143,9 +143,8 @@ def divide_stream(model: Any, parallel: ParallelConfig) -> None:
     model.encoder.register_forward_pre_hook(_divide_images)
     if parallel.decoder:
         model.decoder.embedding.words.register_forward_hook(_divide_embedded)
-        model.decoder.layers[-1].register_forward_hook(
-            _gather_text
-        )  # the rows of a loss are counted over all
+        # The rows of a loss are counted over all pictures.
+        model.decoder.layers[-1].register_forward_hook(_gather_text)
     else:
         model.projection.register_forward_hook(_gather_projected)
 
