@@ -188,7 +188,7 @@ class SlurmCluster:
 
     def _run(self, *command: str, cwd: Path | None = None, environment: Mapping[str, str] = {}) -> str:
         surroundings = {**self.environment, **environment}
-        done = subprocess.run(command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=cwd, env=surroundings, capture_output=True, text=True, timeout=600)
         if done.returncode:
             if command[0] == "sinfo":  # the controller is not up yet
                 return ""

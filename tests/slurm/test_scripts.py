@@ -51,7 +51,7 @@ def start(
         **more,
     }
     command = ["bash", str(spooled), *arguments]
-    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

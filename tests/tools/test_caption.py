@@ -192,7 +192,7 @@ def test_a_reader_that_leaves(taught: Path, pictures: Path) -> None:
     assert process.stdout and process.stderr
     process.stdout.close()
     errors = process.stderr.read().decode()
-    assert process.wait(timeout=120) == 0 and "Traceback" not in errors and "Error" not in errors
+    assert process.wait(timeout=600) == 0 and "Traceback" not in errors and "Error" not in errors
 
 
 def _environment() -> dict[str, str]:

@@ -34,7 +34,7 @@ def tool(name: str, *arguments: str | Path, processes: int = 0) -> subprocess.Co
         processes
     )
     command = [sys.executable, *launcher, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.distributed
