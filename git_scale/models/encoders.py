@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from git_scale.config import EncoderConfig
 from git_scale.errors import ConfigError
+from git_scale.models.attention import take_over_attentions
 
 Grid = tuple[int, int]
 
@@ -139,6 +140,7 @@ def _create_timm_model(config: EncoderConfig) -> Any:
     if is_vit and backbone.dynamic_img_size and backbone.pos_embed is not None:
         backbone._pos_embed = functools.partial(_add_positions, backbone)
     _replace_modules(backbone, timm.layers.QuickGELU, QuickGelu)
+    take_over_attentions(backbone)
     return backbone
 
 

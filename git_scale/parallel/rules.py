@@ -9,15 +9,14 @@ them. docs/parallelism.md says how to add an architecture.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from git_scale.models.attention import split_heads
 from git_scale.models.decoder import DecoderLayer, TextDecoder, TextEmbedding
 from git_scale.models.encoders import declare_torchvision_operators
 from git_scale.models.git import GitModel
@@ -67,7 +66,7 @@ class Rule:
     """Children on the residual stream, which stay as they are."""
     forward: Callable[..., Tensor] | None = None
     """Stands in for a forward that takes the width between the layers, or (under sequence parallelism) the number of
-    pictures there, for the input's."""
+    pictures there, for the input's. Those of models/attention.py do not."""
 
 
 @functools.cache
@@ -87,9 +86,7 @@ def rules() -> dict[type[nn.Module], Rule]:
         ),
         TextEmbedding: Rule({"words": Vocabulary()}),
         TextDecoder: Rule({"head": Vocabulary()}),
-        timm.layers.Attention: Rule(
-            attention, heads="num_heads", undropped=("attn_drop",), forward=_attention
-        ),
+        timm.layers.Attention: Rule(attention, heads="num_heads", undropped=("attn_drop",)),
         timm.layers.Mlp: Rule({"fc1": Column(), "fc2": Row()}, own_dropout=("drop1",)),
         swin_transformer.WindowAttention: Rule(
             attention | {"relative_position_bias_table": Slice(dim=1)},
@@ -97,9 +94,9 @@ def rules() -> dict[type[nn.Module], Rule]:
             undropped=("attn_drop",),
             forward=_biased_window_attention,
         ),
-        davit.WindowAttention: Rule(attention, heads="num_heads", forward=_window_attention),
-        davit.ChannelAttention: Rule(attention, heads="num_heads", forward=_channel_attention),
-        davit.ChannelAttentionV2: Rule(attention, heads="groups", forward=_channel_attention_v2),
+        davit.WindowAttention: Rule(attention, heads="num_heads"),
+        davit.ChannelAttention: Rule(attention, heads="num_heads"),
+        davit.ChannelAttentionV2: Rule(attention, heads="groups"),
     }
 
 
@@ -119,48 +116,11 @@ def make_local(module: Any, rule: Rule, tp: int) -> None:
         module.forward = MethodType(rule.forward, module)
 
 
-def _split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, L, 3*N*H] to three times [B, N, L, H]."""
-    query, key, value = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return query, key, value
-
-
-def _attention(
-    module: Any, x_BLC: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask, is_causal=is_causal)
-    return module.proj_drop(module.proj(attended.transpose(1, 2).flatten(2)))
-
-
 def _biased_window_attention(module: Any, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
     """Swin's. `mask`: [W, L, L] of the W windows of a picture, added to the scores of each picture's."""
-    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
+    query, key, value = split_heads(module.qkv(x_BLC), module.num_heads)
     scores = (query * module.scale) @ key.transpose(-2, -1) + module._get_rel_pos_bias()
     if mask is not None:
         scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
     attended = scores.softmax(dim=-1) @ value
     return module.proj_drop(module.proj(attended.transpose(1, 2).flatten(2)))
-
-
-def _window_attention(module: Any, x_BLC: Tensor) -> Tensor:
-    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return module.proj(attended.transpose(1, 2).flatten(2))
-
-
-def _channel_attention(module: Any, x_BLC: Tensor) -> Tensor:
-    """Attention between the H channels of a group, over all L places (DaViT, arXiv 2204.03645)."""
-    query, key, value = _split_heads(module.qkv(x_BLC), module.num_heads)
-    weights = ((key * module.scale).transpose(-1, -2) @ value).softmax(dim=-1)
-    attended = (weights @ query.transpose(-1, -2)).transpose(-1, -2)
-    return module.proj(attended.transpose(1, 2).flatten(2))
-
-
-def _channel_attention_v2(module: Any, x_BLC: Tensor) -> Tensor:
-    """As Florence-2 has it: scaled by the number of places."""
-    query, key, value = _split_heads(module.qkv(x_BLC), module.groups)
-    scale = 1 / math.sqrt(query.shape[2] if module.dynamic_scale else query.shape[3])
-    weights = ((query * scale).transpose(-1, -2) @ key).softmax(dim=-1)
-    attended = (weights @ value.transpose(-1, -2)).transpose(-1, -2)
-    return module.proj(attended.transpose(1, 2).flatten(2))
