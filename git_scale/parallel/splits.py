@@ -123,8 +123,8 @@ def describe_splits(model: nn.Module, parallel: ParallelConfig, splits: Splits) 
     sizes: dict[tuple[str, str], list[int]] = {}
     for name, parameter in model.named_parameters():
         split = splits[name]
-        way = "whole on each rank" if split is None else _way_in_words(split)
         tower, *parts = name.split(".")
+        way = "whole on each rank" if split is None else _way_in_words(split, parts[-1])
         path = ".".join(part for part in [tower, *parts][-3:-1] if not part.isdigit())
         sizes.setdefault((f"{tower}: {path}", way), []).append(parameter.numel())
     rows = [
@@ -134,9 +134,11 @@ def describe_splits(model: nn.Module, parallel: ParallelConfig, splits: Splits) 
     return format_table(rows, ("module", "over the tp group", "tensors", "parameters", "per rank"))
 
 
-def _way_in_words(split: Split) -> str:
+def _way_in_words(split: Split, parameter: str) -> str:
     if split.padded:
         return "by vocabulary"
+    if parameter not in ("weight", "bias"):  # a table of the module's own
+        return f"along dimension {split.dim}"
     groups = f", {split.parts} groups" if split.parts > 1 else ""
     return ("by outputs" if split.dim == 0 else "by inputs") + groups
 

@@ -91,3 +91,12 @@ def test_the_table_accounts_for_every_parameter() -> None:
     table = describe_splits(model, parallel, splits_of(model, parallel))
     sizes = [int(line.split()[-2].replace(",", "")) for line in table.splitlines()[2:]]
     assert sum(sizes) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_table_says_how_each_kind_is_cut() -> None:
+    model = on_meta("swin_tiny_patch4_window7_224", depths=[1], num_heads=[4])
+    parallel = ParallelConfig(tp=2)
+    lines = describe_splits(model, parallel, splits_of(model, parallel)).splitlines()
+    ways = {"qkv": "by outputs, 3 groups", "proj": "by inputs", "words": "by vocabulary"}
+    for path, way in {**ways, "attn": "along dimension 1"}.items():
+        assert any(line.split("  ")[0].endswith(path) and way in line for line in lines), path
