@@ -43,7 +43,7 @@ from git_scale.training.start import build_model
 DS_CONFIG = Path(__file__).parents[1] / "ds_configs" / "zero1.json"
 GIB = 2**30
 TEXT_TOKENS = 40
-ACCUMULATION = 4  # micro-batches per step: at 8 GPUs the recipes' 4096 images are more
+ACCUMULATION = 4  # micro-batches per step: as many are the recipes' 4096 images on 8 GPUs, 128 at a time
 WARM_UP, TIMED = 1, 2  # steps
 MICRO_BATCHES = (128, 96, 64, 48, 32, 24, 16, 8)
 PROBES = (4, 8)  # images; two points of the straight line memory(images)
@@ -112,7 +112,7 @@ def measure_recipe(
         model.set_activation_checkpointing(setting.activation_checkpointing)
         try:
             if shape not in micro_batches:
-                # Fitted once, plain: compiled blocks take less memory, but compile anew for each size.
+                # Fitted once, plain: compiled blocks take no more memory, but compile anew for each size.
                 torch.compiler.set_stance("force_eager")
                 micro_batches[shape] = fitting_micro_batch(run, engine, setting.texts)
             torch.compiler.set_stance("default" if setting.compile else "force_eager")

@@ -124,7 +124,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
     compile: bool = False
-    """torch.compile, block by block, in training: fewer and larger kernels, less memory, a minute at the start. With
+    """torch.compile, block by block, in training: fewer and larger kernels, up to a minute at the start. With
     ZeRO 0-2 and without tensor parallelism; needs a C++ compiler on CPU."""
 
 
@@ -245,7 +245,10 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             " a block: set train.compile=false"
         )
     if train.compile and data.resize == "fit":
-        yield "train.compile=true with data.resize=fit would compile for every shape of picture: set one of them off"
+        yield (
+            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
+            " train.compile=false or data.resize=pad"
+        )
     if run.parallel.sequence and train.micro_batch % run.parallel.tp:
         yield (
             f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"

@@ -150,7 +150,7 @@ def test_questions_pictures_and_the_best_checkpoint_fit_together() -> None:
     (split,) = problems_of("train.compile=true", "parallel.tp=2")
     assert "parallel.tp=2" in split and "set train.compile=false" in split
     (shapes,) = problems_of("train.compile=true", "data.resize=fit", "train.micro_batch=1")
-    assert "data.resize=fit" in shapes
+    assert "data.resize=fit" in shapes and "set train.compile=false or data.resize=pad" in shapes
     (heldout,) = problems_of("checkpoint.best=cider", "data.heldout=null")
     assert "set data.heldout" in heldout
 

@@ -76,10 +76,15 @@ def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
     return str(offload.get("device", "none")) != "none"
 
 
-def check_ds_config(ds_config: dict[str, Any], world_size: int, tp: int, has_gpu: bool) -> None:
+def check_ds_config(ds_config: dict[str, Any], run: RunConfig, world_size: int, has_gpu: bool) -> None:
     """Raises ConfigError for settings that these ranks cannot run under, before DeepSpeed fails in its own words."""
-    zero = ds_config.get("zero_optimization", {})
+    zero, tp = ds_config.get("zero_optimization", {}), run.parallel.tp
     problems = []
+    if run.train.compile and zero_stage(ds_config, run.train.precision) == 3:
+        problems.append(
+            "train.compile=true with ZeRO stage 3, which takes weights away between the layers of a block: set"
+            " train.compile=false or take ds_configs/zero1.json or zero2.json"
+        )
     for part in ("offload_optimizer", "offload_param"):
         if (zero.get(part) or {}).get("device") == "nvme":
             problems.append(

@@ -12,8 +12,6 @@ from git_scale.errors import ConfigError
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.options import Option, Setting, weigh
 
-STAGES = {"fp32": (0, 1, 2, 3), "bf16": (1, 2, 3)}
-
 
 def fitting_options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[Option]:
     """tp x ZeRO stage x micro_batch x checkpointing that leave a comfortable margin, the fastest first.
@@ -44,14 +42,21 @@ def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Ite
 
     for tp in _divisors(math.gcd(cluster.per_node, cluster.world_size)):
         dp = cluster.world_size // tp
-        if run.train.global_batch % dp or (tp > 1 and not _splits(run, ds_config, cluster, tp)):
+        if run.train.global_batch % dp:
+            continue
+        if tp > 1 and (run.train.compile or not _splits(run, ds_config, cluster, tp)):
             continue
         sizes = _micro_batches(run, dp, tp)
         for checkpointing in (False, True):
-            for stage in STAGES[run.train.precision]:
+            for stage in _stages(run):
                 settings = (Setting(tp, stage, size, checkpointing) for size in sizes)
                 weighed = (weigh(run, ds_config, cluster, setting) for setting in settings)
                 yield from itertools.takewhile(fits, weighed)  # a larger micro_batch needs more
+
+
+def _stages(run: RunConfig) -> range:
+    """bf16 has master weights, and with them at least stage 1; stage 3 takes weights out of compiled blocks."""
+    return range(int(run.train.precision == "bf16"), 3 if run.train.compile else 4)
 
 
 def _splits(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, tp: int) -> bool:

@@ -21,7 +21,7 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers
 from git_scale.parallel.collectives import first_rank_first, shared_over_tp
-from git_scale.parallel.ds_config import check_ds_config, zero_stage
+from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
@@ -41,14 +41,7 @@ def build_trainer(
     Raises UserError, the same on all ranks, for everything that is wrong before the first step.
     """
     check_world(run, topology.dp)
-    check_ds_config(ds_config, topology.world_size, topology.tp, device.type == "cuda")
-    if run.train.compile and zero_stage(ds_config, run.train.precision) == 3:
-        raise ConfigError(
-            [
-                "train.compile=true with ZeRO stage 3, which takes weights away between the layers of a block: set"
-                " train.compile=false or take ds_configs/zero1.json or zero2.json"
-            ]
-        )
+    check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_metric(run.data.task, run.checkpoint.best)
     tokenizer = load_fitting_tokenizer(run)
     shards = first_rank_first(topology, lambda: open_shards(run.data.train))

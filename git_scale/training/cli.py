@@ -16,7 +16,7 @@ from git_scale.data.shards import open_shards
 from git_scale.errors import ConfigError, UserError
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
-from git_scale.parallel.ds_config import read_ds_config
+from git_scale.parallel.ds_config import check_ds_config, read_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology, topology_from
 from git_scale.planning import (
@@ -90,7 +90,9 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         check_world(run, topology.dp)
         if not args.dry_run:
             return _train(run, ds_config, topology)
-        planned = plan(run, ds_config, _cluster(args, run, topology))
+        cluster = _cluster(args, run, topology)
+        check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
+        planned = plan(run, ds_config, cluster)
         if here.is_writer:
             print(describe(run, planned))  # noqa: T201
         refuse_if_too_large(planned)

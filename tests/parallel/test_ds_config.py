@@ -170,9 +170,9 @@ def test_what_these_ranks_cannot_run_is_refused(
 ) -> None:
     tree = {"zero_optimization": {"stage": 3, **zero}}
     with pytest.raises(ConfigError, match=message):
-        check_ds_config(tree, ranks, tp, has_gpu)
+        check_ds_config(tree, load_run("git_base", [f"parallel.tp={tp}"]), ranks, has_gpu)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_run_on_gpu_nodes_of_eight(path: Path) -> None:
-    check_ds_config(read_ds_config(path), world_size=64, tp=1, has_gpu=True)
+    check_ds_config(read_ds_config(path), load_run("git_base"), world_size=64, has_gpu=True)

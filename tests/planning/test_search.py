@@ -73,6 +73,15 @@ def test_pictures_of_their_own_shape_come_one_by_one(small_run: RunConfig, four_
     assert {option.setting.micro_batch for option in fitting_options(fit, {}, four_gpus)} == {1}
 
 
+def test_what_compiled_blocks_do_not_go_with_is_not_offered(
+    small_run: RunConfig, four_gpus: Cluster, options: list[Option]
+) -> None:
+    found = fitting_options(adjusted(small_run, ["train.compile=true"]), {}, four_gpus)
+    assert {option.setting for option in found} == {
+        option.setting for option in options if option.setting.tp == 1 and option.setting.stage < 3
+    }
+
+
 def test_under_sequence_parallelism_a_group_divides_the_pictures(
     small_run: RunConfig, four_gpus: Cluster
 ) -> None:

@@ -79,6 +79,15 @@ def test_a_dry_run_says_what_a_start_here_would_say(capsys: pytest.CaptureFixtur
     assert "needs" in printed.err and "settings near it that fit" in printed.err
 
 
+@pytest.mark.parametrize("words", [["train.compile=true"], ["--world-size", "8", "train.compile=true"]])
+def test_a_dry_run_refuses_what_the_json_does_not_go_with(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero3 = ["--ds_config", str(ROOT / "ds_configs" / "zero3.json")]
+    assert pretrain.main(["--config", "git_base", "--dry-run", *SMALL, *zero3, *words]) == 2
+    assert "train.compile=true with ZeRO stage 3" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("small_machine")
 @pytest.mark.parametrize(
     ("arguments", "code"),
