@@ -15,13 +15,14 @@ import git_scale
 PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"config", "errors", "files"}
+BASE = {"config", "errors", "files", "stop"}
 BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "leave": set(),
+    "stop": set(),
     "config": {"errors"},
     "recipes": {"config", "errors"},
     "models": {"config", "errors"},

@@ -31,7 +31,7 @@ from git_scale.planning import (
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.recipes import load_run
-from git_scale.training.signals import StopRequest
+from git_scale.stop import StopRequest
 from git_scale.training.start import freeze, settled_by
 
 log = logging.getLogger(__name__)

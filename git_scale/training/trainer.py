@@ -25,7 +25,7 @@ from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
 from git_scale.training.optimizer import lr_factor
-from git_scale.training.signals import StopRequest
+from git_scale.stop import StopRequest
 
 log = logging.getLogger(__name__)
 

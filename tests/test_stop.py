@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from git_scale.training.signals import STOP_SIGNALS, StopRequest
+from git_scale.stop import STOP_SIGNALS, Stopped, StopRequest, check_stop, stop_requested
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -49,7 +49,7 @@ def run_sending(*numbers: signal.Signals) -> subprocess.CompletedProcess[str]:
     code = textwrap.dedent(
         f"""
         import os
-        from git_scale.training.signals import StopRequest
+        from git_scale.stop import StopRequest
         with StopRequest() as stop:
             for number in {[int(number) for number in numbers]}:
                 os.kill(os.getpid(), number)
@@ -72,3 +72,14 @@ def test_slurms_warning_followed_by_its_sigterm_does_not_cut_the_saving_short() 
     """SIGUSR1 comes ahead of the time limit, SIGTERM at it: two different signals are one request."""
     result = run_sending(signal.SIGUSR1, signal.SIGTERM)
     assert (result.returncode, result.stdout) == (0, "True\n")
+
+
+def test_work_that_looks_at_the_request_is_cut_off_between_two_units() -> None:
+    check_stop()  # nobody listens: nothing to hear
+    with StopRequest():
+        check_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested()
+        with pytest.raises(Stopped):
+            check_stop()
+    assert not stop_requested()
