@@ -21,11 +21,11 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine, StepReport
+from git_scale.stop import StopRequest
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
 from git_scale.training.optimizer import lr_factor
-from git_scale.stop import StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
+from git_scale.stop import StopRequest
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import tiny_run
-from git_scale.stop import StopRequest
 
 ROOM = {"max_text_tokens": 24}
 MODEL_POSITIONS = 40

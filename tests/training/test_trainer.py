@@ -13,9 +13,9 @@ import torch
 
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.parallel.topology import Topology
+from git_scale.stop import StopRequest
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run, write_squares
-from git_scale.stop import StopRequest
 
 
 def build(
