@@ -18,6 +18,7 @@ name is complete. A manifest that does not match its files makes it damaged, and
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ CONFIG = "config.yaml"
 STATE_FOLDER = "state"
 RANK_FILES = "rank_*.safetensors"
 BEST, BEST_FILE = "best", "best.json"
+LOWER_IS_BETTER = ("loss",)  # metrics of checkpoint.best; of all others a higher value is better
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,21 @@ class Best:
     step: int
     metric: str
     value: float
+    loss: float | None = None
+    """Held-out loss of the same evaluation; None where there was none."""
+
+    def beats(self, other: Best | None) -> bool:
+        """Whether this later evaluation takes the other's place: among equal values the lower held-out loss does.
+
+        So does the later step when the loss is the same as well. A value that is not finite never does.
+        """
+        if not math.isfinite(self.value):
+            return False
+        return other is None or other.metric != self.metric or self._rank() >= other._rank()
+
+    def _rank(self) -> tuple[float, float]:
+        value = -self.value if self.metric in LOWER_IS_BETTER else self.value
+        return value, -(math.inf if self.loss is None else self.loss)
 
 
 @dataclass(frozen=True)

@@ -119,10 +119,9 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
         return None
 
-    def is_best(self, metric: str, value: float) -> bool:
-        """Whether no checkpoint is marked for so high a value of this metric; of equal ones the first stays."""
-        best = collectives.from_first_rank(layout.read_best(Path(self._run.run_dir)))
-        return best is None or best.metric != metric or value > best.value
+    def is_best(self, best: layout.Best) -> bool:
+        """Whether this evaluation is better than the one whose checkpoint is marked, see Best.beats."""
+        return best.beats(collectives.from_first_rank(layout.read_best(Path(self._run.run_dir))))
 
     def mark_best(self, best: layout.Best) -> None:
         """Points checkpoints/best to that step's checkpoint, if it was written."""

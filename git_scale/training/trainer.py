@@ -179,13 +179,15 @@ class Trainer:
         self.keep_best(evaluation.metrics)
 
     def keep_best(self, metrics: dict[str, float]) -> None:
-        """Saves this step and points checkpoints/best to it when `checkpoint.best` was never as high."""
+        """Saves this step and points checkpoints/best to it when `checkpoint.best` was never better."""
         name = self.run.checkpoint.best
         value = metrics.get(f"eval/{name}")  # not there when no held-out text has a reference
-        if name is None or value is None or not self.checkpoints.is_best(name, value):
+        if name is None or value is None:
             return
-        self.save()
-        self.checkpoints.mark_best(layout.Best(self.step, name, value))
+        best = layout.Best(self.step, name, value, metrics.get("eval/loss"))
+        if self.checkpoints.is_best(best):
+            self.save()
+            self.checkpoints.mark_best(best)
 
     def save(self) -> bool:
         """False when a rank could not write; the log says why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -146,3 +147,21 @@ def test_anything_else_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         layout.find_checkpoint(path)
     assert str(caught.value) == f"{path}: neither a checkpoint nor the folder of a run with one"
+
+
+def test_of_equal_evaluations_the_lower_heldout_loss_is_the_best_and_then_the_later_step() -> None:
+    zero = layout.Best(20, "cider", 0.0, loss=2.0)
+    assert layout.Best(40, "cider", 0.0, loss=1.9).beats(zero)
+    assert not layout.Best(40, "cider", 0.0, loss=2.1).beats(zero)
+    assert layout.Best(60, "cider", 0.0, loss=2.0).beats(zero)
+    assert layout.Best(40, "cider", 0.0, loss=2.1).beats(layout.Best(20, "cider", 0.0)), "written without one"
+    assert layout.Best(40, "cider", 0.1, loss=9.0).beats(zero)
+    assert layout.Best(40, "bleu_4", 0.0).beats(zero), "another metric is not compared"
+
+
+def test_a_lower_loss_is_better_and_none_is_better_than_a_number_that_is_not_finite() -> None:
+    first = layout.Best(20, "loss", 2.0, loss=2.0)
+    assert layout.Best(40, "loss", 1.5, loss=1.5).beats(first)
+    assert not layout.Best(40, "loss", 2.5, loss=2.5).beats(first)
+    for value in (math.nan, math.inf, -math.inf):
+        assert not layout.Best(40, "cider", value).beats(None)

@@ -95,12 +95,12 @@ def fit(topology: Topology, device: torch.device, run: RunConfig) -> list[str]:
     from git_scale.training.build import build_trainer
 
     trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
-    scores = iter([0.2, 0.9, 0.5, 0.9, 0.1])
+    scores = iter([(0.2, 1.0), (0.9, 0.3), (0.5, 0.2), (0.9, 0.4), (0.1, 0.1)])  # with the held-out loss
     real = trainer.evaluator.evaluate
 
     def evaluate(engine: Any) -> Any:
         evaluation = real(engine)
-        evaluation.metrics["eval/vqa_accuracy"] = next(scores)
+        evaluation.metrics["eval/vqa_accuracy"], evaluation.metrics["eval/loss"] = next(scores)
         return evaluation
 
     trainer.evaluator.evaluate = evaluate
@@ -118,7 +118,7 @@ def test_the_best_checkpoint_outlives_newer_ones(squares: Path, tmp_path: Path, 
     folder = tmp_path / "run" / "checkpoints"
     assert (folder / "best").resolve() == (folder / "step_00000004").resolve()
     best = json.loads((folder / "best.json").read_text())
-    assert best == {"step": 4, "metric": "vqa_accuracy", "value": 0.9}
+    assert best == {"step": 4, "metric": "vqa_accuracy", "value": 0.9, "loss": 0.3}
     assert layout.find_checkpoint(folder / "best").name == "best"
     assert layout.find_checkpoint(tmp_path / "run").name == "step_00000010"
 
@@ -131,7 +131,7 @@ def is_best(topology: Topology, device: torch.device, run: RunConfig) -> list[bo
     trainer.keep_best({"eval/texts": 0.0})  # no held-out text has a reference: nothing to keep, no error
     trainer.keep_best({"eval/vqa_accuracy": 0.5})
     asked = [("vqa_accuracy", 0.4), ("vqa_accuracy", 0.6), ("exact_match", 0.1)]
-    return [trainer.checkpoints.is_best(*question) for question in asked]
+    return [trainer.checkpoints.is_best(layout.Best(2, *question)) for question in asked]
 
 
 @pytest.mark.distributed
