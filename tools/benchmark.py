@@ -16,12 +16,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
+from git_scale.console import path, tool  # noqa: E402
 from git_scale.files import replaced_atomically  # noqa: E402
 from git_scale.monitoring.tables import format_table  # noqa: E402
 
 HELPERS = {"products", "synthetic"}  # modules of benchmarks/ that are no programs
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     result = importlib.import_module(f"benchmarks.{args.name}").run()
@@ -46,7 +48,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     programs = sorted({file.stem for file in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
     parser.add_argument("name", choices=programs)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures here as well")
     return parser.parse_args(argv)
 
 

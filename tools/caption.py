@@ -25,12 +25,12 @@ from urllib.parse import unquote, urlsplit
 from tqdm import tqdm
 
 import git_scale
+from git_scale.console import path, tool, whole
 from git_scale.data.clips import PICTURE_ENDINGS, VIDEO_ENDINGS, Clip
-from git_scale.errors import DataError, UserError
+from git_scale.errors import DataError
 
 BATCH = 16
 THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 ms
-INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,12 @@ class Input:
     problem: str = ""
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    try:
-        model = git_scale.load(args.checkpoint, args.device, tokenizer=args.tokenizer)
-        inputs = [found for name in args.images for found in find_inputs(name)]
-        return 0 if caption(model, inputs, args.question, args.beams, args.json) else 2
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (
-        BrokenPipeError
-    ):  # as of `| head`: nobody reads on, and the interpreter is not to complain at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    model = git_scale.load(args.checkpoint, args.device, tokenizer=args.tokenizer)
+    inputs = [found for name in args.images for found in find_inputs(name)]
+    return 0 if caption(model, inputs, args.question, args.beams, args.json) else 2
 
 
 def find_inputs(name: str) -> Iterator[Input]:
@@ -69,7 +59,7 @@ def find_inputs(name: str) -> Iterator[Input]:
     if address.scheme == "file" and address.netloc not in ("", "localhost"):
         yield Input(name, problem=f"a file of the machine {address.netloc}: copy it here first")
         return
-    path = Path(unquote(address.path) if address.scheme == "file" else name)
+    path = Path(unquote(address.path) if address.scheme == "file" else os.path.expanduser(name))  # noqa: PTH111
     if not path.is_dir():
         yield Input(name, path)
         return
@@ -95,7 +85,7 @@ def caption(
                     if isinstance(opened, Clip):
                         tqdm.write(_format(found.name, next(said), as_json))
                     else:
-                        tqdm.write(_printable(f"{found.name}: {opened}"), file=sys.stderr)
+                        tqdm.write(f"{found.name}: {opened}", file=sys.stderr)
                 sys.stdout.flush()
                 done += len(clips)
                 bar.update(len(batch))
@@ -153,25 +143,22 @@ def _format(name: str, said: dict[str, Any], as_json: bool) -> str:
     if as_json:
         return json.dumps({"image": name, **said})
     if "caption" in said:
-        return _printable(f"{name}: {said['caption']}")
-    return _printable("\n".join(f"{name}: {item['question']} {item['answer']}" for item in said["answers"]))
-
-
-def _printable(line: str) -> str:
-    """File names need not be UTF-8."""
-    return line.encode("utf-8", "backslashreplace").decode()
+        return f"{name}: {said['caption']}"
+    return "\n".join(f"{name}: {item['question']} {item['answer']}" for item in said["answers"])
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="a model's folder or file")
+    parser.add_argument("--checkpoint", type=path, required=True, help="a model's folder or file")
     parser.add_argument("--question", action="append", default=[], help="instead of a caption; repeatable")
-    parser.add_argument("--beams", type=int, default=4, help="width of the search (%(default)s; 1: greedy)")
+    parser.add_argument(
+        "--beams", type=whole(1), default=4, help="width of the search (%(default)s; 1: greedy)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per picture")
     parser.add_argument("--device", help="default: a GPU where there is one")
-    parser.add_argument("--tokenizer", help="for a checkpoint without one (Microsoft's)")
+    parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
     parser.add_argument("images", nargs="+", metavar="PICTURE", help="pictures, videos, folders")
     return parser.parse_args(argv)
 

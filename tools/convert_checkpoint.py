@@ -30,20 +30,18 @@ from git_scale.checkpoint.opened import Opened, open_checkpoint
 from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
-from git_scale.errors import CheckpointError, UserError
+from git_scale.console import path, tool, whole
+from git_scale.errors import CheckpointError
 from git_scale.files import replaced_atomically
 from git_scale.parallel.reshape import reshape
 from git_scale.recipes import adjusted
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        args.command(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    args.command(args)
     return 0
 
 
@@ -112,10 +110,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     into = commands.add_parser("import", help="from elsewhere to a model folder of git_scale")
     into.set_defaults(command=run_import)
     into.add_argument(
-        "--tokenizer", type=Path, help="vocab.txt, tokenizer.json or tokenizer.model of the model"
+        "--tokenizer", type=path, help="vocab.txt, tokenizer.json or tokenizer.model of the model"
     )
     into.add_argument(
-        "--image-size", type=int, help="interpolate the table of positions for pictures of this side"
+        "--image-size", type=whole(1), help="interpolate the table of positions for pictures of this side"
     )
     out = commands.add_parser("export", help="from a run, a checkpoint or a model folder")
     out.set_defaults(command=run_export)
@@ -127,19 +125,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     again = commands.add_parser("reshape", help="a run's checkpoint for another tensor-parallel degree")
     again.set_defaults(command=run_reshape)
-    again.add_argument("source", type=Path)
-    again.add_argument("destination", type=Path, help="the folder of a new run")
-    again.add_argument("--tp", type=int, required=True, help="the new degree")
+    again.add_argument("source", type=path)
+    again.add_argument("destination", type=path, help="the folder of a new run")
+    again.add_argument("--tp", type=whole(1), required=True, help="the new degree")
     look = commands.add_parser("inspect", help="kind, step, parameters and shapes")
     look.set_defaults(command=run_inspect)
     for command in (into, out, look):
-        command.add_argument("source", type=Path)
+        command.add_argument("source", type=path)
     for command in (into, look):
         command.add_argument("--encoder", help="timm's name of an image encoder that comes alone")
     for command in (into, out):
-        command.add_argument("destination", type=Path)
+        command.add_argument("destination", type=path)
         command.add_argument("--force", action="store_true", help="replace a model's folder that exists")
-        command.add_argument("--json", type=Path, help="write the report to this file as well")
+        command.add_argument("--json", type=path, help="write the report to this file as well")
     return parser.parse_args(argv)
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 import git_scale
 from git_scale.checkpoint.layout import find_checkpoint, read_progress
+from git_scale.console import tool
 from git_scale.data.images import decode
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.exact_match import is_match
@@ -48,7 +49,8 @@ ENVIRONMENT = {
 }
 
 
-def main() -> int:
+@tool
+def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     build_data()
     train_seconds = train("demo")

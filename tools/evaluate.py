@@ -17,41 +17,36 @@ import argparse
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
+from git_scale.console import path, tool
 from git_scale.errors import UserError
 from git_scale.evaluation.benchmark import evaluate_checkpoint
 from git_scale.evaluation.results import write_results
 from git_scale.leave import leave
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.parallel.topology import Topology, topology_from
+from git_scale.parallel.topology import is_first_rank, topology_from
 
 
+@tool(speaks=is_first_rank)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    topology = Topology()
-    try:
-        topology = topology_from(os.environ)
-        logging.basicConfig(level=logging.INFO if topology.is_writer else logging.ERROR, format="%(message)s")
-        if args.out.exists() and not args.force:
-            raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
-        evaluation = evaluate_checkpoint(
-            args.checkpoint,
-            args.data,
-            args.task,
-            args.tokenizer,
-            args.overrides,
-            read_ds_config(args.ds_config),
-            topology,
-        )
-        if topology.is_writer:
-            write_results(args.out, evaluation)
-            print(json.dumps(evaluation.metrics, indent=1))
-    except UserError as error:
-        if topology.is_writer:
-            print(error, file=sys.stderr)
-        return 2
+    topology = topology_from(os.environ)
+    logging.basicConfig(level=logging.INFO if topology.is_writer else logging.ERROR, format="%(message)s")
+    if args.out.exists() and not args.force:
+        raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
+    evaluation = evaluate_checkpoint(
+        args.checkpoint,
+        args.data,
+        args.task,
+        args.tokenizer,
+        args.overrides,
+        read_ds_config(args.ds_config),
+        topology,
+    )
+    if topology.is_writer:
+        write_results(args.out, evaluation)
+        print(json.dumps(evaluation.metrics, indent=1))
     return 0
 
 
@@ -59,13 +54,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or a run's folder")
-    parser.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="folder of tar shards")
+    parser.add_argument("--checkpoint", type=path, required=True, help="a checkpoint, or a run's folder")
+    parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="folder of tar shards")
     parser.add_argument("--task", choices=("caption", "vqa"), help="default: what it was trained for")
-    parser.add_argument("--tokenizer", type=Path, help="for a checkpoint without one (Microsoft's)")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="new folder (%(default)s)")
+    parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
+    parser.add_argument("--out", type=path, default=Path("evaluation"), help="new folder (%(default)s)")
     parser.add_argument("--force", action="store_true", help="write over --out")
-    parser.add_argument("--ds_config", metavar="JSON", help="ZeRO-3 splits the model over the processes")
+    parser.add_argument(
+        "--ds_config", type=path, metavar="JSON", help="ZeRO-3 splits the model over the processes"
+    )
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args(argv)

@@ -13,10 +13,13 @@ section.key=value lie above. The loop is that of tools/pretrain.py, and so are t
 
 from __future__ import annotations
 
+from git_scale.console import tool
 from git_scale.leave import leave
+from git_scale.parallel.topology import is_first_rank
 from git_scale.training.cli import parse_training_arguments, run_training
 
 
+@tool(speaks=is_first_rank)
 def main(argv: list[str] | None = None) -> int:
     return run_training(parse_training_arguments(__doc__ or "", argv), from_checkpoint=True)
 

@@ -27,6 +27,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # nothing is installed there
 
+from git_scale.console import tool  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 TESTS_BUDGET_S = 110
 # Seconds for each recipe's process, its imports included; the whole stays below 8 minutes.
@@ -36,7 +38,8 @@ NEEDED = ("deepspeed", "timm", "pydantic", "yaml", "numpy", "PIL", "xxhash")
 Report = dict[str, Any]
 
 
-def main() -> int:
+@tool
+def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a CUDA GPU, and torch finds none: nothing was run.", file=sys.stderr)
         return 2

@@ -15,12 +15,10 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from git_scale.config import RunConfig
-from git_scale.errors import UserError
+from git_scale.console import path, positive, share, tool, whole
 from git_scale.files import replaced_atomically
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.planning import (
@@ -41,27 +39,21 @@ from git_scale.training.start import settled_by
 SHOWN = 8
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        asked = load_run(args.config, args.overrides, settled_by)
-        cluster = cluster_from(args, asked)
-        run = with_dividing_batch(asked, cluster)
-        planned = plan(run, read_ds_config(args.ds_config), cluster)
-        if not planned.options:
-            refuse_if_too_large(planned)
-        if run != asked:
-            print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
-        print(f"{describe_plan(planned)}\n\n{options_table(planned, shown(planned))}")
-        if args.json:
-            with replaced_atomically(args.json) as path:
-                path.write_text(json.dumps(as_tree(planned), indent=1), encoding="utf-8")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"--json {args.json}: {error}", file=sys.stderr)
-        return 2
+    asked = load_run(args.config, args.overrides, settled_by)
+    cluster = cluster_from(args, asked)
+    run = with_dividing_batch(asked, cluster)
+    planned = plan(run, read_ds_config(args.ds_config), cluster)
+    if not planned.options:
+        refuse_if_too_large(planned)
+    if run != asked:
+        print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
+    print(f"{describe_plan(planned)}\n\n{options_table(planned, shown(planned))}")
+    if args.json:
+        with replaced_atomically(args.json) as temporary:
+            temporary.write_text(json.dumps(as_tree(planned), indent=1), encoding="utf-8")
     return 0
 
 
@@ -109,38 +101,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1")
-    parser.add_argument("--nodes", type=positive(int), default=1)
-    parser.add_argument("--gpus-per-node", type=positive(int), default=8, metavar="N", help="(%(default)s)")
-    parser.add_argument("--gpu", default="H100", help="a name in accelerators.yaml (%(default)s)")
-    parser.add_argument("--memory-gib", type=positive(float), metavar="GIB", help="of one GPU")
     parser.add_argument(
-        "--intra-gbps", type=positive(float), metavar="GBIT", help="GPU to GPU in a node, one way"
+        "--ds_config", type=path, metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1"
     )
-    parser.add_argument("--inter-gbps", type=positive(float), metavar="GBIT", help="network per GPU, one way")
+    parser.add_argument("--nodes", type=whole(1), default=1)
+    parser.add_argument("--gpus-per-node", type=whole(1), default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument("--gpu", default="H100", help="a name in accelerators.yaml (%(default)s)")
+    parser.add_argument("--memory-gib", type=positive, metavar="GIB", help="of one GPU")
+    parser.add_argument("--intra-gbps", type=positive, metavar="GBIT", help="GPU to GPU in a node, one way")
+    parser.add_argument("--inter-gbps", type=positive, metavar="GBIT", help="network per GPU, one way")
     parser.add_argument("--efficiency", type=share, help=f"share of the peak while computing ({EFFICIENCY})")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="the plan as numbers: bytes, seconds, FLOPs"
+        "--json", type=path, metavar="FILE", help="the plan as numbers: bytes, seconds, FLOPs"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args(argv)
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    return number
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share within (0, 1]")
-    return value
 
 
 if __name__ == "__main__":

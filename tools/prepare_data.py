@@ -17,8 +17,8 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 
+from git_scale.console import path, tool, whole
 from git_scale.data.builders.coco import read_coco
 from git_scale.data.builders.digits import digit_scenes
 from git_scale.data.builders.flickr import read_flickr
@@ -26,16 +26,12 @@ from git_scale.data.builders.pictures import Row, samples_of
 from git_scale.data.builders.tables import read_table
 from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.builders.writer import BuildReport, new_folder, write_shards
-from git_scale.errors import UserError
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        reports = build_digits(args) if args.format == "digits" else build_pictures(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    reports = build_digits(args) if args.format == "digits" else build_pictures(args)
     print_summary(reports)
     return 0
 
@@ -84,45 +80,38 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     digits = formats.add_parser(
         "digits", help="the demo's scenes of handwritten digits: DST/train, DST/heldout"
     )
-    digits.add_argument("--train", type=_positive, default=20_000, help="scenes to train on (%(default)s)")
+    digits.add_argument("--train", type=whole(1), default=20_000, help="scenes to train on (%(default)s)")
     digits.add_argument(
-        "--heldout", type=_positive, default=1000, help="scenes with unseen handwriting (%(default)s)"
+        "--heldout", type=whole(1), default=1000, help="scenes with unseen handwriting (%(default)s)"
     )
-    digits.add_argument("--seed", type=int, default=0)
+    digits.add_argument("--seed", type=whole(0), default=0)
     tables = formats.add_parser("images", help="a folder of pictures with a CSV or TSV of captions")
     tables.add_argument("--file-column", help="default: guessed from the header")
     tables.add_argument("--caption-column", help="default: guessed from the header")
     flickr = formats.add_parser("flickr", help="Flickr8k or Flickr30k: lines of FILE#n<TAB>caption")
     coco = formats.add_parser("coco", help="COCO captions JSON; keeps image_id")
     vqa = formats.add_parser("vqa", help="VQA v2 or TextVQA JSON; keeps image_id and question_id")
-    vqa.add_argument("--questions", type=Path, required=True, metavar="FILE")
-    vqa.add_argument("--annotations", type=Path, metavar="FILE", help="VQA v2's answers; none: a test split")
+    vqa.add_argument("--questions", type=path, required=True, metavar="FILE")
+    vqa.add_argument("--annotations", type=path, metavar="FILE", help="VQA v2's answers; none: a test split")
     vqa.add_argument(
         "--image-name",
         metavar="FORMAT",
         help="default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg",
     )
     for command in (tables, flickr, coco):
-        command.add_argument("--captions", type=Path, required=True, metavar="FILE")
+        command.add_argument("--captions", type=path, required=True, metavar="FILE")
     for command in (tables, flickr, coco, vqa):
-        command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the pictures")
+        command.add_argument("source", type=path, metavar="SOURCE", help="folder of the pictures")
         command.add_argument(
             "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
         )
     for command in (digits, tables, flickr, coco, vqa):
-        command.add_argument("destination", type=Path, metavar="DST", help="new folder of the shards")
-        command.add_argument("--samples-per-shard", type=_positive, default=1000, help="(%(default)s)")
+        command.add_argument("destination", type=path, metavar="DST", help="new folder of the shards")
+        command.add_argument("--samples-per-shard", type=whole(1), default=1000, help="(%(default)s)")
         command.add_argument(
-            "--workers", type=_positive, default=len(os.sched_getaffinity(0)), help="processes"
+            "--workers", type=whole(1), default=len(os.sched_getaffinity(0)), help="processes"
         )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 if __name__ == "__main__":

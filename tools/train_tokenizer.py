@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
+from git_scale.console import path, tool, whole
 from git_scale.data.captions import TextRecord, clean_caption
 from git_scale.data.shards import ShardSet, open_shards
 from git_scale.data.tokenizer import load_tokenizer, train_sentencepiece
-from git_scale.errors import DataError, UserError
+from git_scale.errors import DataError
 
 EXAMPLES = 3
 
@@ -23,25 +23,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shards", type=Path, help="folder of tar shards, or one .tar")
-    parser.add_argument("destination", type=Path, help="the .model to write")
+    parser.add_argument("shards", type=path, help="folder of tar shards, or one .tar")
+    parser.add_argument("destination", type=path, help="the .model to write")
     parser.add_argument(
-        "--vocab-size", type=int, required=True, help="must equal model.vocab_size of the run"
+        "--vocab-size", type=whole(1), required=True, help="must equal model.vocab_size of the run"
     )
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        if args.destination.suffix != ".model":
-            raise DataError(f"{args.destination}: the name of a sentencepiece tokenizer ends in .model")
-        shards = open_shards(args.shards)
-        train_sentencepiece(read_texts(shards), args.destination, args.vocab_size)
-        tokenizer = load_tokenizer(args.destination)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    if args.destination.suffix != ".model":
+        raise DataError(f"{args.destination}: the name of a sentencepiece tokenizer ends in .model")
+    shards = open_shards(args.shards)
+    train_sentencepiece(read_texts(shards), args.destination, args.vocab_size)
+    tokenizer = load_tokenizer(args.destination)
     print(f"{args.destination}: {tokenizer.vocab_size} tokens, from {len(shards)} samples of {args.shards}")
     for text in islice(filter(None, map(clean_caption, read_texts(shards))), EXAMPLES):
         ids = tokenizer.encode(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Mapping
@@ -77,6 +78,14 @@ def topology_from(environment: Mapping[str, str]) -> Topology:
                 master_port=_number(environment, "MASTER_PORT") or _default_port(environment, world_size),
             )
     return Topology(master_port=free_port())
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for all of its launcher's; a process started alone does."""
+    try:
+        return topology_from(os.environ).is_writer
+    except UserError:  # of the launcher's variables: every process says so
+        return True
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

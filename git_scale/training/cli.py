@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from git_scale.config import RunConfig, check_world
+from git_scale.console import path, whole
 from git_scale.data.shards import open_shards
-from git_scale.errors import ConfigError, UserError
+from git_scale.errors import ConfigError
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import check_ds_config, read_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
-from git_scale.parallel.topology import Topology, topology_from
+from git_scale.parallel.topology import Topology, is_first_rank, topology_from
 from git_scale.planning import (
     Cluster,
     Plan,
@@ -36,25 +36,21 @@ from git_scale.training.start import freeze, settled_by
 
 log = logging.getLogger(__name__)
 
-USAGE_ERROR = 2
-
 
 class Parser(argparse.ArgumentParser):
     """Help, usage and errors are printed by the first rank alone; the exit code is that of all."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        try:
-            speaks = topology_from(os.environ).is_writer
-        except UserError:  # of the launcher's variables: not what is wrong here
-            speaks = True
-        if speaks:
+        if is_first_rank():
             super()._print_message(message, file)
 
 
 def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument("--ds_config", metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1")
+    parser.add_argument(
+        "--ds_config", type=path, metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1"
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -62,7 +58,7 @@ def parse_training_arguments(description: str, argv: list[str] | None) -> argpar
     )
     parser.add_argument(
         "--world-size",
-        type=int,
+        type=whole(1),
         metavar="N",
         help="of a dry run: plan for so many GPUs like those of this machine (H100s where there are none)",
     )
@@ -72,35 +68,27 @@ def parse_training_arguments(description: str, argv: list[str] | None) -> argpar
 
 
 def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int:
-    """Trains as `args` say; returns the exit code. User errors become one message on stderr and code 2.
+    """Trains as `args` say; returns the exit code. Raises UserError, the same on all ranks.
 
     from_checkpoint: a run without `init_from` is refused.
     """
-    here = Topology()  # until the launcher's variables are read, every process speaks for itself
-    try:
-        here = topology_from(os.environ)
-        topology = _planned_topology(args) or here
-        run = load_run(args.config, args.overrides, settled_by)
-        if from_checkpoint and run.init_from is None:
-            raise ConfigError(
-                ["init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR"]
-            )
-        topology = topology.with_tp(run.parallel.tp)
-        ds_config = read_ds_config(args.ds_config)
-        check_world(run, topology.dp)
-        if not args.dry_run:
-            return _train(run, ds_config, topology)
-        cluster = _cluster(args, run, topology)
-        check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
-        planned = plan(run, ds_config, cluster)
-        if here.is_writer:
-            print(describe(run, planned))  # noqa: T201
-        refuse_if_too_large(planned)
-        return 0
-    except UserError as error:
-        if here.is_writer:  # the others raise the same
-            print(error, file=sys.stderr)  # noqa: T201
-        return USAGE_ERROR
+    here = topology_from(os.environ)
+    topology = _planned_topology(args) or here
+    run = load_run(args.config, args.overrides, settled_by)
+    if from_checkpoint and run.init_from is None:
+        raise ConfigError(["init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR"])
+    topology = topology.with_tp(run.parallel.tp)
+    ds_config = read_ds_config(args.ds_config)
+    check_world(run, topology.dp)
+    if not args.dry_run:
+        return _train(run, ds_config, topology)
+    cluster = _cluster(args, run, topology)
+    check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
+    planned = plan(run, ds_config, cluster)
+    if here.is_writer:
+        print(describe(run, planned))  # noqa: T201
+    refuse_if_too_large(planned)
+    return 0
 
 
 def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
@@ -142,8 +130,6 @@ def _planned_topology(args: argparse.Namespace) -> Topology | None:
         raise ConfigError(
             ["--world-size goes with --dry-run: the launcher sets the number of processes of a run"]
         )
-    if args.world_size < 1:
-        raise ConfigError([f"--world-size {args.world_size}: at least 1"])
     return Topology(world_size=args.world_size)
 
 

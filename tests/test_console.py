@@ -1,0 +1,202 @@
+"""How a tool begins and ends, whatever it prints to."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from git_scale.console import path, positive, share, tool, whole
+from git_scale.errors import UserError
+from git_scale.stop import Stopped
+from git_scale.testing.taught import write_taught
+
+ROOT = Path(__file__).parents[1]
+TOOLS = sorted((ROOT / "tools").glob("*.py"))
+
+PROGRAM = """
+import sys
+from git_scale.console import tool
+from git_scale.errors import UserError
+
+@tool
+def main(argv=None):
+    {body}
+
+sys.exit(main())
+"""
+
+
+def run_program(body: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = {**buffered, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", PROGRAM.format(body=body.replace("\n", "\n    "))]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.run(command, env=environment, timeout=60, **options)  # type: ignore[call-overload]
+
+
+def closed_pipe() -> int:
+    """A file descriptor to write to whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("source", TOOLS, ids=lambda source: source.stem)
+def test_every_tool_begins_and_ends_so(source: Path) -> None:
+    functions = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)]
+    (main,) = [function for function in functions if function.name == "main"]
+    assert [ast.unparse(decorator).partition("(")[0] for decorator in main.decorator_list] == ["tool"]
+    tries = [node for node in ast.walk(main) if isinstance(node, ast.Try)]
+    assert tries == [], "console.tool says what went wrong"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("x: no such thing"), 2, "x: no such thing\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (Stopped(), 130, ""),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.json"),
+            2,
+            "a.json: No such file or directory\n",
+        ),
+        (OSError(28, "No space left on device"), 2, "No space left on device\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tool
+    def main(argv: list[str] | None = None) -> int:
+        raise error
+
+    assert main() == code
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), OSError(5, "of no file"), BrokenPipeError(32, "a socket's")]
+)
+def test_anything_else_keeps_its_traceback(error: Exception) -> None:
+    @tool
+    def main(argv: list[str] | None = None) -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        main()
+
+
+def test_one_rank_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    @tool(speaks=lambda: False)
+    def main(argv: list[str] | None = None) -> int:
+        raise UserError("said by the first rank")
+
+    assert main() == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_that_cannot_show_a_letter_shows_its_escape() -> None:
+    done = run_program("print('caf\\xe9 \\u732b \\udce9')\nraise UserError('\\xe9: no such file')")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        b"caf\\xe9 \\u732b \\udce9\n",
+        b"\\xe9: no such file\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("for number in range(100_000): print(number)\nreturn 3", 0),  # the reader has what it wanted
+        ("print('a line')\nreturn 0", 0),
+        ("print('a line')\nreturn 2", 2),  # what went wrong before stays wrong
+        ("print('a line')\nraise UserError('nothing there')", 2),
+    ],
+)
+def test_a_reader_of_the_output_that_leaves(body: str, code: int) -> None:
+    writer = closed_pipe()
+    done = run_program(body, stdout=writer)
+    os.close(writer)
+    assert done.returncode == code
+    assert done.stderr in (b"", b"nothing there\n")
+
+
+def test_a_reader_of_the_messages_that_leaves_before_the_work_is_done() -> None:
+    writer = closed_pipe()
+    done = run_program("print('left out', file=sys.stderr)\nreturn 0", stdout=writer, stderr=writer)
+    os.close(writer)
+    assert done.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_finds_no_room_is_no_success() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = run_program("print('a line')\nreturn 0", stdout=full)
+    assert (done.returncode, done.stderr) == (2, b"stdout: No space left on device\n")
+
+
+def test_inspect_into_a_pipe_that_closes(tmp_path: Path) -> None:
+    write_taught(tmp_path / "model")
+    inspect = [
+        sys.executable,
+        str(ROOT / "tools" / "convert_checkpoint.py"),
+        "inspect",
+        str(tmp_path / "model"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }  # each line fails by itself
+    writer = closed_pipe()
+    done = subprocess.run(
+        inspect, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [(whole(1), "3", 3), (whole(0), "0", 0), (positive, "0.5", 0.5), (share, "1", 1.0)],
+)
+def test_numbers_within_their_bounds(kind: Callable[[str], float], text: str, value: float) -> None:
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        *((whole(1), text) for text in ("0", "-1", "1.5", "x", "", "inf")),
+        (whole(0), "-1"),
+        *((positive, text) for text in ("0", "-1", "inf", "nan", "x")),
+        *((share, text) for text in ("0", "1.01", "nan", "x")),
+    ],
+)
+def test_numbers_outside_are_no_arguments(kind: Callable[[str], float], text: str) -> None:
+    with pytest.raises(Exception, match=r"needed|no whole number|no number|no share"):
+        kind(text)
+
+
+def test_a_path_is_what_it_stands_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert path("~/runs") == Path("/home/me/runs")
+    assert path("~") == Path("/home/me")
+    assert path("$SCRATCH/runs") == path("${SCRATCH}/runs") == Path("/scratch/me/runs")
+    assert path("./~/runs") == Path("~/runs")
+    assert path("a~b") == Path("a~b")
+    odd = tmp_path / "cost in $NOWHERE"
+    odd.write_text("")
+    assert path(str(odd)) == odd
+    for text in ("~no_such_user/x", "$NOWHERE/x", "${NOWHERE}/x"):
+        with pytest.raises(Exception, match=r"nobody's home|is not set"):
+            path(text)
