@@ -145,7 +145,8 @@ class EvalConfig(Section):
     every: int = Field(1000, ge=1)
     """Steps between evaluations; one more runs at the end."""
     images: int = Field(1024, ge=1)
-    """Held-out images per evaluation (the first ones, in shard order)."""
+    """Held-out images per evaluation that texts are generated for (the first ones, in shard order). The held-out loss
+    is that of as many, or of 256 where those are fewer."""
     pictures: int = Field(16, ge=0)
     """Of those, how many are shown with reference and generated caption."""
     max_new_tokens: int = Field(40, ge=1)
@@ -161,7 +162,8 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
     best: str | None = None
-    """Metric whose best checkpoint is kept as well, under checkpoints/best: exact_match, cider, vqa_accuracy, ..."""
+    """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, exact_match, cider, vqa_accuracy.
+    Of equal values the one with the lower held-out loss is kept, then the later one."""
 
 
 class LogConfig(Section):

@@ -5,7 +5,7 @@ B images per micro-batch, F frames per image, K texts per image, T text position
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -100,6 +100,10 @@ class EvalSample:
     images: np.ndarray
     queries: list[Query]
     problem: str | None = None
+    texts: list[Text] = field(default_factory=list)
+    """The right texts as training has them: what the held-out loss is measured on."""
+    other: np.ndarray | None = None
+    """The picture of another sample, of which other texts are right; None where none was looked for or found."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,11 @@ class EvalBatch:
     """Number of each sample in the shards; -1: an empty slot, which keeps the ranks in lockstep."""
     problems: list[str]
     """One message per sample that could not be used."""
+    texts: Batch
+    """The same pictures with their right texts as training has them; none for a slot without queries."""
+    others: Tensor
+    """uint8 [B, F, 3, H, W]: of each sample another one's picture, its own where `has_other` is False."""
+    has_other: list[bool]
 
 
 def black(frames: int, size: int) -> np.ndarray:
@@ -125,29 +134,47 @@ def black(frames: int, size: int) -> np.ndarray:
 
 def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
     """Stacks samples of equal F, H, W and K; T is the longest text's length."""
-    shape = len(samples), len(samples[0].texts), max(len(t.tokens) for s in samples for t in s.texts)
-    tokens, targets = np.full(shape, pad_id, np.int64), np.zeros(shape, np.bool_)
-    for b, sample in enumerate(samples):
-        for k, text in enumerate(sample.texts):
-            tokens[b, k, : len(text.tokens)] = text.tokens
-            targets[b, k, : len(text.targets)] = text.targets
+    tokens, targets = _stack_texts([sample.texts for sample in samples], pad_id)
     return Batch(
         images=_stack([sample.images for sample in samples]),
-        tokens=torch.from_numpy(tokens),
-        targets=torch.from_numpy(targets),
+        tokens=tokens,
+        targets=targets,
         keys=[sample.key for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],
     )
 
 
-def collate_eval(samples: list[EvalSample]) -> EvalBatch:
+def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
+    """Stacks samples of equal F, H and W; the numbers of their queries and texts may differ."""
+    images = _stack([sample.images for sample in samples])
+    keys = [sample.key for sample in samples]
+    problems = [sample.problem for sample in samples if sample.problem]
+    tokens, targets = _stack_texts([sample.texts for sample in samples], pad_id)
+    others = [sample.images if sample.other is None else sample.other for sample in samples]
+    has_other = [sample.other is not None for sample in samples]
     return EvalBatch(
-        images=_stack([sample.images for sample in samples]),
+        images=images,
         queries=[sample.queries for sample in samples],
-        keys=[sample.key for sample in samples],
+        keys=keys,
         indices=[sample.index for sample in samples],
-        problems=[sample.problem for sample in samples if sample.problem],
+        problems=problems,
+        texts=Batch(images, tokens, targets, keys, problems),
+        others=_stack(others) if any(has_other) else images,
+        has_other=has_other,
     )
+
+
+def _stack_texts(rows: list[list[Text]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """int64 tokens and bool targets [B, K, T]; a sample with fewer texts than others has padding alone for them."""
+    texts = max(1, *map(len, rows))
+    length = max((len(text.tokens) for row in rows for text in row), default=1)
+    shape = len(rows), texts, length
+    tokens, targets = np.full(shape, pad_id, np.int64), np.zeros(shape, np.bool_)
+    for b, row in enumerate(rows):
+        for k, text in enumerate(row):
+            tokens[b, k, : len(text.tokens)] = text.tokens
+            targets[b, k, : len(text.targets)] = text.targets
+    return torch.from_numpy(tokens), torch.from_numpy(targets)
 
 
 def _stack(images: list[np.ndarray]) -> Tensor:

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -35,6 +36,8 @@ from git_scale.data.tasks import build_task
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
 
+GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is then a few hundredths of a nat
+OTHERS_TRIED = 16  # next samples among which one with other texts is looked for
 PREFETCH = 4  # batches per worker: rides out a slow read, at 5 MB per batch of 32 pictures
 
 
@@ -84,18 +87,42 @@ class EvalSamples(Dataset[EvalSample]):
         self.data, self.shards = run.data, shards
         self.task = build_task(run, tokenizer)
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
+        self.asked, self.count = run.eval.images, scored_images(run, shards)
 
     def __getitem__(self, index: int) -> EvalSample:
         if index < 0:
             return EvalSample(index, "", black(self.frames, self.size), [])
         try:
-            raw = self.shards.read(index)
-            with naming(raw.key):
-                pictures = decode_pictures(raw, self.frames, 0.5)
-                images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
-                return EvalSample(index, raw.key, images, self.task.queries(raw))
+            sample = self._prepare(index)
         except DataError as error:
             return EvalSample(index, self.shards.key(index), black(self.frames, self.size), [], str(error))
+        queries = sample.queries if index < self.asked else []  # the others are for the held-out loss alone
+        other = self._other_picture(sample) if index < GAIN_IMAGES else None
+        return replace(sample, queries=queries, other=other)
+
+    def _prepare(self, index: int) -> EvalSample:
+        raw = self.shards.read(index)
+        with naming(raw.key):
+            pictures = decode_pictures(raw, self.frames, 0.5)
+            images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
+            texts = self.task.reference_texts(raw)
+            return EvalSample(index, raw.key, images, self.task.queries(raw), texts=texts)
+
+    def _other_picture(self, sample: EvalSample) -> np.ndarray | None:
+        """That of the next usable sample with other texts: the same for any number of ranks and workers."""
+        for step in range(1, min(self.count, OTHERS_TRIED + 1)):
+            try:
+                other = self._prepare((sample.index + step) % self.count)
+            except DataError:
+                continue
+            if other.texts != sample.texts:
+                return other.images
+        return None
+
+
+def scored_images(run: RunConfig, shards: ShardSet) -> int:
+    """How many of the first samples an evaluation looks at; of the first `eval.images` it generates texts."""
+    return min(len(shards), max(run.eval.images, GAIN_IMAGES))
 
 
 def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
@@ -164,11 +191,11 @@ def build_train_loader(
 def build_eval_loader(
     run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, dp_rank: int, dp: int
 ) -> Iterable[EvalBatch]:
-    """The first run.eval.images samples, dealt out to the ranks, which all get the same number of batches."""
-    images = min(run.eval.images, len(shards))
-    batches = eval_indices(images, run.train.micro_batch, dp_rank, dp)
+    """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
+    batches = eval_indices(scored_images(run, shards), run.train.micro_batch, dp_rank, dp)
     samples = EvalSamples(run, shards, tokenizer)
-    return _build_loader(samples, batches, collate_eval, min(run.data.workers, len(batches)))
+    collate_fn = functools.partial(collate_eval, pad_id=tokenizer.pad_id)
+    return _build_loader(samples, batches, collate_fn, min(run.data.workers, len(batches)))
 
 
 def _build_loader(

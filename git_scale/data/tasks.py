@@ -6,6 +6,7 @@ generated text begins with, and the texts that would be right).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from git_scale.data.shards import RawSample
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
 
+MAX_REFERENCE_TEXTS = 5  # captions of a picture that the held-out loss looks at: COCO's number
+
 
 class Task(Protocol):
     """One way to turn what is stored beside a picture into tokens."""
@@ -27,6 +30,9 @@ class Task(Protocol):
 
     def queries(self, raw: RawSample) -> list[Query]:
         """Everything that an evaluation asks of the sample. Raises DataError when there is nothing."""
+
+    def reference_texts(self, raw: RawSample) -> list[Text]:
+        """The right texts as training has them, for the held-out loss; none where none is known."""
 
 
 def build_task(run: RunConfig, tokenizer: Tokenizer) -> Task:
@@ -74,6 +80,11 @@ class CaptionTask:
         identity = raw.text.meta.get("image_id", raw.key)
         return [Query(self.prompts.prefix([]), references, identity=identity)]
 
+    def reference_texts(self, raw: RawSample) -> list[Text]:
+        stored = self._stored(raw)
+        captions = clean_captions(stored)[:MAX_REFERENCE_TEXTS] if stored else []
+        return [self.prompts.caption(caption) for caption in captions]
+
     def _stored(self, raw: RawSample) -> list[str]:
         return raw.text.captions if self.frames == 1 else raw.text.clip_captions
 
@@ -104,6 +115,15 @@ class QuestionTask:
         return [
             Query(self.prompts.prefix(encode(item.question)), item.references, item.question, item.identity)
             for item in found
+        ]
+
+    def reference_texts(self, raw: RawSample) -> list[Text]:
+        """Of each question the answer that most annotators gave."""
+        encode = self.prompts.tokenizer.encode
+        return [
+            self.prompts.answer(encode(item.question), encode(Counter(item.references).most_common(1)[0][0]))
+            for item in _questions(raw)
+            if item.references
         ]
 
 

@@ -19,6 +19,7 @@ from git_scale.checkpoint.opened import (
 from git_scale.config import ParallelConfig, RunConfig
 from git_scale.data.shards import open_shards
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
+from git_scale.evaluation.health import findings
 from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel
 from git_scale.parallel.collectives import first_rank_first
@@ -56,6 +57,8 @@ def evaluate_checkpoint(
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)
+    for finding in findings([evaluation.metrics], in_a_row=1):
+        log.warning("%s", finding)
     return evaluation
 
 

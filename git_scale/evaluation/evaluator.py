@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -15,9 +14,11 @@ from tqdm import tqdm
 from git_scale.config import RunConfig
 from git_scale.data.batch import EvalBatch
 from git_scale.data.images import normalise
-from git_scale.data.loader import build_eval_loader
+from git_scale.data.loader import GAIN_IMAGES, build_eval_loader
 from git_scale.data.shards import ShardSet
 from git_scale.data.tokenizer import Tokenizer
+from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
+from git_scale.evaluation.runner import Runner
 from git_scale.evaluation.scores import score
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.models.generate import Decoding, generate
@@ -31,21 +32,6 @@ PROGRESS: dict[str, Any] = {
     "unit": "batch",
     "mininterval": 1 if sys.stderr.isatty() else 30,
 }
-
-
-class Runner(Protocol):
-    """A model on all ranks: the training engine, or one that only runs forward."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def model(self) -> Any:
-        """A Decodable with train() and eval()."""
-
-    @property
-    def is_whole_on_each_rank(self) -> bool:
-        """False where every forward pass is collective."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Asks everything of the first `eval.images` held-out samples; each rank takes every dp-th of them."""
+    """Asks everything of the first `eval.images` held-out samples; each rank takes every dp-th of them.
+
+    The held-out loss is that of the same samples, or of the first 256 where those are fewer.
+    """
 
     def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, topology: Topology) -> None:
         self._run = run
@@ -91,18 +80,24 @@ class Evaluator:
         topology = self._topology
         loader = build_eval_loader(self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp)
         predictions: list[Prediction] = []
+        losses: list[TextLoss] = []
         shown: list[tuple[int, np.ndarray]] = []
         problems: list[str] = []
         runner.model.eval()
+        first = 0  # number of the batch's first sample on the first rank: the same on all of them
         for batch in tqdm(loader, "evaluation", disable=not topology.is_writer, **PROGRESS):
-            predictions += self._predict(runner, batch)
+            losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
+            if first < self._run.eval.images:
+                predictions += self._predict(runner, batch)
+            first += self._run.train.micro_batch * topology.dp
             shown += self._pictures_to_show(batch)
             problems += batch.problems
         runner.model.train()
-        parts = collectives.gather_over_dp((predictions, shown, problems))
+        parts = collectives.gather_over_dp((predictions, shown, problems, losses))
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
         pictures = dict(item for part in parts for item in part[1])
         metrics = score(self._run.data.task, everything)
+        metrics |= loss_metrics(loss for part in parts for loss in part[3])
         return Evaluation(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,

@@ -27,6 +27,8 @@ from git_scale.monitoring.console import format_progress, format_values
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
+
 
 class Writer(Protocol):
     """Takes what a step has to show; names are `section/name`."""
@@ -162,11 +164,19 @@ def build_writers(run_dir: Path, total_steps: int, is_writer: bool, resume_step:
     return WriterGroup(
         [
             ConsoleWriter(total_steps),
-            JsonlWriter(run_dir / "metrics.jsonl", resume_step),
+            JsonlWriter(run_dir / METRICS, resume_step),
             TensorBoardWriter(run_dir / "tensorboard", purge_step=resume_step + 1),
             PictureFolder(run_dir / "pictures"),
         ]
     )
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of all evaluations in metrics.jsonl, oldest first."""
+    path = run_dir / METRICS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if _step_of(line) is not None]
+    return [line for line in found if "eval/images" in line]
 
 
 def _keep_lines(path: Path, last_step: int) -> None:

@@ -19,8 +19,8 @@ from git_scale.evaluation.scores import check_metric
 from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
-from git_scale.monitoring.writers import build_writers
-from git_scale.parallel.collectives import first_rank_first, shared_over_tp
+from git_scale.monitoring.writers import build_writers, read_evaluations
+from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
@@ -73,7 +73,8 @@ def build_trainer(
     batches = build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples)
     batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
-    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress)
+    past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
+    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past)
 
 
 def training_shapes(run: RunConfig) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
 from git_scale.errors import CheckpointError
 from git_scale.evaluation.evaluator import Evaluator
+from git_scale.evaluation.health import Metrics, findings, loss_rise
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
 from git_scale.parallel import collectives
@@ -65,7 +66,9 @@ class Trainer:
         meters: Meters,
         costs: StepCosts,
         progress: Progress,
+        evaluations: list[Metrics],
     ) -> None:
+        """`evaluations`: those of the run so far."""
         self.run = run
         self.engine = engine
         self.checkpoints = checkpoints
@@ -73,6 +76,7 @@ class Trainer:
         self.writer = writer
         self.meters = meters
         self.costs = costs
+        self.evaluations = evaluations
         self.guards = Guards(engine)
         self.step = progress.step
         self.skipped_steps = progress.skipped_steps
@@ -173,7 +177,12 @@ class Trainer:
         with self.meters.pause():
             self.engine.average_statistics()
             evaluation = self.evaluator.evaluate(self.engine)
+        if (rise := loss_rise(self.evaluations, evaluation.metrics)) is not None:
+            evaluation.metrics["eval/loss_rise"] = rise
+        self.evaluations.append(evaluation.metrics)
         self.writer.scalars(self.step, evaluation.metrics)
+        for finding in findings(self.evaluations):
+            self.writer.text(self.step, "eval/finding", finding)
         if evaluation.sheet is not None:
             self.writer.pictures(self.step, "heldout", evaluation.sheet)
         self.keep_best(evaluation.metrics)

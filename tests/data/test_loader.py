@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from git_scale.config import RunConfig
+from git_scale.data import loader
 from git_scale.data.batch import Batch, EvalBatch
 from git_scale.data.captions import clean_captions
 from git_scale.data.images import decode, resize_center_crop
@@ -307,7 +308,10 @@ def test_eval_slots(dp: int, images: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_eval_loader(folder: Path, tokenizer: Tokenizer, workers: int) -> None:
+def test_eval_loader(
+    folder: Path, tokenizer: Tokenizer, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "GAIN_IMAGES", 4)
     shards = open_shards(folder)
     run = make_run(workers, eval={"images": 7})
     ranks = [list(build_eval_loader(run, shards, tokenizer, r, 2)) for r in range(2)]
@@ -321,6 +325,21 @@ def test_eval_loader(folder: Path, tokenizer: Tokenizer, workers: int) -> None:
         assert np.array_equal(first.images[b, 0], resize_center_crop(decode(raw.image or b""), 16))
     assert not second.images[3].any() and references_of(second)[3] == [] and second.keys[3] == ""
     assert second.problems == []
+    assert first.has_other == second.has_other == [True, True, False, False]
+    for b, index in enumerate(first.indices[:2]):
+        other = decode(shards.read(index + 1).image or b"")
+        assert np.array_equal(first.others[b, 0], resize_center_crop(other, 16))
+
+
+def test_the_heldout_loss_looks_at_more_pictures_than_texts_are_generated_for(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
+    (batch,) = build_eval_loader(
+        make_run(0, 16, 16, eval={"images": 7}), open_shards(folder), tokenizer, 0, 1
+    )
+    assert batch.indices == list(range(16)) and all(batch.has_other)
+    assert [bool(queries) for queries in batch.queries] == [True] * 7 + [False] * 9
+    assert batch.texts.targets.any(-1).any(-1).all()
 
 
 def test_eval_of_more_images_than_there_are(folder: Path, tokenizer: Tokenizer) -> None:

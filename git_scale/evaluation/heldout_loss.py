@@ -1,0 +1,73 @@
+"""The held-out loss, and what the right picture saves of it.
+
+A captioner that has learned the language and ignores its pictures scores well enough on words to look healthy. Its
+loss does not change when the picture of a text is exchanged for another one: the image gain is then 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from git_scale.data.batch import Batch, EvalBatch
+from git_scale.data.images import normalise
+from git_scale.evaluation.runner import Runner
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Of the right texts of one sample together: -log of their probability, in nats, without label smoothing."""
+
+    index: int
+    """Number of the sample in the shards."""
+    tokens: int
+    """That are predicted, end tokens included."""
+    nats: float
+    nats_with_other: float | None
+    """With another sample's picture in the place of their own; None where that was not looked at."""
+
+
+def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[TextLoss]:
+    """Of each sample with texts. Collective where the model's forward pass is; `with_others` then as on all ranks."""
+    own = _nats(runner, batch.images, batch.texts)
+    others = _nats(runner, batch.others, batch.texts) if with_others else own
+    tokens = batch.texts.targets.sum((1, 2)).tolist()
+    return [
+        TextLoss(index, count, nats, other if with_others and has_other else None)
+        for index, count, nats, other, has_other in zip(
+            batch.indices, tokens, own, others, batch.has_other, strict=True
+        )
+        if count
+    ]
+
+
+@torch.no_grad()
+def _nats(runner: Runner, images: Tensor, texts: Batch) -> list[float]:
+    """[B]: the sum over each sample's target tokens."""
+    rows, labels = texts.target_rows()
+    pixels = normalise(images.to(runner.device), runner.dtype)
+    logits = runner.model(pixels, texts.tokens.to(runner.device), rows.to(runner.device))
+    found = F.cross_entropy(logits.float(), labels.to(runner.device), reduction="none").double().cpu()
+    samples = rows // texts.tokens[0].numel()
+    return torch.zeros(len(images), dtype=torch.float64).index_add_(0, samples, found).tolist()
+
+
+def loss_metrics(losses: Iterable[TextLoss]) -> dict[str, float]:
+    """`loss` in nats per token; `image_gain`: nats per token that a text's own picture saves against another one.
+
+    What nothing was measured of is left out.
+    """
+    losses = list(losses)
+    compared = [item for item in losses if item.nats_with_other is not None]
+    metrics = {}
+    if losses:
+        metrics["loss"] = math.fsum(item.nats for item in losses) / sum(item.tokens for item in losses)
+    if compared:
+        saved = math.fsum((item.nats_with_other or 0.0) - item.nats for item in compared)
+        metrics["image_gain"] = saved / sum(item.tokens for item in compared)
+    return metrics
