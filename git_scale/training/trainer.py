@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -66,7 +66,7 @@ class Trainer:
         meters: Meters,
         costs: StepCosts,
         progress: Progress,
-        evaluations: list[Metrics],
+        evaluations: Sequence[Metrics],
     ) -> None:
         """`evaluations`: those of the run so far."""
         self.run = run
@@ -76,7 +76,7 @@ class Trainer:
         self.writer = writer
         self.meters = meters
         self.costs = costs
-        self.evaluations = evaluations
+        self.evaluations = list(evaluations)
         self.guards = Guards(engine)
         self.step = progress.step
         self.skipped_steps = progress.skipped_steps
