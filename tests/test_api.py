@@ -315,7 +315,7 @@ def test_the_tokenizer_must_fit(folder: Path, tmp_path: Path, monkeypatch: pytes
     from dataclasses import replace
 
     from git_scale.checkpoint import predictor
-    from git_scale.data.tokenizer import train_sentencepiece
+    from git_scale.data.train_tokenizer import train_sentencepiece
 
     train_sentencepiece(["a b c d e f g"] * 9, tmp_path / "other.model", 12)
     with pytest.raises(CheckpointError, match=r"12 pieces, but the word table .* 34 rows"):

@@ -15,7 +15,7 @@ import git_scale
 PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"config", "errors", "files", "paths", "stop"}
+BASE = {"config", "errors", "files", "paths", "progress", "stop", "text_files"}
 BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "files": set(),
     "leave": set(),
     "paths": set(),
+    "progress": set(),
     "stop": set(),
+    "text_files": set(),
     "console": {"errors", "paths", "stop"},
     "config": {"errors", "paths"},
     "recipes": {"config", "errors"},

@@ -15,23 +15,26 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 
 from git_scale.console import path, tool, whole
 from git_scale.data.builders.coco import read_coco
 from git_scale.data.builders.digits import digit_scenes
 from git_scale.data.builders.flickr import read_flickr
+from git_scale.data.builders.new_folder import new_folder
 from git_scale.data.builders.pictures import Row, samples_of
 from git_scale.data.builders.tables import read_table
 from git_scale.data.builders.vqa import read_vqa
-from git_scale.data.builders.writer import BuildReport, new_folder, write_shards
+from git_scale.data.builders.writer import BuildReport, Skipped, describe_skipped, write_shards
+from git_scale.errors import DataError
+from git_scale.stop import StopRequest
 
 
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    reports = build_digits(args) if args.format == "digits" else build_pictures(args)
+    with StopRequest():
+        reports = build_digits(args) if args.format == "digits" else build_pictures(args)
     print_summary(reports)
     return 0
 
@@ -47,18 +50,20 @@ def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
 
 
 def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
+    if args.source.resolve() in args.destination.resolve().parents:
+        raise DataError(f"{args.destination}: lies in the folder of the pictures; choose another folder")
     rows = read_rows(args)
     samples = samples_of(rows, args.source, args.shrink, args.workers)
     report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
     return {args.destination.name: report}
 
 
-def read_rows(args: argparse.Namespace) -> list[Row]:
+def read_rows(args: argparse.Namespace) -> list[Row | Skipped]:
     if args.format == "images":
         return read_table(args.captions, args.file_column, args.caption_column)
     if args.format == "vqa":
         return read_vqa(args.questions, args.annotations, args.image_name)
-    return {"flickr": read_flickr, "coco": read_coco}[args.format](args.captions)
+    return list(read_flickr(args.captions)) if args.format == "flickr" else read_coco(args.captions)
 
 
 def print_summary(reports: dict[str, BuildReport]) -> None:
@@ -67,9 +72,8 @@ def print_summary(reports: dict[str, BuildReport]) -> None:
     for name, report in reports.items():
         counts = f"{report.samples:10}{report.captions:10}{report.distinct_captions:10}{report.questions:10}"
         print(f"{name:16}{counts}{report.shards:8}{report.bytes / 2**20:10.1f}{report.skipped.total():9}")
-        for reason, number in report.skipped.most_common():
-            names = ", ".join(repr(item.name) for item in report.examples if item.reason == reason)
-            print(f"  skipped {number}: {reason}{f': {names}' if names else ''}")
+        for line in describe_skipped(report):
+            print(f"  {line}")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -115,6 +119,4 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # a scheduler's SIGTERM ends like Ctrl-C: the unfinished folder is removed
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -1,20 +1,25 @@
 """Train a sentencepiece tokenizer on every text of a folder of tar shards.
 
 python tools/train_tokenizer.py data/train data/tokenizer.model --vocab-size 8000
+
+From --vocab-size 1000 on, characters without a piece of their own are spelled in bytes, so that no text is lost.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from itertools import islice
 
 from git_scale.console import path, tool, whole
-from git_scale.data.captions import TextRecord, clean_caption
+from git_scale.data.coverage import coverage_of, texts_of
 from git_scale.data.shards import ShardSet, open_shards
-from git_scale.data.tokenizer import load_tokenizer, train_sentencepiece
+from git_scale.data.tokenizer import load_tokenizer
+from git_scale.data.train_tokenizer import BYTE_FALLBACK_FROM, BYTES, train_sentencepiece
 from git_scale.errors import DataError
+from git_scale.leave import leave
+from git_scale.progress import remark
+from git_scale.stop import StopRequest
 
 EXAMPLES = 3
 
@@ -24,7 +29,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=path, help="folder of tar shards, or one .tar")
-    parser.add_argument("destination", type=path, help="the .model to write")
+    parser.add_argument("destination", type=path, help="the .model to write; one that is there stays")
     parser.add_argument(
         "--vocab-size", type=whole(1), required=True, help="must equal model.vocab_size of the run"
     )
@@ -36,32 +41,52 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.destination.suffix != ".model":
         raise DataError(f"{args.destination}: the name of a sentencepiece tokenizer ends in .model")
-    shards = open_shards(args.shards)
-    train_sentencepiece(read_texts(shards), args.destination, args.vocab_size)
-    tokenizer = load_tokenizer(args.destination)
-    print(f"{args.destination}: {tokenizer.vocab_size} tokens, from {len(shards)} samples of {args.shards}")
-    for text in islice(filter(None, map(clean_caption, read_texts(shards))), EXAMPLES):
-        ids = tokenizer.encode(text)
-        print(f"  {text!r}: {len(ids)} tokens: {' | '.join(tokenizer.decode([number]) for number in ids)}")
+    if args.destination.exists():
+        raise DataError(
+            f"{args.destination}: exists; runs may depend on it: remove it or choose another name"
+        )
+    with StopRequest():
+        texts = Texts(open_shards(args.shards))
+        train_sentencepiece(texts, args.destination, args.vocab_size)
+        for line in describe(args, texts):
+            print(line)
     return 0
 
 
-def read_texts(shards: ShardSet) -> Iterator[str]:
-    """Every caption, question and answer; samples whose text cannot be read are left out with a message."""
-    for number in range(len(shards)):
-        try:
-            yield from texts_of(shards.read_text(number))
-        except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
+def describe(args: argparse.Namespace, texts: Texts) -> Iterator[str]:
+    """What was trained, on what, and how it spells the texts."""
+    tokenizer, samples = load_tokenizer(args.destination), len(texts.shards)
+    yield f"{args.destination}: {tokenizer.vocab_size} tokens, from {samples} samples of {args.shards}"
+    if lost := len(texts.left_out):
+        yield f"  left out: {lost} samples ({100 * lost / samples:.1f} %) without a readable text"
+    if args.vocab_size < BYTE_FALLBACK_FROM:
+        yield (
+            f"  no byte fallback below --vocab-size {BYTE_FALLBACK_FROM}: its {BYTES} pieces would take most of the"
+            " vocabulary; a character that these texts do not have is lost"
+        )
+    yield f"  {coverage_of(tokenizer, texts).describe()}"
+    for text in islice(texts, EXAMPLES):
+        ids = tokenizer.encode(text)
+        yield f"  {text!r}: {len(ids)} tokens: {' | '.join(tokenizer.decode([number]) for number in ids)}"
 
 
-def texts_of(record: TextRecord) -> Iterator[str]:
-    yield from record.captions
-    yield from record.meta.get("clip_captions", [])
-    for question in record.questions:
-        yield question["question"]
-        yield from question.get("answers", [])
+class Texts:
+    """Every caption, question and answer of the shards; samples whose text cannot be read are left out."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+        self.left_out: set[int] = set()
+        """Numbers of samples; each is named on standard error when it is met first."""
+
+    def __iter__(self) -> Iterator[str]:
+        for number in range(len(self.shards)):
+            try:
+                yield from texts_of(self.shards.read_text(number))
+            except DataError as error:
+                if number not in self.left_out:
+                    remark(f"left out: {error}")
+                self.left_out.add(number)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())  # the training of a tokenizer that was stopped would go on to its end

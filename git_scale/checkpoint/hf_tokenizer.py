@@ -16,7 +16,14 @@ from git_scale.data.tokenizer import Tokenizer, WordPieceTokenizer
 from git_scale.errors import CheckpointError
 
 UNIGRAM = 1  # of sentencepiece's TrainerSpec.ModelType
-PROBES = ("a red dog is sitting near the table.", "Caf\u00e9 \u2014 2  dogs,\tone \u4e2d cat!", "x", " a ")
+SPELLED_BYTE = "<(?=0x[0-9A-F]{2}>)"  # the sign before the rest of what a byte's piece is called
+PROBES: tuple[str, ...] = (
+    "a red dog is sitting near the table.",
+    "Caf\u00e9 \u2014 2  dogs,\tone \u4e2d cat!",
+    "x",
+    " a ",
+)
+PROBES += ("30\u00b0 \U0001f600\u4e2d\u6587", "a <0x41> b<0x0A>")
 
 
 def write_tokenizer_files(tokenizer: Tokenizer, positions: int, folder: Path) -> None:
@@ -67,15 +74,16 @@ def _unigram(path: Path) -> Built:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    if proto.trainer_spec.model_type != UNIGRAM or proto.trainer_spec.byte_fallback:
+    if proto.trainer_spec.model_type != UNIGRAM:
         raise CheckpointError(
-            f"{path}: not a plain unigram model, the only kind for transformers; take --format native"
+            f"{path}: not a unigram model, the only kind for transformers; take --format native"
         )
     model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     pieces = [
         (model.id_to_piece(number), model.get_score(number)) for number in range(model.get_piece_size())
     ]
-    fast = FastTokenizer(models.Unigram(pieces, unk_id=model.unk_id(), byte_fallback=False))
+    in_bytes = proto.trainer_spec.byte_fallback
+    fast = FastTokenizer(models.Unigram(pieces, unk_id=model.unk_id(), byte_fallback=in_bytes))
     spec = proto.normalizer_spec
     steps: list[Any] = (
         [normalizers.Precompiled(spec.precompiled_charsmap)] if spec.precompiled_charsmap else []
@@ -84,8 +92,14 @@ def _unigram(path: Path) -> Built:
         steps += [normalizers.Replace(Regex("[ \u2581]+"), " "), normalizers.Strip()]
     fast.normalizer = normalizers.Sequence(steps)
     scheme = "always" if spec.add_dummy_prefix else "never"
-    fast.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", prepend_scheme=scheme)
-    fast.decoder = decoders.Metaspace("\u2581", prepend_scheme=scheme)
+    words, spaces = (kind.Metaspace("\u2581", prepend_scheme=scheme) for kind in (pre_tokenizers, decoders))
+    if in_bytes:
+        # A text that spells "<0x41>" is not that byte: no piece may hold the whole of it.
+        apart = pre_tokenizers.Split(Regex(SPELLED_BYTE), "isolated")
+        fast.pre_tokenizer = pre_tokenizers.Sequence([words, apart])
+        fast.decoder = decoders.Sequence([decoders.ByteFallback(), spaces])
+    else:
+        fast.pre_tokenizer, fast.decoder = words, spaces
     kinds = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id(), "eos": model.eos_id()}
     names = {f"{kind}_token": model.id_to_piece(number) for kind, number in kinds.items()}
     # GitProcessor's examples ask for cls_token

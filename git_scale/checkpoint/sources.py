@@ -5,7 +5,6 @@ Mapped pages of a file count as memory of the process, so files are closed again
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from git_scale.errors import CheckpointError
+from git_scale.text_files import parse_json
 
 FORGET_AFTER = 256 << 20  # bytes read before mapped files are closed
 MAX_JSON = 64 << 20  # bytes of a configuration or an index; real ones have less than 1 MB
@@ -176,8 +176,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes; at most {MAX_JSON} are read")
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        tree = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: a JSON object is expected, found {type(tree).__name__}")

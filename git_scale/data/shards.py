@@ -26,6 +26,7 @@ from git_scale.errors import DataError
 
 log = logging.getLogger(__name__)
 
+PARTIAL = ".partial"  # the name of a folder that a build still writes to ends so
 MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
 
 
@@ -92,6 +93,10 @@ def _find(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of tar shards; tools/prepare_data.py makes one")
     paths = sorted(folder.glob("*.tar"))
+    if unfinished := next(folder.glob(f".*{PARTIAL}"), None):
+        raise DataError(
+            f"{folder}: a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
+        )
     if not paths:
         raise DataError(f"{folder}: no *.tar inside; tools/prepare_data.py makes them")
     return paths

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +13,17 @@ import xxhash
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from git_scale.data.captions import MAX_CAPTION_BYTES, clean_caption
 from git_scale.errors import DataError
-from git_scale.files import replaced_atomically
 
-MAX_TRAINING_TEXTS = 10_000_000  # a random sample of more: about 20 GB in sentencepiece, and no better pieces
+
+@dataclass(frozen=True)
+class Spelling:
+    """The stretches of a text that no piece of the vocabulary covers."""
+
+    unknown: list[str]
+    """What becomes the unknown token: lost."""
+    in_bytes: list[str]
+    """What is spelled in pieces of one byte each: kept, at the cost of some tokens."""
 
 
 class Tokenizer(Protocol):
@@ -37,6 +42,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens; special ones are dropped."""
+
+    def spell(self, text: str) -> Spelling:
+        """Which stretches of the text become the unknown token, and which are spelled in bytes."""
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -73,6 +81,8 @@ class SentencePieceTokenizer:
                 f"{path}: its pad, unknown, begin and end token have the ids {found} instead of 0, 1, 2, 3;"
                 " train one with tools/train_tokenizer.py"
             )
+        self._in_bytes = frozenset(filter(self._model.is_byte, range(self.vocab_size)))
+        self._beyond = self._in_bytes | {self.unk_id}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SentencePieceTokenizer, (self.path,)
@@ -83,6 +93,19 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(self._model.decode([int(number) for number in ids if number not in special]))
+
+    def spell(self, text: str) -> Spelling:
+        ids = self._model.encode(text)
+        if self._beyond.isdisjoint(ids):
+            return Spelling([], [])
+        pieces = list(zip(ids, self._model.encode(text, out_type=str), strict=True))
+        unknown = [
+            piece for number, piece in pieces if number == self.unk_id
+        ]  # which has the text's characters
+        spelled = bytes(
+            int(piece[1:-1], 16) for number, piece in pieces if number in self._in_bytes
+        )  # "<0xC3>"
+        return Spelling(unknown, list(spelled.decode("utf-8", "replace")))
 
 
 class WordPieceTokenizer:
@@ -98,6 +121,7 @@ class WordPieceTokenizer:
             raise DataError(f"{path}: no BERT vocabulary, it lacks {', '.join(missing)}")
         self.vocab_size = len(self.words)
         self.pad_id, self.bos_id, self.eos_id = numbers["[PAD]"], numbers["[CLS]"], numbers["[SEP]"]
+        self._unk_id = numbers["[UNK]"]
         self._tokenizer = self.build_fast()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,6 +137,11 @@ class WordPieceTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(self._tokenizer.decode([int(number) for number in ids if number not in special]))
+
+    def spell(self, text: str) -> Spelling:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return Spelling([text[begin:end] for number, (begin, end) in spans if number == self._unk_id], [])
 
 
 def _words_of_lines(data: bytes, path: Path) -> list[str]:
@@ -154,50 +183,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
-
-
-def train_sentencepiece(texts: Iterable[str], destination: str | Path, vocab_size: int) -> None:
-    """Trains a unigram model on `texts` and writes it whole or not at all; same texts, same bytes.
-
-    Raises DataError when the texts cannot fill `vocab_size`, naming the largest size they can.
-    """
-    model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(0)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_usable(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="unigram",
-            max_sentence_length=MAX_CAPTION_BYTES,
-            input_sentence_size=MAX_TRAINING_TEXTS,
-            num_threads=4,  # the sums of the training depend on it, so it does not follow the machine
-            pad_id=SentencePieceTokenizer.pad_id,
-            unk_id=SentencePieceTokenizer.unk_id,
-            bos_id=SentencePieceTokenizer.bos_id,
-            eos_id=SentencePieceTokenizer.eos_id,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        raise DataError(_explain(str(error), vocab_size)) from None
-    destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(destination) as temporary:
-        temporary.write_bytes(model.getvalue())
-
-
-def _usable(texts: Iterable[str]) -> Iterator[str]:
-    empty = True
-    for text in filter(None, map(clean_caption, texts)):
-        empty = False
-        yield text
-    if empty:
-        raise DataError("no text to train a tokenizer on: every caption is empty")
-
-
-def _explain(message: str, vocab_size: int) -> str:
-    if largest := re.search(r"value <= (\d+)", message):
-        return f"--vocab-size {vocab_size}: these captions fill at most {largest[1]}; set that or less"
-    if needed := re.search(r"required_chars\S* \S+ vs (\d+)", message):
-        return f"--vocab-size {vocab_size}: these captions have {needed[1]} characters; set clearly more"
-    return f"--vocab-size {vocab_size}: sentencepiece cannot train: {message}"

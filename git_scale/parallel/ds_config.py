@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.text_files import read_json
 
 # DeepSpeed key -> where the run holds that value. A second owner could only disagree.
 OWNED_BY_THE_RUN = {
@@ -40,10 +40,10 @@ def read_ds_config(path: str | Path | None) -> dict[str, Any]:
         return {}
     path = Path(path)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
     except OSError:
         raise ConfigError([f"--ds_config {path}: no such file; ds_configs/ holds ready ones"]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError([f"--ds_config {path}: not valid JSON: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"--ds_config {path}: a DeepSpeed configuration is an object of settings"])

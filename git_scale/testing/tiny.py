@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from git_scale.config import RunConfig
-from git_scale.data.tokenizer import train_sentencepiece
+from git_scale.data.train_tokenizer import train_sentencepiece
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "black": (20, 20, 20)}
 SIDES = {"tiny": 8, "small": 14, "big": 22}

@@ -9,6 +9,7 @@ import torch
 
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
+from git_scale.data.coverage import report_coverage
 from git_scale.data.images import longest_side
 from git_scale.data.loader import build_train_loader
 from git_scale.data.shards import ShardSet, open_shards
@@ -47,6 +48,8 @@ def build_trainer(
     shards = first_rank_first(topology, lambda: open_shards(run.data.train))
     heldout = run.data.heldout
     heldout_shards = first_rank_first(topology, lambda: open_shards(heldout) if heldout else None)
+    if topology.is_writer:
+        report_coverage(tokenizer, shards)
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
     words = keep_tokenizer(run) if topology.is_writer else tokenizer.path  # the writer copies it from there
 

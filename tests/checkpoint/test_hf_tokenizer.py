@@ -14,8 +14,8 @@ from git_scale.data.tokenizer import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     load_tokenizer,
-    train_sentencepiece,
 )
+from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.errors import CheckpointError
 
 NOUNS = ["dogs", "cat", "horse", "chairs", "caf\u00e9", "table", "window", "street", "market", "bridge"]
@@ -78,6 +78,23 @@ def test_a_unigram_model_gives_sentencepieces_numbers(model: Path, tmp_path: Pat
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == model.read_bytes()
 
 
+def test_byte_fallback_gives_sentencepieces_numbers_and_texts(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghiklmnoprstuw", k=draw.randint(2, 9))) for _ in range(900)]
+    texts = [" ".join(draw.choices(words, k=9)) for _ in range(3000)]
+    train_sentencepiece([*texts, "caf\u00e9"], tmp_path / "bytes.model", 1000)
+    ours = load_tokenizer(tmp_path / "bytes.model")
+    fast = export(ours, tmp_path / "out")
+    letters = "abcdegh  \u00e9\u00b0\u4e2d\U0001f600<>0xA41Z\u2581\u0e35'\"\n\t"
+    odd = ["".join(draw.choices(letters, k=draw.randint(1, 30))) for _ in range(500)]
+    spelled = [f"{text[:5]}<0x{draw.randrange(256):02X}>{text[5:]}" for text in odd]  # texts, no bytes
+    for text in [*ODD, *texts[:100], *odd, *spelled]:
+        ids = ours.encode(text)
+        assert fast.encode(text, add_special_tokens=False).ids == ids
+        assert fast.decode([2, *ids, 3], skip_special_tokens=True) == ours.decode(ids)
+    assert ours.decode(ours.encode("30\u00b0 \U0001f600 \u4e2d\u6587")) == "30\u00b0 \U0001f600 \u4e2d\u6587"
+
+
 def test_its_texts_are_the_same(model: Path, tmp_path: Path) -> None:
     ours = load_tokenizer(model)
     fast = export(ours, tmp_path / "out")
@@ -129,5 +146,5 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         bos_id=2,
         eos_id=3,
     )
-    with pytest.raises(CheckpointError, match="not a plain unigram model"):
+    with pytest.raises(CheckpointError, match="not a unigram model"):
         export(load_tokenizer(tmp_path / "bpe.model"), tmp_path / "out")

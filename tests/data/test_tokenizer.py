@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import pickle
+import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sentencepiece
 from tokenizers import BertWordPieceTokenizer
 
-from git_scale.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from git_scale.data.tokenizer import Spelling, Tokenizer, load_tokenizer
+from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.errors import DataError
+from git_scale.stop import Stopped, StopRequest
 
 WORDS = [
     "red",
@@ -147,13 +152,111 @@ def test_training_is_deterministic_and_whole(model: Path, tmp_path: Path) -> Non
 
 
 def test_captions_that_cannot_fill_the_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--vocab-size 5000: these captions fill at most (\d+)") as error:
+    with pytest.raises(
+        DataError, match=r"--vocab-size 5000: these texts fill at most \d+ pieces; set \d+$"
+    ) as error:
         train_sentencepiece(TEXTS, tmp_path / "t.model", 5000)
     assert not (tmp_path / "t.model").exists()
-    largest = int(str(error.value).split("at most ")[1].split(";")[0])
+    largest = int(str(error.value).split("; set ")[1])
     train_sentencepiece(TEXTS, tmp_path / "t.model", largest)
     assert load_tokenizer(tmp_path / "t.model").vocab_size == largest
-    with pytest.raises(DataError, match=r"--vocab-size 6: these captions have .* set clearly more"):
-        train_sentencepiece(TEXTS, tmp_path / "s.model", 6)
     with pytest.raises(DataError, match="no text to train a tokenizer on"):
         train_sentencepiece(["", " \n"], tmp_path / "s.model", 30)
+
+
+HAN = [chr(0x4E00 + number) for number in range(1100)]
+FEW = ["a dog runs"]
+ACCENTS = ["caf\u00e9 dog 30\u00b0", *(f"a dog runs in the park on day {n}" for n in range(200))]
+CHINESE = ["".join(random.Random(number).choices(HAN, k=30)) for number in range(600)]
+
+
+@pytest.mark.parametrize("texts", [FEW, ACCENTS, CHINESE], ids=["few", "accents", "chinese"])
+@pytest.mark.parametrize("size", [5, 60, 999, 1000, 1100, 40_000])
+def test_a_size_that_does_not_fit_names_one_that_does(tmp_path: Path, texts: list[str], size: int) -> None:
+    """ "Set that or less" was answered by "set clearly more"."""
+    with pytest.raises(DataError, match=rf"--vocab-size {size}: .* pieces; set \d+$") as error:
+        train_sentencepiece(texts, tmp_path / "t.model", size)
+    works = int(str(error.value).split("; set ")[1])
+    train_sentencepiece(texts, tmp_path / "t.model", works)
+    assert load_tokenizer(tmp_path / "t.model").vocab_size == works
+
+
+@pytest.fixture(scope="module")
+def with_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghiklmnoprstuw", k=draw.randint(2, 9))) for _ in range(900)]
+    texts = [" ".join(draw.choices(words, k=9)) for _ in range(3000)]
+    path = tmp_path_factory.mktemp("bytes") / "t.model"
+    train_sentencepiece([*texts, "caf\u00e9"], path, 1000)
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "caf\u00e9",
+        "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "at 30\u00b0",
+        "\u4e2d\u6587",
+        "<0x41>",
+    ],
+)
+def test_no_character_is_lost_from_a_vocabulary_of_1000_on(
+    with_bytes: Tokenizer, model: Path, text: str
+) -> None:
+    assert with_bytes.decode(with_bytes.encode(text)) == text
+    assert with_bytes.spell(text).unknown == []
+    small = load_tokenizer(model)  # the negative control: 30 pieces
+    assert small.decode(small.encode(text)) != text and small.spell(text).unknown != []
+
+
+def test_what_has_no_piece_is_told_apart(with_bytes: Tokenizer, model: Path, vocab: Path) -> None:
+    assert with_bytes.spell("abe 3\u00b0 \u4e2d") == Spelling([], ["3", "\u00b0", "\u4e2d"])
+    assert with_bytes.spell("abe") == Spelling([], [])
+    assert load_tokenizer(model).spell("dog 3\u00b0 cat!") == Spelling(["3\u00b0", "!"], [])
+    assert load_tokenizer(vocab).spell("a Zebra dog \u4e2d") == Spelling(["Zebra", "\u4e2d"], [])
+
+
+def test_a_small_vocabulary_keeps_every_character_that_fits(tmp_path: Path) -> None:
+    """One of 9,000 characters, which the default coverage leaves out."""
+    texts = ["abc cab bca"] * 1000 + ["a\u00b0"]
+    train_sentencepiece(texts, tmp_path / "t.model", 12)
+    assert load_tokenizer(tmp_path / "t.model").spell("a\u00b0") == Spelling([], [])
+    many = ["abc cab bca"] * 10_000 + ["".join(map(chr, range(0x4E00, 0x4E00 + 30)))]
+    train_sentencepiece(many, tmp_path / "s.model", 12)  # these do not fit
+    assert load_tokenizer(tmp_path / "s.model").spell("a\u4e00") == Spelling(["\u4e00"], [])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+    def texts() -> Iterator[str]:
+        raise AssertionError("read")
+        yield ""
+
+    class Texts:
+        __iter__ = staticmethod(texts)
+
+    (tmp_path / "folder.model").mkdir()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "folder.model", tmp_path / "file" / "t.model"):
+        with pytest.raises(DataError, match=r"cannot be written: .*; choose another place"):
+            train_sentencepiece(Texts(), place, 30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.model"]
+
+
+def test_a_stop_is_heard_while_sentencepiece_trains(tmp_path: Path) -> None:
+    """Its training takes minutes of one call, in which no handler of Python runs."""
+    draw = random.Random(0)
+    texts = [
+        " ".join("".join(draw.choices("abcdefghijklmnop", k=7)) for _ in range(9)) for _ in range(20_000)
+    ]
+
+    def all_read() -> Iterator[str]:
+        yield from texts
+        signal.raise_signal(signal.SIGTERM)  # what follows is sentencepiece's own
+
+    class Texts:
+        __iter__ = staticmethod(all_read)
+
+    with StopRequest(), pytest.raises(Stopped):
+        train_sentencepiece(Texts(), tmp_path / "t.model", 8000)
+    assert list(tmp_path.iterdir()) == []

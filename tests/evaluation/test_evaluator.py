@@ -59,7 +59,7 @@ def test_each_sample_is_captioned_once_and_as_from_the_checkpoint(
 
 @pytest.mark.distributed
 def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(squares: Path, tmp_path: Path) -> None:
-    from git_scale.data.tokenizer import train_sentencepiece
+    from git_scale.data.train_tokenizer import train_sentencepiece
     from git_scale.errors import CheckpointError
 
     run_distributed(train_and_evaluate, 1, squares, tmp_path / "run", 0)

@@ -77,10 +77,10 @@ def test_every_format_builds_the_same_samples(
     output = capsys.readouterr().out
     assert output.splitlines()[1].split()[:6] == ["out", "2", "3", "3", "0", "1"]
     for line in (
-        "skipped 1: empty caption: 'b.png'",
-        "skipped 1: broken picture: 'broken.jpg'",
-        "skipped 1: missing picture: 'gone.jpg'",
-        "skipped 1: path leaves the images folder: '../secret.jpg'",
+        "skipped 1 (25.0 % of the captions): empty caption: 'b.png'",
+        "skipped 1 (20.0 % of the pictures): broken picture: 'broken.jpg'",
+        "skipped 1 (20.0 % of the pictures): missing picture: 'gone.jpg'",
+        "skipped 1 (20.0 % of the pictures): path leaves the images folder: '../secret.jpg'",
     ):
         assert line in output
 
@@ -119,7 +119,7 @@ def test_vqa_builds_pictures_with_questions_alone(
     ]
     output = capsys.readouterr().out
     assert output.splitlines()[1].split()[:6] == ["out", "1", "0", "0", "2", "1"]
-    assert "skipped 1: missing picture: 'gone.jpg'" in output
+    assert "skipped 1 (50.0 % of the pictures): missing picture: 'gone.jpg'" in output
 
 
 def test_digits_build_both_splits_with_other_handwriting(
@@ -164,7 +164,8 @@ def test_nothing_usable_is_refused_and_leaves_nothing(
     (tmp_path / "t.csv").write_text("file,caption\nbroken.jpg,text\n")
     command = ["images", str(images), str(tmp_path / "out"), "--captions", str(tmp_path / "t.csv")]
     assert tool.main([*command, "--workers", "1"]) == 2
-    assert "nothing usable to write\n  'broken.jpg': broken picture" in capsys.readouterr().err
+    expected = "nothing usable to write\n  skipped 1 (100.0 % of the pictures): broken picture: 'broken.jpg'"
+    assert expected in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "secret.jpg", "t.csv"]
 
 
@@ -190,8 +191,38 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
         while b"sample/s" not in process.stderr.read1():  # the bar shows: the build is on its way
             assert process.poll() is None
-        assert [path.name.startswith("out.tmp-") for path in tmp_path.iterdir()] == [True]
+        assert [path.name.startswith(".out.") for path in tmp_path.iterdir()] == [True]
         process.send_signal(signal.SIGTERM)
         process.communicate()
-    assert process.returncode == 143
+    assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_that_closed_and_a_terminal_without_utf_8_do_not_end_a_build(
+    images: Path, tmp_path: Path
+) -> None:
+    """Nobody reads either stream, and the file name is not in the terminal's alphabet."""
+    (tmp_path / "t.csv").write_text("file,caption\na.jpg,one\ncaf\u00e9.jpg,two\n", encoding="utf-8")
+    command = [sys.executable, str(TOOL), "images", str(images), str(tmp_path / "out")]
+    command += ["--captions", str(tmp_path / "t.csv"), "--workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1]), "PYTHONIOENCODING": "ascii"}
+    reader, closed = os.pipe()
+    os.close(reader)
+    assert subprocess.run(command, env=environment, stdout=closed, stderr=closed).returncode == 0
+    os.close(closed)
+    assert len(open_shards(tmp_path / "out")) == 1
+    command[4] = str(tmp_path / "again")
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, env=environment, stdout=full, stderr=full).returncode == 0
+    command[4] = str(tmp_path / "third")
+    output = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    assert b"missing picture: 'caf\\xe9.jpg'" in output
+
+
+def test_a_destination_among_the_pictures_is_refused(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions = write_sources(tmp_path)["t.csv"]
+    assert tool.main(["images", str(images), str(images / "out"), "--captions", str(captions)]) == 2
+    assert "lies in the folder of the pictures" in capsys.readouterr().err
+    assert not (images / "out").exists()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -53,8 +54,35 @@ def test_every_kind_of_text_is_learned(
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert "20 tokens, from 32 samples" in lines[0]
-    assert len(lines) == 4 and all(" tokens: " in line for line in lines[1:])
-    assert "left out: s-000000.tar:bad: the text is not UTF-8" in err
+    assert lines[1:4] == [
+        "  left out: 1 samples (3.1 %) without a readable text",
+        "  no byte fallback below --vocab-size 1000: its 256 pieces would take most of the vocabulary;"
+        " a character that these texts do not have is lost",
+        "  the vocabulary has pieces for all 764 characters of 151 texts",
+    ]
+    assert len(lines) == 7 and all(" tokens: " in line for line in lines[4:])
+    assert err.count("left out: s-000000.tar:bad: the text is not UTF-8") == 1
+
+
+def test_a_model_that_is_there_stays(
+    tool: ModuleType, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.model").write_text("keep")
+    assert tool.main([str(shards), str(tmp_path / "t.model"), "--vocab-size", "20"]) == 2
+    assert "t.model: exists; runs may depend on it" in capsys.readouterr().err
+    assert (tmp_path / "t.model").read_text() == "keep"
+
+
+def test_a_stop_ends_it_with_130_and_nothing_left(
+    tool: ModuleType, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_record: object) -> list[str]:
+        signal.raise_signal(signal.SIGTERM)
+        return ["a text"]
+
+    monkeypatch.setattr(tool, "texts_of", stopped)
+    assert tool.main([str(shards), str(tmp_path / "t.model"), "--vocab-size", "20"]) == 130
+    assert not list(tmp_path.glob("*t.model*"))
 
 
 @pytest.mark.parametrize(

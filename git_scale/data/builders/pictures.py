@@ -6,6 +6,7 @@ File names come from CSV and JSON files that strangers wrote: none of them may l
 from __future__ import annotations
 
 import io
+import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,17 +38,31 @@ class Row:
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> list[Row]:
-    """(file, caption) pairs as one row per file, in order of first mention."""
+    """(file, caption) pairs as one row per file, in order of first mention; "./a.jpg" is "a.jpg"."""
     captions_of: dict[str, list[str]] = {}
     for file, caption in pairs:
-        captions_of.setdefault(file, []).append(caption)
+        captions_of.setdefault(posixpath.normpath(file), []).append(caption)
     return [Row(file, tuple(captions)) for file, captions in captions_of.items()]
 
 
+def refuse_shared_files(path: Path, rows: Iterable[Row]) -> None:
+    """Raises DataError when two rows, each with an image_id of its own, name one file."""
+    seen: dict[str, Row] = {}
+    for row in rows:
+        first = seen.setdefault(posixpath.normpath(row.file), row)
+        if first is not row:
+            ids = f"{first.extra['image_id']!r} and {row.extra['image_id']!r}"
+            raise DataError(
+                f"{path}: the image ids {ids} have one file, {row.file!r}; give a picture one id, and that to all"
+                " that is said of it"
+            )
+
+
 def samples_of(
-    rows: Iterable[Row], images: Path, shrink: bool = False, workers: int = 1
+    rows: Iterable[Row | Skipped], images: Path, shrink: bool = False, workers: int = 1
 ) -> Iterator[SampleToWrite | Skipped]:
-    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty texts.
+    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty texts, and
+    what the format's reader has skipped already.
 
     `shrink`: pictures above the paper's size (shorter side 384, longer side 640) become smaller JPEGs; all
     others keep their bytes. Raises DataError when `images` is no folder.
@@ -58,20 +73,24 @@ def samples_of(
         yield from outcomes
 
 
-def make_sample(images: Path, shrink: bool, row: Row) -> list[SampleToWrite | Skipped]:
-    """The row's sample, after one Skipped for each empty text; or only what was skipped and why."""
+def make_sample(images: Path, shrink: bool, row: Row | Skipped) -> list[SampleToWrite | Skipped]:
+    """The row's sample, after one Skipped for each unusable text; or only what was skipped and why."""
+    if isinstance(row, Skipped):
+        return [row]
     captions = [text.strip() for text in row.captions if clean_caption(text)]
     questions = [question for question in row.questions if clean_caption(question["question"])]
     outcomes: list[SampleToWrite | Skipped] = []
-    outcomes += [Skipped(row.file, "empty caption")] * (len(row.captions) - len(captions))
-    outcomes += [Skipped(row.file, "empty question")] * (len(row.questions) - len(questions))
+    outcomes += [Skipped(row.file, "empty caption", "caption")] * (len(row.captions) - len(captions))
+    outcomes += [Skipped(row.file, "empty question", "question")] * (len(row.questions) - len(questions))
+    distinct = list(dict.fromkeys(captions))
+    outcomes += [Skipped(row.file, "same caption again", "caption")] * (len(captions) - len(distinct))
     if not captions and not questions:
-        return outcomes or [Skipped(row.file, "no caption")]
+        return [*outcomes, Skipped(row.file, "no caption")]
     try:
         image, extension = load_picture(images, row.file, shrink)
     except _UnusableError as reason:
         return [*outcomes, Skipped(row.file, str(reason))]
-    text = {"captions": captions, "file": row.file, **row.extra}
+    text = {"captions": distinct, "file": row.file, **row.extra}
     if questions:
         text["questions"] = questions
     return [*outcomes, SampleToWrite(image, extension, text)]

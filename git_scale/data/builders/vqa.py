@@ -6,91 +6,186 @@ TextVQA: one file whose `data` holds both.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.json_records import (
+    FormError,
+    Id,
+    id_of,
+    kind_of,
+    not_text,
+    read_object,
+    records_of,
+    value_of,
+)
+from git_scale.data.builders.pictures import Row, refuse_shared_files
+from git_scale.data.builders.writer import Skipped
+from git_scale.data.captions import clean_caption
 from git_scale.errors import DataError
 
 TEXTVQA_NAME = "{image_id}.jpg"
+NO_ANSWER = "question without an answer"
 
 
-def read_vqa(questions: Path, annotations: Path | None = None, image_name: str | None = None) -> list[Row]:
+def read_vqa(
+    questions: Path, annotations: Path | None = None, image_name: str | None = None
+) -> list[Row | Skipped]:
     """One row per picture, in order of first mention, with its image_id and all its questions.
 
     A question is `{"question": str, "answers": [str, ...], "question_id": int}`; a test split's has no answers.
+    Before the rows what cannot be used: questions and answers that are no text, annotations of no question.
     `image_name`: the picture's file name, a format of image_id; by default VQA v2's of the file's split
     ("COCO_val2014_{image_id:012d}.jpg") or TextVQA's.
-    Raises DataError when a file is not of that form, or when a question has no annotation.
+    Raises DataError when a file is not of that form, when a question has no annotation, or when an id stands twice.
     """
-    tree = _read_json(questions)
+    skipped: list[Skipped] = []
     try:
+        tree = read_object(questions)
         if "data" in tree:
-            return _gather(_textvqa(tree["data"]), image_name or TEXTVQA_NAME)
-        answers = _answers(annotations) if annotations else None
-        return _gather(_vqa2(tree["questions"], answers), image_name or _default_name(tree))
-    except (KeyError, TypeError, AttributeError) as error:
+            asked, name = list(_textvqa(tree, _Questions(questions, skipped))), TEXTVQA_NAME
+        else:
+            answers = _read_annotations(annotations, skipped) if annotations else None
+            asked = list(_vqa2(tree, answers, _Questions(questions, skipped)))
+            name = image_name or _default_name(tree)
+    except FormError as error:
         raise DataError(
-            f"{questions}: not VQA questions ({type(error).__name__}: {error}); expected an object with questions:"
+            f"{questions}: not VQA questions ({error}); expected an object with questions:"
             " [{image_id, question, question_id}] (VQA v2) or data: [the same with answers] (TextVQA)"
         ) from None
+    rows = _gather(asked, image_name or name)
+    refuse_shared_files(questions, rows)
+    return [*skipped, *rows]
 
 
 def _default_name(tree: dict[str, Any]) -> str:
-    if "data_subtype" not in tree:
+    split = tree.get("data_subtype")
+    if not isinstance(split, str):
         raise DataError(
             "the questions name no data_subtype (split); give --image-name, a format of {image_id}"
         )
-    split = str(tree["data_subtype"]).replace("-dev", "")  # test-dev2015 asks about the pictures of test2015
+    split = split.replace("-dev", "")  # test-dev2015 asks about the pictures of test2015
     return f"COCO_{split}_{{image_id:012d}}.jpg"
 
 
+@dataclass(frozen=True)
+class _Annotation:
+    """The answers to one question."""
+
+    answers: list[str]
+    image_id: Any
+    """None where the annotation does not name its picture."""
+
+
 def _vqa2(
-    questions: list[dict[str, Any]], answers: dict[Any, list[str]] | None
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for question in questions:
-        number = question["question_id"]
-        if answers is not None and number not in answers:
+    tree: dict[str, Any], annotations: dict[Id, _Annotation] | None, asked: _Questions
+) -> Iterator[tuple[Id, dict[str, Any]]]:
+    for place, record in records_of(tree, "questions"):
+        number, image = asked.ids_of(place, record)
+        answers: list[str] = []
+        if annotations is not None:
+            if number not in annotations:
+                raise DataError(
+                    f"{asked.path}: question {number} has no annotation; are questions and annotations of one split?"
+                )
+            answers, theirs = annotations[number].answers, annotations[number].image_id
+            if theirs not in (None, image):
+                raise DataError(
+                    f"{asked.path}: question {number} is about image_id {image!r}, its annotation about {theirs!r};"
+                    " are both files of one data set?"
+                )
+            if not answers:
+                asked.skipped.append(Skipped(f"question_id {number}", NO_ANSWER, "question"))
+                continue
+        yield from asked.usable(record, number, image, answers)
+    for number in annotations or {}:
+        if number not in asked.seen:
+            item = Skipped(f"question_id {number}", "annotation of no question", "annotation")
+            asked.skipped.append(item)
+
+
+def _textvqa(tree: dict[str, Any], asked: _Questions) -> Iterator[tuple[Id, dict[str, Any]]]:
+    for place, record in records_of(tree, "data"):
+        number, image = asked.ids_of(place, record)
+        given = record.get("answers", [])
+        if not isinstance(given, list):
+            raise FormError(f"{place}.answers is {kind_of(given)}, not a list")
+        answers = _texts(given, number, asked.skipped)
+        if given and not answers:
+            asked.skipped.append(Skipped(f"question_id {number}", NO_ANSWER, "question"))
+            continue
+        yield from asked.usable(record, number, image, answers)
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """What has been read of a file of questions: no question_id comes twice."""
+
+    path: Path
+    skipped: list[Skipped]
+    seen: set[Id] = field(default_factory=set)
+
+    def ids_of(self, place: str, record: dict[str, Any]) -> tuple[Id, Id]:
+        """(question_id, image_id). Raises DataError for a question_id that was there before."""
+        number, image = id_of(place, record, "question_id"), id_of(place, record, "image_id")
+        if number in self.seen:
             raise DataError(
-                f"question {number} has no annotation; are questions and annotations of one split?"
+                f"{self.path}: question_id {number!r} stands twice, again at {place} ({record.get('question')!r});"
+                " give each question an id of its own"
             )
-        yield question["image_id"], _question(question, answers[number] if answers is not None else [])
+        self.seen.add(number)
+        return number, image
+
+    def usable(
+        self, record: dict[str, Any], number: Id, image: Id, answers: list[str]
+    ) -> Iterator[tuple[Id, dict[str, Any]]]:
+        """The question under its image_id; nothing for one that is no text."""
+        question = value_of(f"question {number}", record, "question")
+        if isinstance(question, str):
+            yield image, {"question": question, "answers": answers, "question_id": number}
+        else:
+            self.skipped.append(Skipped(f"question_id {number}", not_text("question", question), "question"))
 
 
-def _textvqa(questions: list[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for question in questions:
-        yield (
-            question["image_id"],
-            _question(question, [str(answer) for answer in question.get("answers", [])]),
-        )
-
-
-def _question(question: dict[str, Any], answers: list[str]) -> dict[str, Any]:
-    return {
-        "question": str(question["question"]),
-        "answers": answers,
-        "question_id": question["question_id"],
-    }
-
-
-def _answers(path: Path) -> dict[Any, list[str]]:
-    tree = _read_json(path)
+def _read_annotations(path: Path, skipped: list[Skipped]) -> dict[Id, _Annotation]:
     try:
-        return {
-            item["question_id"]: [str(answer["answer"]) for answer in item["answers"]]
-            for item in tree["annotations"]
-        }
-    except (KeyError, TypeError) as error:
+        return _annotations(path, read_object(path), skipped)
+    except FormError as error:
         raise DataError(
-            f"{path}: not VQA annotations ({type(error).__name__}: {error}); expected an object with annotations:"
+            f"{path}: not VQA annotations ({error}); expected an object with annotations:"
             " [{question_id, answers: [{answer}]}]"
         ) from None
 
 
-def _gather(asked: Iterator[tuple[Any, dict[str, Any]]], image_name: str) -> list[Row]:
-    questions_of: dict[Any, list[dict[str, Any]]] = {}
+def _annotations(path: Path, tree: dict[str, Any], skipped: list[Skipped]) -> dict[Id, _Annotation]:
+    found: dict[Id, _Annotation] = {}
+    for place, record in records_of(tree, "annotations"):
+        number = id_of(place, record, "question_id")
+        if number in found:
+            raise DataError(
+                f"{path}: question_id {number!r} has two annotations, the second at {place}; remove one"
+            )
+        given = [value_of(where, item, "answer") for where, item in records_of(record, "answers")]
+        found[number] = _Annotation(_texts(given, number, skipped), record.get("image_id"))
+    return found
+
+
+def _texts(answers: list[Any], number: Id, skipped: list[Skipped]) -> list[str]:
+    """The answers that are texts with a word in them."""
+    usable: list[str] = []
+    for answer in answers:
+        if isinstance(answer, str) and clean_caption(answer):
+            usable.append(answer)
+        else:
+            reason = "empty answer" if isinstance(answer, str) else not_text("answer", answer)
+            skipped.append(Skipped(f"question_id {number}", reason, "answer"))
+    return usable
+
+
+def _gather(asked: Iterable[tuple[Id, dict[str, Any]]], image_name: str) -> list[Row]:
+    questions_of: dict[Id, list[dict[str, Any]]] = {}
     for image_id, question in asked:
         questions_of.setdefault(image_id, []).append(question)
     name_of = _namer(image_name)
@@ -100,8 +195,8 @@ def _gather(asked: Iterator[tuple[Any, dict[str, Any]]], image_name: str) -> lis
     ]
 
 
-def _namer(image_name: str) -> Callable[[Any], str]:
-    def name(image_id: Any) -> str:
+def _namer(image_name: str) -> Callable[[Id], str]:
+    def name(image_id: Id) -> str:
         try:
             return image_name.format(image_id=image_id)
         except (ValueError, LookupError, AttributeError) as error:
@@ -110,13 +205,3 @@ def _namer(image_name: str) -> Callable[[Any], str]:
             ) from None
 
     return name
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file: {error}") from None
-    if not isinstance(tree, dict):
-        raise DataError(f"{path}: holds a {type(tree).__name__}, not an object of a VQA file")
-    return tree

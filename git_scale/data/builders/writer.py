@@ -8,23 +8,26 @@ The bytes depend on the samples alone: no clock, user or process leaves a trace 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import webdataset
-from tqdm import tqdm  # deepspeed and timm both bring it
 
+from git_scale.data.builders.new_folder import new_folder
 from git_scale.data.shards import open_shards
 from git_scale.errors import DataError
+from git_scale.files import replaced_atomically
+from git_scale.progress import progress
+from git_scale.stop import check_stop
 
-EXAMPLES = 10  # skipped things that a report names; the rest is counted
+log = logging.getLogger(__name__)
+
+EXAMPLES = 5  # skipped things that a report names for each reason; the rest is counted
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Skipped(NamedTuple):
 
     name: str
     reason: str
+    unit: str = "picture"
+    """What it is: a picture, caption, question, answer or annotation."""
 
 
 @dataclass
@@ -53,18 +58,53 @@ class BuildReport:
     captions: int = 0
     distinct_captions: int = 0
     questions: int = 0
+    answers: int = 0
     shards: int = 0
     bytes: int = 0
     """Of the tar files, their indexes not counted."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Number of skipped things by reason."""
-    examples: list[Skipped] = field(default_factory=list)
-    """The first of them."""
+    skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Number of skipped things by (unit, reason)."""
+    examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """The names of the first of them."""
 
     def skip(self, item: Skipped) -> None:
-        self.skipped[item.reason] += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(item)
+        kind = (item.unit, item.reason)
+        self.skipped[kind] += 1
+        named = self.examples.setdefault(kind, [])
+        if len(named) < EXAMPLES:
+            named.append(item.name)
+
+    def skipped_by_reason(self) -> list[dict[str, Any]]:
+        """The most frequent first: unit, reason, count, examples, share of all that came of that unit."""
+        written = Counter(
+            picture=self.samples, caption=self.captions, question=self.questions, answer=self.answers
+        )
+        came = Counter({unit: written[unit] for unit, _ in self.skipped})
+        for (unit, _), count in self.skipped.items():
+            came[unit] += count
+        return [
+            {
+                "unit": unit,
+                "reason": reason,
+                "count": count,
+                "share": count / came[unit],
+                "examples": self.examples[unit, reason],
+            }
+            for (unit, reason), count in self.skipped.most_common()
+        ]
+
+    def as_json(self) -> str:
+        counts = {name: value for name, value in vars(self).items() if name not in ("skipped", "examples")}
+        return json.dumps({**counts, "skipped": self.skipped_by_reason()}, indent=1) + "\n"
+
+
+def describe_skipped(report: BuildReport) -> list[str]:
+    """One line per reason for which something was left out."""
+    return [
+        f"skipped {row['count']} ({100 * row['share']:.1f} % of the {row['unit']}s): {row['reason']}:"
+        f" {', '.join(map(repr, row['examples']))}"
+        for row in report.skipped_by_reason()
+    ]
 
 
 def write_shards(
@@ -75,49 +115,31 @@ def write_shards(
 ) -> BuildReport:
     """Writes `destination`/NAME-000000.tar, ... (NAME is the folder's own) with their indexes; keys count up.
 
-    `total`: number of items to come, for the estimate of the time left.
-    Raises DataError when `destination` holds anything already, or when no sample was usable.
+    report.json beside them holds the returned report. `total`: number of items to come, for the estimate of the
+    time left. Raises DataError when `destination` holds anything already, when no sample was usable, or when the
+    disk is full, which leaves the complete shards and says where; Stopped when a stop was asked for.
     """
     report = BuildReport()
     with new_folder(destination) as folder:
-        usable = _usable(tqdm(samples, total=total, unit="sample", mininterval=2), report)
+        usable = _usable(progress(samples, total, "sample"), report)
         for shard in _groups(usable, samples_per_shard):
             path = folder / f"{destination.resolve().name}-{report.shards:06d}.tar"
             report.bytes += _write_shard(path, shard, report.samples)
             report.samples += len(shard)
             report.shards += 1
         if not report.samples:
-            raise DataError(f"{destination}: nothing usable to write{_first_reasons(report)}")
+            reasons = "".join(f"\n  {line}" for line in describe_skipped(report))
+            raise DataError(f"{destination}: nothing usable to write{reasons}")
         open_shards(folder)  # reads every tar back and leaves the indexes
+        _write_report(folder / REPORT, report)
     return report
-
-
-@contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder beside `destination` that takes its name at the end, and vanishes when anything goes wrong.
-
-    Raises DataError when `destination` is a file, holds anything already or cannot be made.
-    """
-    destination = destination.resolve()  # a link to a scratch disk stays a link
-    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise DataError(f"{destination}: exists already and is not empty; remove it or choose another folder")
-    folder = destination.with_name(f"{destination.name}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{destination}: cannot be made: {error.strerror}; choose another folder") from None
-    try:
-        yield folder
-        folder.replace(destination)  # an empty folder in its place is replaced
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _usable(samples: Iterable[SampleToWrite | Skipped], report: BuildReport) -> Iterator[SampleToWrite]:
     """Passes samples on, and takes down the texts that go by and what is skipped."""
     seen: set[int] = set()  # hashes: the captions of a large data set would fill the memory
     for item in samples:
+        check_stop()
         if isinstance(item, Skipped):
             report.skip(item)
             continue
@@ -125,7 +147,9 @@ def _usable(samples: Iterable[SampleToWrite | Skipped], report: BuildReport) -> 
         seen.update(map(hash, captions))
         report.captions += len(captions)
         report.distinct_captions = len(seen)
-        report.questions += len(item.text.get("questions", []))
+        questions = item.text.get("questions", [])
+        report.questions += len(questions)
+        report.answers += sum(len(question.get("answers", [])) for question in questions)
         yield item
 
 
@@ -142,12 +166,13 @@ def _groups(samples: Iterator[SampleToWrite], size: int) -> Iterator[list[Sample
 
 def _write_shard(path: Path, samples: list[SampleToWrite], first_key: int) -> int:
     """Writes one tar and returns its size in bytes; keys are numbers of nine digits from `first_key` on."""
-    with path.open("wb") as file:
+    with (
+        replaced_atomically(path) as temporary,
+        temporary.open("wb") as file,
+    ):  # a full disk leaves no half of one
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="git_scale", group="git_scale") as tar:
             for key, sample in enumerate(samples, start=first_key):
                 tar.write({"__key__": f"{key:09d}", **_members(sample)})
-        file.flush()
-        os.fsync(file.fileno())
         return file.tell()
 
 
@@ -158,5 +183,9 @@ def _members(sample: SampleToWrite) -> dict[str, bytes]:
     return {sample.extension: sample.image, "json": text.encode("utf-8", "replace"), **frames}
 
 
-def _first_reasons(report: BuildReport) -> str:
-    return "".join(f"\n  {name!r}: {reason}" for name, reason in report.examples)
+def _write_report(path: Path, report: BuildReport) -> None:
+    try:
+        with replaced_atomically(path) as temporary:
+            temporary.write_text(report.as_json(), encoding="utf-8")
+    except OSError as error:  # the shards are there
+        log.warning("%s: cannot be written: %s", path, error)

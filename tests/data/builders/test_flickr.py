@@ -17,7 +17,7 @@ def test_captions_of_a_picture_are_gathered(tmp_path: Path) -> None:
     assert read_flickr(path) == [Row("b.jpg", ("A dog .", "The\u2028dog\twaits .")), Row("a#1.jpg", ("",))]
 
 
-@pytest.mark.parametrize("line", ["b.jpg#0 A dog", "b.jpg\tA dog"])
+@pytest.mark.parametrize("line", ["b.jpg#0 A dog", "b.jpg\tA dog", "b.jpg#\tA dog", "b.jpg#x\tA dog"])
 def test_another_form_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "t.token"
     path.write_text(f"a.jpg#0\tA cat .\n{line}\n")
@@ -25,6 +25,24 @@ def test_another_form_is_refused_with_its_line(tmp_path: Path, line: str) -> Non
         read_flickr(path)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_all_line_ends_end_a_line(tmp_path: Path, end: str) -> None:
+    """With \\r alone the whole file was one caption."""
+    path = tmp_path / "t.token"
+    path.write_bytes(end.join(["a.jpg#0\tone", "", "b.jpg#0\ttwo", "./a.jpg#1\tthree"]).encode())
+    assert read_flickr(path) == [Row("a.jpg", ("one", "three")), Row("b.jpg", ("two",))]
+
+
+def test_a_number_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.token"
+    path.write_text("a.jpg#0\tone\nb.jpg#0\ttwo\na.jpg#0\tthree\n")
+    with pytest.raises(DataError, match=r"line 3: 'a\.jpg#0' stands on line 1 already"):
+        read_flickr(path)
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "wide.token").write_bytes("a.jpg#0\tone\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"wide\.token: not a readable token file: it is UTF-16"):
+        read_flickr(tmp_path / "wide.token")
     with pytest.raises(DataError, match=r"gone\.token: not a readable token file"):
         read_flickr(tmp_path / "gone.token")

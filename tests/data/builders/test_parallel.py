@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
+import signal
+import threading
+import time
+from multiprocessing import Pipe, active_children, get_context
+from multiprocessing.connection import Connection
 
 import pytest
 
 from git_scale.data.builders.parallel import BATCH, map_in_order
+from git_scale.errors import DataError
+from git_scale.stop import Stopped, StopRequest
 
 
 def where(number: int) -> tuple[int, int]:
@@ -39,3 +47,48 @@ def test_processes_keep_the_order_and_take_no_more_than_they_need() -> None:
 def test_a_failure_in_a_process_comes_back() -> None:
     with pytest.raises(ValueError, match="three"):
         list(map_in_order(fail_at_three, range(10), workers=2))
+
+
+def die_at_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def hang(number: int) -> int:
+    time.sleep(1000)
+    return number
+
+
+def workers_of_a_parent_that_dies(pipe: Connection) -> None:
+    results = map_in_order(where, itertools.count(), workers=2)
+    next(results)
+    pipe.send([child.pid for child in active_children()])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_dies_is_an_error_and_says_where() -> None:
+    with pytest.raises(
+        DataError, match=r"a worker process died, .* at or soon after 0; take fewer --workers"
+    ):
+        list(map_in_order(die_at_three, range(10), workers=2))
+
+
+def test_a_stop_is_heard_while_all_processes_hang() -> None:
+    with StopRequest(), pytest.raises(Stopped):
+        threading.Timer(1, signal.raise_signal, [signal.SIGTERM]).start()
+        list(map_in_order(hang, range(100), workers=2))
+
+
+def test_processes_end_with_their_parent() -> None:
+    """They waited for its next item for ever."""
+    ours, theirs = Pipe(duplex=False)
+    parent = get_context("spawn").Process(target=workers_of_a_parent_that_dies, args=(theirs,))
+    parent.start()
+    theirs.close()
+    workers = [os.pidfd_open(pid) for pid in ours.recv()]  # readable when the process has ended
+    parent.join()
+    assert len(workers) == 2
+    for worker in workers:
+        assert select.select([worker], [], [], 60)[0], "it lives on"
+        os.close(worker)

@@ -51,7 +51,7 @@ def test_pictures_keep_their_bytes(images: Path, file: str, extension: str) -> N
 def test_questions_go_along_with_captions_or_alone(images: Path) -> None:
     asked = tuple({"question": text, "answers": ["a", "a"], "question_id": 5} for text in ("what?", " "))
     skipped, sample = make_sample(images, False, Row("a.jpg", (), {"image_id": 1}, asked))
-    assert skipped == Skipped("a.jpg", "empty question")
+    assert skipped == Skipped("a.jpg", "empty question", "question")
     assert sample.text == {"captions": [], "file": "a.jpg", "image_id": 1, "questions": [asked[0]]}
     (sample,) = make_sample(images, False, Row("a.jpg", ("one",), {}, asked[:1]))
     assert sample.text == {"captions": ["one"], "file": "a.jpg", "questions": [asked[0]]}
@@ -98,10 +98,22 @@ def test_a_named_pipe_does_not_hang_the_build(images: Path) -> None:
 
 def test_empty_captions_are_counted_and_the_others_kept(images: Path) -> None:
     skipped, sample = outcome(images, "a.jpg", "one", " \t")
-    assert skipped == Skipped("a.jpg", "empty caption")
+    assert skipped == Skipped("a.jpg", "empty caption", "caption")
     assert sample.text["captions"] == ["one"]
-    assert outcome(images, "a.jpg", "", " ") == [Skipped("a.jpg", "empty caption")] * 2
+    lost = Skipped("a.jpg", "empty caption", "caption")
+    assert outcome(images, "a.jpg", "", " ") == [lost, lost, Skipped("a.jpg", "no caption")]
     assert outcome(images, "a.jpg") == [Skipped("a.jpg", "no caption")]
+
+
+def test_a_caption_that_a_picture_has_twice_is_kept_once_and_counted(images: Path) -> None:
+    skipped, sample = outcome(images, "a.jpg", "one", "two", "one ")
+    assert skipped == Skipped("a.jpg", "same caption again", "caption")
+    assert sample.text["captions"] == ["one", "two"]
+
+
+def test_what_a_reader_skipped_is_passed_on(images: Path) -> None:
+    lost = Skipped("line 3", "no picture named")
+    assert list(samples_of([lost], images)) == [lost]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import random
 from pathlib import Path
 
 import pytest
 
 from git_scale.data.builders.pictures import Row
 from git_scale.data.builders.tables import read_table
+from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
 
@@ -39,8 +43,87 @@ def test_named_columns_win(tmp_path: Path) -> None:
     assert read_table(path, "thumb", "alt") == [Row("b.jpg", ("two",))]
 
 
-def test_short_lines_have_empty_cells(tmp_path: Path) -> None:
-    assert read_table(table(tmp_path, "t.csv", "file,caption\na.jpg\n")) == [Row("a.jpg", ("",))]
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        (
+            "t.csv",
+            "a.jpg,A dog, brown, sits\n",
+            r"line 3: 4 cells, but the header has 2: .* a comma stands in",
+        ),
+        ("t.csv", "a.jpg\n", "line 3: 1 cells, but the header has 2"),
+        ("t.csv", 'a.jpg, "A dog, brown"\n', "line 3: 3 cells"),
+        ("t.tsv", "a.jpg\tA dog\tbrown\n", "line 3: 3 cells, but the header has 2: .* a tab or a line break"),
+        ("t.tsv", "a.jpg\n", "line 3: 1 cells"),
+        ("t.tsv", 'a.jpg\t"half\nb.jpg\tA\ttab\n', "line 4: 3 cells"),
+        ("t.tsv", "a.jpg\tA line\nbreak without quotes\n", "line 4: 1 cells"),
+    ],
+)
+def test_a_line_with_other_cells_than_the_header_is_refused(
+    tmp_path: Path, name: str, lines: str, message: str
+) -> None:
+    """What was beyond the second cell of "a.jpg,A dog, brown, sits" was dropped."""
+    header = "file,caption\n0.jpg,zero\n".replace(",", "," if name.endswith("csv") else "\t")
+    with pytest.raises(DataError, match=message):
+        read_table(table(tmp_path, name, header + lines))
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_what_the_csv_module_writes_is_read_back(tmp_path: Path, name: str, delimiter: str) -> None:
+    """As pandas does: quotes around cells that hold a quote, the delimiter or a line break."""
+    draw = random.Random(0)
+    pieces = ["a", "dog", " ", ",", "\t", '"', '""', "\n", "\r\n", "\u2028", "'", "\u00e9"]
+    captions = ["", *("x" + "".join(draw.choices(pieces, k=draw.randrange(9))) for _ in range(200))]
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC):
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator="\n")
+        writer.writerows([("file", "caption"), *((f"{n}.jpg", text) for n, text in enumerate(captions))])
+        rows = read_table(table(tmp_path, name, buffer.getvalue()))
+        assert [row.captions[0] for row in rows] == captions
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        '"half quote',
+        'half quote"',
+        'a 12" pizza',
+        '"big" dog',
+        'he says "sit"',
+        '"Sit" and "stay"',
+        '"',
+        "'x'",
+    ],
+)
+def test_a_stray_quote_in_a_tsv_stays(tmp_path: Path, caption: str) -> None:
+    lines = "".join(f"{n}.jpg\t{caption}\n" for n in range(3))
+    rows = read_table(table(tmp_path, "t.tsv", f"file\tcaption\n{lines}"))
+    assert rows == [Row(f"{n}.jpg", (caption,)) for n in range(3)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("name", "delimiter"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_all_line_ends_end_a_line_and_blank_lines_are_none(
+    tmp_path: Path, name: str, delimiter: str, end: str
+) -> None:
+    lines = ["", f"file{delimiter}caption", "", f"a.jpg{delimiter}one", "  ", f"b.jpg{delimiter}two", ""]
+    assert read_table(table(tmp_path, name, end.join(lines))) == [
+        Row("a.jpg", ("one",)),
+        Row("b.jpg", ("two",)),
+    ]
+
+
+def test_a_line_without_a_file_is_counted_and_two_spellings_are_one_file(tmp_path: Path) -> None:
+    path = table(tmp_path, "t.csv", "file,caption\na.jpg,one\n,lost\n./a.jpg,two\nx//../a.jpg,three\n")
+    assert read_table(path) == [Skipped("line 3", "no picture named"), Row("a.jpg", ("one", "two", "three"))]
+
+
+def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    for header in ("file,caption,caption", "file,File,caption"):
+        with pytest.raises(DataError, match="stands 2 times in the header"):
+            read_table(table(tmp_path, "t.csv", f"{header}\na.jpg,b.jpg,c\n"))
+    path = table(tmp_path, "t.csv", "id,id,file,caption,File\n1,2,a.jpg,one,b.jpg\n")
+    assert read_table(path, file_column="File") == [Row("b.jpg", ("one",))]
 
 
 @pytest.mark.parametrize(
@@ -66,5 +149,11 @@ def test_unreadable_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.csv: not a readable table"):
         read_table(tmp_path / "gone.csv")
     (tmp_path / "latin.csv").write_bytes("file,caption\na.jpg,caf\xe9\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"latin\.csv: not a readable table: 'utf-8'"):
+    with pytest.raises(DataError, match=r"latin\.csv: not a readable table: line 2: byte 0xe9 is not UTF-8"):
         read_table(tmp_path / "latin.csv")
+    (tmp_path / "wide.tsv").write_bytes("file\tcaption\na.jpg\tone\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"wide\.tsv: not a readable table: it is UTF-16"):
+        read_table(tmp_path / "wide.tsv")
+    (tmp_path / "zero.csv").write_bytes(b"file,caption\na.jpg,o\0ne\n")
+    with pytest.raises(DataError, match=r"zero\.csv: not a readable table: line 2: a zero byte"):
+        read_table(tmp_path / "zero.csv")

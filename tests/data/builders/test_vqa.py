@@ -10,6 +10,7 @@ import pytest
 
 from git_scale.data.builders.pictures import Row
 from git_scale.data.builders.vqa import read_vqa
+from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
 QUESTIONS = {
@@ -92,6 +93,70 @@ def test_annotations_of_another_split_are_refused(tmp_path: Path) -> None:
     annotations = {"annotations": ANNOTATIONS["annotations"][1:]}
     with pytest.raises(DataError, match="question 42000 has no annotation; are questions and"):
         read(tmp_path, QUESTIONS, annotations)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (["dog"], "a list"), (2, "a number")])
+def test_what_is_no_text_is_skipped_with_its_id(tmp_path: Path, value: Any, kind: str) -> None:
+    """It was written out as Python spells it: people answered "None"."""
+    questions = [{"image_id": 1, "question": f"what {n}?", "question_id": n} for n in range(3)]
+    questions.append({"image_id": 1, "question": value, "question_id": 3})
+    given: list[list[Any]] = [["dog", value], [value, value], ["cat", " "], ["yes"]]
+    asked = (question("what 0?", 0, ["dog"]), question("what 2?", 2, ["cat"]))
+    no_answer, no_question = f"answer is not text ({kind})", f"question is not text ({kind})"
+    answers = [
+        Skipped("question_id 0", no_answer, "answer"),
+        *[Skipped("question_id 1", no_answer, "answer")] * 2,
+        Skipped("question_id 2", "empty answer", "answer"),
+    ]
+    annotations = {
+        "annotations": [
+            {"question_id": n, "answers": [{"answer": text} for text in texts]}
+            for n, texts in enumerate(given)
+        ]
+    }
+    tree = {"questions": questions, "data_subtype": "val2014"}
+    lost = [
+        Skipped("question_id 1", "question without an answer", "question"),
+        Skipped("question_id 3", no_question, "question"),
+    ]
+    row = Row("COCO_val2014_000000000001.jpg", (), {"image_id": 1}, asked)
+    assert read(tmp_path, tree, annotations) == [*answers, *lost, row]
+    textvqa = {"data": [item | {"answers": texts} for item, texts in zip(questions, given, strict=True)]}
+    rows = read(tmp_path, textvqa)
+    assert rows[-1] == Row("1.jpg", (), {"image_id": 1}, asked)
+    assert sorted(rows[:-1]) == sorted([*answers, *lost])
+
+
+def test_annotations_of_no_question_are_counted(tmp_path: Path) -> None:
+    tree = QUESTIONS | {"questions": QUESTIONS["questions"][:1]}
+    assert read(tmp_path, tree, ANNOTATIONS)[:2] == [
+        Skipped("question_id 7000", "annotation of no question", "annotation"),
+        Skipped("question_id 42001", "annotation of no question", "annotation"),
+    ]
+
+
+def test_ids_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    """The second answers took the place of the first; two questions of one id had the same answers."""
+    twice = {"annotations": [*ANNOTATIONS["annotations"], ANNOTATIONS["annotations"][1]]}
+    with pytest.raises(
+        DataError, match=r"question_id 7000 has two annotations, the second at annotations\[3\]"
+    ):
+        read(tmp_path, QUESTIONS, twice)
+    again = {"image_id": 8, "question": "Again?", "question_id": 7000}
+    for tree in (QUESTIONS | {"questions": [*QUESTIONS["questions"], again]}, {"data": [again, again]}):
+        with pytest.raises(DataError, match=r"question_id 7000 stands twice, again at .*\('Again\?'\)"):
+            read(tmp_path, tree)
+
+
+def test_a_question_and_its_annotation_are_about_one_picture(tmp_path: Path) -> None:
+    annotations = [item | {"image_id": 42} for item in ANNOTATIONS["annotations"]]
+    with pytest.raises(DataError, match="question 7000 is about image_id 7, its annotation about 42"):
+        read(tmp_path, QUESTIONS, {"annotations": annotations})
+
+
+def test_a_name_that_gives_two_pictures_one_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the image ids 42 and 7 have one file, 'same\.jpg'"):
+        read(tmp_path, QUESTIONS, ANNOTATIONS, "same.jpg")
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
+import signal
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from git_scale.data.builders.writer import SampleToWrite, Skipped, new_folder, write_shards
+from git_scale.data.builders import writer
+from git_scale.data.builders.writer import SampleToWrite, Skipped, describe_skipped, write_shards
 from git_scale.data.shards import open_shards
 from git_scale.errors import DataError
+from git_scale.stop import Stopped, StopRequest
 
 
 def sample(number: int, frames: int = 0) -> SampleToWrite:
@@ -65,65 +70,94 @@ def test_same_samples_same_bytes_and_other_samples_other_bytes(tmp_path: Path) -
     assert digest(tmp_path / "one" / "set") != digest(tmp_path / "three" / "set")
 
 
-def test_skipped_things_are_counted_by_reason_and_the_first_ten_named(tmp_path: Path) -> None:
-    items = [sample(0), Skipped("z.jpg", "missing"), *(Skipped(f"{n}.jpg", "broken") for n in range(12))]
+def test_skipped_things_are_counted_by_reason_with_their_share_and_examples(tmp_path: Path) -> None:
+    broken = [Skipped(f"{n}.jpg", "broken") for n in range(12)]
+    items = [sample(0), *broken, Skipped("z.jpg", "missing"), Skipped("a.jpg", "empty", "caption")]
     report = write_shards(items, tmp_path / "set")
-    assert report.skipped == {"missing": 1, "broken": 12}
-    assert report.examples == [
-        Skipped("z.jpg", "missing"),
-        *(Skipped(f"{n}.jpg", "broken") for n in range(9)),
+    assert report.skipped == {("picture", "broken"): 12, ("picture", "missing"): 1, ("caption", "empty"): 1}
+    assert describe_skipped(report) == [  # of 14 pictures and 3 captions that came
+        "skipped 12 (85.7 % of the pictures): broken: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg'",
+        "skipped 1 (7.1 % of the pictures): missing: 'z.jpg'",
+        "skipped 1 (33.3 % of the captions): empty: 'a.jpg'",
     ]
 
 
+def test_the_report_lies_beside_the_shards(tmp_path: Path) -> None:
+    write_shards([sample(0), Skipped("z.jpg", "missing")], tmp_path / "set")
+    report = json.loads((tmp_path / "set" / "report.json").read_text())
+    (skipped,) = report.pop("skipped")
+    size = (tmp_path / "set" / "set-000000.tar").stat().st_size
+    assert report == {
+        "samples": 1,
+        "captions": 2,
+        "distinct_captions": 2,
+        "questions": 0,
+        "answers": 0,
+        "shards": 1,
+        "bytes": size,
+    }
+    expected = {"unit": "picture", "reason": "missing", "count": 1, "share": 0.5, "examples": ["z.jpg"]}
+    assert skipped == expected
+
+
 def test_nothing_usable_is_an_error_with_the_reasons_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nothing usable to write\n  'a.jpg': broken picture"):
+    message = r"nothing usable to write\n  skipped 1 \(100.0 % of the pictures\): broken picture: 'a.jpg'"
+    with pytest.raises(DataError, match=message):
         write_shards([Skipped("a.jpg", "broken picture")], tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, RuntimeError])
-def test_an_interrupted_build_leaves_nothing(tmp_path: Path, interruption: type[BaseException]) -> None:
+@pytest.mark.parametrize("full_at", [0, 2])
+def test_a_full_disk_leaves_the_complete_shards_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+) -> None:
+    """They were removed with the unfinished one."""
+    members = writer._members
+
+    def full(written: SampleToWrite) -> dict[str, bytes]:
+        if written.image == b"picture %d" % full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return members(written)
+
+    monkeypatch.setattr(writer, "_members", full)
+    with pytest.raises(DataError, match=r"cannot be written: .*No space left on device; ") as error:
+        write_shards((sample(number) for number in range(5)), tmp_path / "set", samples_per_shard=1)
+    assert not (tmp_path / "set").exists()
+    if full_at == 0:
+        assert str(error.value).endswith("nothing was built") and list(tmp_path.iterdir()) == []
+        return
+    (left,) = tmp_path.iterdir()
+    assert str(error.value).endswith(f"the 2 complete shards lie in {left}")
+    assert sorted(path.name for path in left.iterdir()) == ["set-000000.tar", "set-000001.tar"]
+
+
+def test_a_stop_is_heard_between_samples_and_leaves_nothing(tmp_path: Path) -> None:
     seen = []
 
     def samples():
-        yield sample(0)
-        yield sample(1)
-        seen.extend(path.name for path in tmp_path.iterdir())
-        raise interruption
+        for number in range(1000):
+            seen.append(number)
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield sample(number)
 
-    with pytest.raises(interruption):
+    with StopRequest(), pytest.raises(Stopped):
         write_shards(samples(), tmp_path / "set", samples_per_shard=1)
-    assert len(seen) == 1 and seen[0].startswith("set.tmp-")
-    assert list(tmp_path.iterdir()) == []
+    assert seen == [0, 1, 2, 3] and list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_destination_is_refused_untouched(tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "mine").write_text("keep")
-    with pytest.raises(DataError, match="not empty; remove it or choose another folder"):
-        write_shards([sample(0)], tmp_path / "set")
-    assert (tmp_path / "set" / "mine").read_text() == "keep"
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]
-    (tmp_path / "file").write_text("keep")
-    with pytest.raises(DataError, match="not empty"):
-        write_shards([sample(0)], tmp_path / "file")
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_an_empty_destination_and_a_link_to_one_are_filled(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "disk")
-    write_shards([sample(0)], tmp_path / "link")
-    assert (tmp_path / "link").is_symlink()
-    assert len(open_shards(tmp_path / "disk")) == 1
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(DataError, match="cannot be made: Not a directory"),
-        new_folder(tmp_path / "file" / "set"),
-    ):
-        pass
+def test_a_bar_that_cannot_be_drawn_does_not_end_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", Full())
+    assert write_shards([sample(0)], tmp_path / "set").samples == 1
 
 
 def test_a_half_surrogate_does_not_stop_a_build(tmp_path: Path) -> None:

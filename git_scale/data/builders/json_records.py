@@ -1,0 +1,67 @@
+"""Records in other people's JSON: lists of objects whose values are looked at before they are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from git_scale.errors import DataError
+from git_scale.text_files import read_json
+
+Id = int | str
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError for anything else, or when an object gives a key twice."""
+    try:
+        tree = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file: {error}") from None
+    if not isinstance(tree, dict):
+        raise FormError(f"it holds {kind_of(tree)}, not an object")
+    return tree
+
+
+class FormError(Exception):
+    """A record without the form of its format; the reader adds the file and what it expects."""
+
+
+def records_of(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises FormError."""
+    if key not in tree:
+        raise FormError(f"no {key}")
+    if not isinstance(tree[key], list):
+        raise FormError(f"{key} is {kind_of(tree[key])}, not a list")
+    records = [(f"{key}[{number}]", record) for number, record in enumerate(tree[key])]
+    for place, record in records:
+        if not isinstance(record, dict):
+            raise FormError(f"{place} is {kind_of(record)}, not an object")
+    return records
+
+
+def value_of(place: str, record: dict[str, Any], key: str) -> Any:
+    """`record[key]`, of any kind. Raises FormError when it is missing."""
+    if key not in record:
+        raise FormError(f"{place} has no {key}")
+    return record[key]
+
+
+def id_of(place: str, record: dict[str, Any], key: str) -> Id:
+    """A number or text that identifies. Raises FormError for any other value: 1, 1.0 and true would be one key."""
+    value = value_of(place, record, key)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise FormError(f"{place}.{key} is {kind_of(value)}, not an integer or a text")
+    return value
+
+
+def not_text(key: str, value: object) -> str:
+    """The reason for which a value that should be a text is left out."""
+    return f"{key} is not text ({kind_of(value)})"
+
+
+def kind_of(value: object) -> str:
+    """A JSON value's kind, as a user would name it."""
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return kinds.get(type(value), "an object")

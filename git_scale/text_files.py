@@ -1,0 +1,61 @@
+"""Text and JSON files that others wrote: UTF-8 with or without a byte-order mark, no key of an object twice.
+
+Every error here is a ValueError whose text says what is wrong and how to mend it; the caller names the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's little-endian mark begins with the first
+
+
+def read_text(path: Path) -> str:
+    """The file's text without its byte-order mark. Raises OSError, or ValueError for anything but UTF-8."""
+    return decode_utf8(path.read_bytes())
+
+
+def read_json(path: Path) -> Any:
+    """What the JSON file holds. Raises OSError, or ValueError for anything but one well-formed JSON value."""
+    return parse_json(path.read_bytes())
+
+
+def decode_utf8(data: bytes) -> str:
+    """Strict UTF-8, with or without a byte-order mark. Raises ValueError naming the line."""
+    if data.startswith(_UTF16):
+        raise ValueError("it is UTF-16, which some Windows programs call Unicode; save it as UTF-8")
+    if (at := data.find(b"\0")) >= 0:
+        raise ValueError(
+            f"line {_line(data, at)}: a zero byte; the file is damaged or UTF-16, save it as UTF-8"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start + len(data) - len(error.object)  # the codec does not count the mark
+        raise ValueError(
+            f"line {_line(data, at)}: byte 0x{data[at]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in `data`. Raises ValueError when an object gives a key twice: the first would be lost."""
+    try:
+        return json.loads(decode_utf8(data), object_pairs_hook=_without_twins)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twin!r} stands twice in one object; remove one of the two")
+    return tree
+
+
+def _line(data: bytes, at: int) -> int:
+    return data.count(b"\n", 0, at) + 1

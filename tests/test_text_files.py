@@ -1,0 +1,76 @@
+"""Text and JSON of others: the byte-order mark, other encodings, keys that stand twice."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from git_scale.checkpoint.sources import read_json as read_foreign_config
+from git_scale.data.builders.coco import read_coco
+from git_scale.data.builders.vqa import read_vqa
+from git_scale.data.captions import parse_json as parse_sample
+from git_scale.parallel.ds_config import read_ds_config
+from git_scale.text_files import decode_utf8, parse_json, read_json, read_text
+
+COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "caf\u00e9"}]}
+VQA = {"data": [{"image_id": "a", "question": "caf\u00e9?", "question_id": 1, "answers": ["yes"]}]}
+READERS: list[tuple[Callable[[Path], Any], dict[str, Any]]] = [
+    (read_json, {"a": ["caf\u00e9"]}),
+    (read_coco, COCO),
+    (read_vqa, VQA),
+    (read_ds_config, {"zero_optimization": {"stage": 1}}),
+    (read_foreign_config, {"model_type": "git"}),
+    (lambda path: parse_sample(path.read_bytes()), {"captions": ["caf\u00e9"]}),
+]
+
+
+@pytest.mark.parametrize(("read", "tree"), READERS)
+def test_json_with_a_byte_order_mark_is_read_as_without(
+    tmp_path: Path, read: Callable[[Path], Any], tree: dict[str, Any]
+) -> None:
+    plain, marked = tmp_path / "plain.json", tmp_path / "marked.json"
+    plain.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
+    marked.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8-sig")
+    assert marked.read_bytes() == codecs.BOM_UTF8 + plain.read_bytes()
+    assert read(marked) == read(plain)
+
+
+def test_text_without_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"\xef\xbb\xbfa\r\nb")
+    assert read_text(tmp_path / "t") == "a\r\nb"
+    assert decode_utf8(b"") == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("a\nb".encode("utf-16"), "it is UTF-16, .* save it as UTF-8"),
+        (codecs.BOM_UTF16_BE + "a".encode("utf-16-be"), "it is UTF-16"),
+        ("ab\ncd".encode("utf-16-le"), "line 1: a zero byte; .* UTF-16, save it as UTF-8"),
+        (b"a\nb\0", "line 2: a zero byte"),
+        (b"a\n\ncaf\xe9\n", "line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (b"\xef\xbb\xbfa\ncaf\xe9", "line 2: byte 0xe9"),
+    ],
+)
+def test_other_encodings_are_named_with_the_remedy(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_utf8(data)
+    with pytest.raises(ValueError, match=message):
+        parse_json(data)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '[{"b": {"x": 0, "a": [], "a": []}}]'])
+def test_a_key_that_stands_twice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the key 'a' stands twice in one object"):
+        parse_json(text.encode())
+    assert "a" in json.dumps(json.loads(text))  # the negative control: json drops the first in silence
+
+
+def test_nesting_has_a_bound() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json(b"[" * 100_000)
