@@ -10,7 +10,7 @@ from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 
 from git_scale.evaluation.exact_match import require_references
-from git_scale.evaluation.ptb import tokenize
+from git_scale.evaluation.segmentation import is_segmented, words_of
 
 
 def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[str, float]:
@@ -18,6 +18,8 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
 
     Papers print them times 100. CIDEr weighs a phrase by how few of the images have it in a reference, so that it
     depends on all references given and is 0 for a single image.
+    `segmented_by_character`, only where it is not 0: the share of the texts with a script that has no blanks between
+    words, whose characters are counted as words (segmentation.py).
     Raises DataError for lists of different length, for none at all, and for a caption without a reference.
     """
     require_references("caption metrics", generated, references)
@@ -30,8 +32,12 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
     )  # Cider takes the maximum of their counts
     cider = Cider().compute_score(truths, hypotheses)[0] if has_words else 0.0
     scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
-    return {name: float(value) for name, value in {**scores, "rouge_l": rouge, "cider": cider}.items()}
+    scores |= {"rouge_l": rouge, "cider": cider}
+    texts = [*generated, *(text for several in references for text in several)]
+    if segmented := sum(map(is_segmented, texts)):
+        scores["segmented_by_character"] = segmented / len(texts)
+    return {name: float(value) for name, value in scores.items()}
 
 
 def _join(caption: str) -> str:
-    return " ".join(tokenize(caption))
+    return " ".join(words_of(caption))

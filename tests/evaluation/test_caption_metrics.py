@@ -64,6 +64,48 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+NEARLY = {  # a sentence, and it with one other character
+    "chinese": (
+        "\u4e00\u53ea\u68d5\u8272\u7684\u72d7\u5750\u5728\u8349\u5730\u4e0a",
+        "\u4e00\u53ea\u68d5\u8272\u7684\u732b\u5750\u5728\u8349\u5730\u4e0a\u3002",
+    ),
+    "japanese": (
+        "\u8336\u8272\u3044\u72ac\u304c\u8349\u306e\u4e0a\u306b\u5ea7\u3063\u3066\u3044\u308b",
+        "\u8336\u8272\u3044\u732b\u304c\u8349\u306e\u4e0a\u306b\u5ea7\u3063\u3066\u3044\u308b",
+    ),
+    "thai": (
+        "\u0e2a\u0e38\u0e19\u0e31\u0e02\u0e19\u0e31\u0e48\u0e07\u0e1a\u0e19\u0e2b\u0e0d\u0e49\u0e32\u0e2a\u0e35\u0e40\u0e02\u0e35\u0e22\u0e27",
+        "\u0e2a\u0e38\u0e19\u0e31\u0e02\u0e19\u0e2d\u0e19\u0e1a\u0e19\u0e2b\u0e0d\u0e49\u0e32\u0e2a\u0e35\u0e40\u0e02\u0e35\u0e22\u0e27",
+    ),
+    "khmer": (
+        "\u1786\u17d2\u1780\u17c2\u17a2\u1784\u17d2\u1782\u17bb\u1799\u179b\u17be\u179f\u17d2\u1798\u17c5",
+        "\u1786\u17d2\u1798\u17b6\u17a2\u1784\u17d2\u1782\u17bb\u1799\u179b\u17be\u179f\u17d2\u1798\u17c5",
+    ),
+}
+
+
+@pytest.mark.parametrize("language", NEARLY)
+def test_languages_without_blanks_are_scored(language: str) -> None:
+    """A caption was one word, and all scores of nearly equal ones were 0."""
+    generated, reference = NEARLY[language]
+    other = "a photo of two men"
+    scores = caption_metrics([generated, other], [[reference], [other]])
+    assert scores["segmented_by_character"] == 0.5
+    alone = caption_metrics([generated, "x"], [[reference], ["y z"]])
+    assert 0.6 < alone["bleu_1"] < 1 and 0.3 < alone["rouge_l"] < 0.5 and alone["cider"] > 1
+    wrong = caption_metrics([generated, "x"], [["\u0e50\u4e94\u516d"], ["y z"]])  # the negative control
+    assert wrong["bleu_4"] < 1e-4 and wrong["cider"] == 0
+
+
+def test_captions_with_blanks_are_scored_as_before() -> None:
+    texts = [
+        "A dog's red-and-white ball.",
+        "\ud55c\uad6d\uc5b4 \uac1c\uac00 \ub2ec\ub9b0\ub2e4",
+        "caf\u00e9 \u043f\u0440\u0438\u0432\u0435\u0442",
+    ]
+    assert caption_metrics(texts, [[text] for text in texts]).keys() == NAMES
+
+
 def test_unusable_lists_are_refused() -> None:
     with pytest.raises(DataError, match=r"caption metrics: text 1 .* has no reference"):
         caption_metrics(["a", "b"], [["a"], []])
