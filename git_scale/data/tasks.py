@@ -77,7 +77,7 @@ class CaptionTask:
     def queries(self, raw: RawSample) -> list[Query]:
         stored = self._stored(raw)
         references = clean_captions(stored) if stored else []
-        identity = raw.text.meta.get("image_id", raw.key)
+        identity = _identity(raw.text.meta.get("image_id"), raw.key)
         return [Query(self.prompts.prefix([]), references, identity=identity)]
 
     def reference_texts(self, raw: RawSample) -> list[Text]:
@@ -127,10 +127,15 @@ class QuestionTask:
         ]
 
 
+def _identity(given: object, key: str) -> int | str:
+    """What an evaluation's server knows it by, where that is given as a number or text."""
+    return given if isinstance(given, int | str) and not isinstance(given, bool) else key
+
+
 def _questions(raw: RawSample) -> list[Query]:
     """The sample's questions with their answers, cleaned; those without words are left out."""
     return [
-        Query([], _answers(item), question, item.get("question_id", f"{raw.key}#{number}"))
+        Query([], _answers(item), question, _identity(item.get("question_id"), f"{raw.key}#{number}"))
         for number, item in enumerate(raw.text.questions)
         if (question := clean_caption(item["question"]))
     ]

@@ -70,9 +70,7 @@ def _train(texts: Iterable[str], vocab_size: int) -> bytes:
         return _train_at(texts, vocab_size)
     except _SizeError as error:
         problem, nearest = error.problem, error.nearest
-    if (
-        vocab_size >= BYTE_FALLBACK_FROM > nearest
-    ):  # without the bytes it is another one: texts so few are soon tried
+    if vocab_size >= BYTE_FALLBACK_FROM > nearest:  # without bytes it is another; texts so few are soon tried
         try:
             _train_at(texts, BYTE_FALLBACK_FROM - 1)
             nearest = BYTE_FALLBACK_FROM - 1

@@ -13,12 +13,16 @@ stands instead, "coco-000000.tar:42", and "coco-000000.tar:42#1" for its second 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from git_scale.evaluation.evaluator import Evaluation, Prediction
 from git_scale.files import replaced_atomically
+
+log = logging.getLogger(__name__)
 
 Id = int | str
 
@@ -31,11 +35,28 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
         write_vqa_results(folder / "results.json", texts)
     else:
         write_coco_results(folder / "results.json", texts)
+    for problem in id_problems(evaluation.predictions):
+        log.warning("%s: %s", folder / "results.json", problem)
     _write(folder / "predictions.jsonl", "".join(map(_line, evaluation.predictions)))
     if evaluation.sheet:
         with replaced_atomically(folder / "captions.png") as temporary:
             evaluation.sheet.save(temporary, "PNG")
     _write(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def id_problems(predictions: Sequence[Prediction]) -> list[str]:
+    """Why an evaluation's server would not take the results: ids that are keys of samples, or stand twice."""
+    counts = Counter(item.identity for item in predictions)
+    keys = [item.identity for item in predictions if str(item.identity).startswith(item.key)]
+    twice = [number for number, count in counts.items() if count > 1]
+    problems = []
+    if keys:
+        problems.append(
+            f"{len(keys)} texts have no image_id or question_id but a sample's key, as {keys[0]!r}"
+        )
+    if twice:
+        problems.append(f"{len(twice)} ids stand more than once, as {twice[0]!r}")
+    return [f"{problem}: no evaluation server takes that" for problem in problems]
 
 
 def write_coco_results(path: Path, captions: Iterable[tuple[Id, str]]) -> None:
@@ -60,4 +81,5 @@ def _line(item: Prediction) -> str:
 
 def _write(path: Path, text: str) -> None:
     with replaced_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a half surrogate, which a json can spell, becomes that json's escape
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

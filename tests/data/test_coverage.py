@@ -64,4 +64,4 @@ def test_a_run_says_at_its_start_what_its_tokenizer_loses(
     assert bad.levelno == logging.WARNING and good.levelno == logging.INFO
     assert "'\u00e9' x 40" in bad.getMessage() and "tools/train_tokenizer.py" in bad.getMessage()
     texts = 3 * (SAMPLES - 1)  # of a sample, not of all: the last one is unreadable
-    assert good.getMessage().endswith(f"has pieces for all {texts // 3 * 13} characters of {texts} texts")
+    assert good.getMessage().endswith(f"has pieces for all {texts // 3 * 13:,} characters of {texts} texts")

@@ -139,3 +139,12 @@ def test_nothing_to_ask_is_an_error() -> None:
         task_of(task="vqa").queries(sample(["a cat"]))
     with pytest.raises(DataError, match="no caption"):
         task_of().queries(sample([""]))
+
+
+@pytest.mark.parametrize("value", [None, [7], {"a": 1}, True, 1.5])
+def test_an_id_that_is_no_number_or_text_is_none(value: Any) -> None:
+    (query,) = task_of().queries(sample(["a"], image_id=value))
+    assert query.identity == "a.tar:7"
+    asked = [{"question": "q", "answers": [], "question_id": value}]
+    (query,) = task_of(task="vqa").queries(sample([], asked))
+    assert query.identity == "a.tar:7#0"

@@ -220,10 +220,10 @@ def test_what_has_no_piece_is_told_apart(with_bytes: Tokenizer, model: Path, voc
 def test_a_small_vocabulary_keeps_every_character_that_fits(tmp_path: Path) -> None:
     """One of 9,000 characters, which the default coverage leaves out."""
     texts = ["abc cab bca"] * 1000 + ["a\u00b0"]
-    train_sentencepiece(texts, tmp_path / "t.model", 12)
+    train_sentencepiece(texts, tmp_path / "t.model", 10)
     assert load_tokenizer(tmp_path / "t.model").spell("a\u00b0") == Spelling([], [])
     many = ["abc cab bca"] * 10_000 + ["".join(map(chr, range(0x4E00, 0x4E00 + 30)))]
-    train_sentencepiece(many, tmp_path / "s.model", 12)  # these do not fit
+    train_sentencepiece(many, tmp_path / "s.model", 10)  # these do not fit
     assert load_tokenizer(tmp_path / "s.model").spell("a\u4e00") == Spelling(["\u4e00"], [])
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from git_scale.evaluation.evaluator import Evaluation, Prediction
-from git_scale.evaluation.results import write_coco_results, write_results, write_vqa_results
+from git_scale.evaluation.results import id_problems, write_coco_results, write_results, write_vqa_results
 
 CAPTIONS = [
     Prediction(0, "s.tar:000", 42, "", "a caf\u00e9", ["the caf\u00e9"]),
@@ -72,7 +72,24 @@ def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
     write_coco_results(path, [(1, "old")])
     with pytest.raises(TypeError):
         write_coco_results(path, [(1, "new"), (object(), "no number")])  # type: ignore[list-item]
-    with pytest.raises(UnicodeEncodeError):
-        write_coco_results(path, [(1, "\ud800")])
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
     assert json.loads(path.read_text()) == [{"image_id": 1, "caption": "old"}]
+
+
+def test_ids_that_no_server_takes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys = [
+        Prediction(0, "s.tar:0", "s.tar:0", "", "a", []),
+        Prediction(1, "s.tar:1", "s.tar:1#0", "q", "b", []),
+    ]
+    assert id_problems(CAPTIONS) == id_problems(ANSWERS) == []
+    assert id_problems([*CAPTIONS, *keys, CAPTIONS[0]]) == [
+        "2 texts have no image_id or question_id but a sample's key, as 's.tar:0': no evaluation server takes that",
+        "1 ids stand more than once, as 42: no evaluation server takes that",
+    ]
+    write_results(tmp_path, evaluation([*CAPTIONS, CAPTIONS[0]]))
+    assert "results.json: 1 ids stand more than once" in caplog.text
+
+
+def test_half_a_surrogate_does_not_lose_an_evaluation(tmp_path: Path) -> None:
+    write_results(tmp_path, evaluation([Prediction(0, "s.tar:0", "\ud800", "", "a", ["\udfff"])]))
+    assert json.loads((tmp_path / "results.json").read_text()) == [{"image_id": "\ud800", "caption": "a"}]

@@ -58,7 +58,7 @@ def test_every_kind_of_text_is_learned(
         "  left out: 1 samples (3.1 %) without a readable text",
         "  no byte fallback below --vocab-size 1000: its 256 pieces would take most of the vocabulary;"
         " a character that these texts do not have is lost",
-        "  the vocabulary has pieces for all 764 characters of 151 texts",
+        "  the vocabulary has pieces for all 784 characters of 181 texts",
     ]
     assert len(lines) == 7 and all(" tokens: " in line for line in lines[4:])
     assert err.count("left out: s-000000.tar:bad: the text is not UTF-8") == 1
