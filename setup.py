@@ -18,6 +18,7 @@ REQUIREMENTS = [
     "pyyaml>=6",
     "numpy>=1.26",
     "pillow>=11",
+    "simplejpeg>=1.9,<2",  # libjpeg-turbo with its warnings, which Pillow drops: damaged JPEGs are noticed
     "safetensors>=0.5",
     "tensorboard>=2.16",
     "psutil>=5.9",

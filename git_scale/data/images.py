@@ -11,13 +11,28 @@ from PIL import Image
 from torch import Tensor
 
 from git_scale.config import DataConfig
+from git_scale.data.jpeg import check_scans, decode_jpeg
 from git_scale.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+PNG = b"\x89PNG\r\n\x1a\n"
 # 90 MP: above any photograph (phones shoot 50, medium format 60..100 at the edge), and 270 MB once decoded,
 # which every loader worker can afford; a forged header may claim 4 GP in 60 bytes
 MAX_PIXELS = 90_000_000
 MAX_SIDE = 15_000
+# A chunk of a PNG may be 12 bytes, and costs Pillow microseconds; 90 MP of 16 bits are 66,000 of libpng's 8 kB.
+MAX_CHUNKS = 70_000
+
+ORIENTATION = 0x0112  # EXIF's tag
+TURNS = {  # what makes a picture upright, by the value of the tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -28,13 +43,17 @@ FIT_LONGER_SIDE = 4 / 3  # of the image size: GIT's VQA models take 480 and 640,
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in RGB, transparent parts on white.
+    """The picture in RGB, upright, transparent parts on white.
 
-    Raises DataError, and nothing else, for anything but a whole JPEG, PNG or WEBP of reasonable size.
+    Raises DataError, and nothing else, for anything but a whole JPEG, PNG or WEBP of reasonable size and cost.
     """
     try:
+        _check_chunks(data)
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(*image.size)
+        if image.format == "JPEG":
+            check_scans(data, image.width * image.height)
+            return _upright(decode_jpeg(data, image), image)
         return to_rgb(image)  # reads the pixels, which raises when the data ends early
     except DataError:
         raise
@@ -50,14 +69,42 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+def _check_chunks(data: bytes) -> None:
+    """Raises DataError for a PNG of more chunks than any picture needs."""
+    if not data.startswith(PNG):
+        return
+    at, chunks = len(PNG), 0
+    while at < len(data):
+        at += 12 + int.from_bytes(data[at : at + 4], "big")  # length, name and checksum around the content
+        chunks += 1
+        if chunks > MAX_CHUNKS:
+            raise DataError(f"a PNG of more than {MAX_CHUNKS} chunks")
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode in RGB: transparent parts on white, 16 bits of grey scaled to 8."""
+    """Any mode in RGB, upright: transparent parts on white, 16 bits of grey scaled to 8."""
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255 instead of scaling
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        rgb = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    else:
+        rgb = image.convert("RGB")
+    return _upright(rgb, image)
+
+
+def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
+    """`rgb` as the EXIF of `source`, which has been read to its end, says it is to be seen.
+
+    The tag does not stay with the picture, so that nobody turns it a second time.
+    """
+    try:
+        turn = TURNS.get(source.getexif().get(ORIENTATION, 1))
+    except Exception:  # a damaged EXIF says nothing; reading one raises nearly anything
+        turn = None
+    rgb = rgb if turn is None else rgb.transpose(turn)
+    rgb.info = {}
+    return rgb
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom

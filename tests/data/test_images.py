@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from git_scale.config import DataConfig
 from git_scale.data import images
@@ -53,6 +53,63 @@ def test_the_three_formats(format: str, picture: Callable) -> None:
     decoded = decode(data)
     assert decoded.mode == "RGB" and decoded.size == (37, 23)
     assert np.array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def oriented(value: int, format: str, exif: Image.Exif | None = None) -> bytes:
+    """A picture of four different quarters with the EXIF tag of an orientation."""
+    quarters = Image.fromarray(np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [90, 90, 90]]], np.uint8))
+    exif = exif or Image.Exif()
+    exif[0x0112] = value
+    return saved(quarters.resize((48, 32), Image.Resampling.NEAREST), format, exif=exif)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_is_upright_as_its_exif_says(format: str) -> None:
+    seen = []
+    for value in range(1, 9):
+        data = oriented(value, format)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        assert expected.size == ((32, 48) if value > 4 else (48, 32))
+        assert np.array_equal(decode(data), expected), value
+        seen.append(np.asarray(decode(data)).tobytes())
+        # once is enough: what was decoded, or was turned by hand, is not turned again
+        assert np.array_equal(images.to_rgb(decode(data)), expected)
+        assert np.array_equal(images.to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), expected)
+        assert np.array_equal(images.to_rgb(Image.open(io.BytesIO(data))), expected)
+    assert len(set(seen)) == 8
+
+
+def test_orientation_in_xmp_and_of_transparent_pictures() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = saved(noise(48, 32), "JPEG", xmp=xmp)
+    assert np.array_equal(decode(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    clear = Image.new("RGBA", (5, 3), (0, 0, 0, 0))
+    clear.putpixel((4, 0), (9, 9, 9, 255))
+    upright = np.asarray(decode(saved(clear, exif=exif)))
+    assert (
+        upright.shape == (5, 3, 3)
+        and upright[4, 0].tolist() == [9] * 3
+        and upright[0, 2].tolist() == [255] * 3
+    )
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("value", [0, 9, 65_535])
+def test_an_orientation_that_is_none_is_ignored(value: int, format: str) -> None:
+    assert decode(oriented(value, format)).size == (48, 32)
+
+
+def test_a_damaged_exif_is_ignored() -> None:
+    good = oriented(6, "JPEG")
+    at = good.index(b"Exif\x00\x00") + 6
+    rng = np.random.default_rng(0)
+    for length in (2, 8, 26):
+        for _ in range(20):
+            data = good[:at] + rng.bytes(length) + good[at + length :]
+            assert sorted(decode(data).size) == [32, 48]
+    assert decode(good[:at] + b"XX" + good[at + 2 :]).size == (48, 32)
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
@@ -130,6 +187,38 @@ def test_a_forged_header_allocates_nothing(data: bytes, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match="pixels"):
         decode(data)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000  # KiB
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_a_png_has_a_bound_of_chunks_and_of_text() -> None:
+    data = saved(noise(8, 8))
+    start = 8 + 25  # behind the header
+    few = data[:start] + png_chunk(b"abCd", b"") * 1_000 + data[start:]
+    assert np.array_equal(decode(few), decode(data))
+    with pytest.raises(DataError, match="more than 70000 chunks"):
+        decode(data[:start] + png_chunk(b"abCd", b"") * 70_000 + data[start:])
+    bomb = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))  # 97 kB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(data[:start] + bomb + data[start:])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_a_flipped_bit_of_a_png_is_noticed() -> None:
+    data = bytearray(saved(noise(64, 64)))
+    data[len(data) // 2] ^= 4
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(bytes(data))
+
+
+def test_of_an_animation_the_first_frame_is_read() -> None:
+    frames = [Image.new("RGB", (16, 16), (level, 0, 0)) for level in (200, 100, 0)]
+    for format in ("WEBP", "PNG"):
+        data = saved(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+        assert np.asarray(decode(data))[8, 8].tolist() == [200, 0, 0]
 
 
 def test_the_size_limits() -> None:
@@ -213,14 +302,18 @@ def test_boxes_are_distributed_as_torchvisions(vision: object) -> None:
     assert (ours_sides.min(), ours_sides.max()) == (theirs[:, 2].min(), theirs[:, 2].max()) == (94, 100)
     for mine, other in ((ours_sides, theirs[:, 2]), (ours[:, 0], theirs[:, 1]), (ours[:, 1], theirs[:, 0])):
         assert abs(mine.mean() - other.mean()) < 0.15  # 3 sigma of the mean of offsets 0..16
+    upright = np.array([random_box(100, 110, (0.8, 1.0), rng) for _ in range(4000)])
+    assert upright[:, 2].max() <= 100 and upright[:, 3].max() <= 110 and upright.min() >= 0
+    assert (
+        abs(upright[:, 1].mean() - ours[:, 0].mean()) < 0.15
+        and abs(upright[:, 0].mean() - ours[:, 1].mean()) < 0.15
+    )
     # 4:3 photographs are too oblong for 80 % of their area in a square: the largest centered one
     assert {random_box(640, 480, (0.8, 1.0), rng) for _ in range(50)} == {(80, 0, 560, 480)}
-    assert RandomResizedCrop.get_params(Image.new("RGB", (640, 480)), [0.8, 1.0], [1.0, 1.0]) == (
-        0,
-        80,
-        480,
-        480,
-    )
+    assert {random_box(480, 640, (0.8, 1.0), rng) for _ in range(50)} == {(0, 80, 480, 560)}
+    for size, top, left in (((640, 480), 0, 80), ((480, 640), 80, 0)):
+        params = RandomResizedCrop.get_params(Image.new("RGB", size), [0.8, 1.0], [1.0, 1.0])
+        assert params == (top, left, 480, 480)
 
 
 def test_normalise_equals_torchvision(vision: object) -> None:

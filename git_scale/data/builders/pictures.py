@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from git_scale.data.builders.parallel import map_in_order
 from git_scale.data.builders.writer import SampleToWrite, Skipped
@@ -142,13 +142,12 @@ def extension_of(data: bytes) -> str:
 
 
 def shrink_picture(picture: Image.Image) -> bytes | None:
-    """A picture above the paper's size as a smaller JPEG, upright; None for any other."""
+    """A picture (upright, as `decode` gives it) above the paper's size as a smaller JPEG; None for any other."""
     shorter, longer = sorted(picture.size)
     factor = min(SHORTER_SIDE / shorter, LONGER_SIDE / longer)
     if factor >= 1:
         return None
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    smaller = ImageOps.exif_transpose(picture.resize(size, Image.Resampling.BICUBIC))  # the tag is not saved
     buffer = io.BytesIO()
-    smaller.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
