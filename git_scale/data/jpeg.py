@@ -1,7 +1,7 @@
 """JPEGs, decoded by libjpeg-turbo with its warnings as errors, and bounded in what they may cost.
 
-Pillow decodes with the same library and drops its warnings: of pictures with 64 random bytes inside, three quarters then
-pass with other pixels. What is left of those here (a quarter) reads as a valid JPEG; only a digest finds it.
+Pillow decodes with the same library and drops its warnings: of pictures with 64 random bytes inside, four fifths then
+pass with other pixels. What passes here (a quarter of them) reads as a valid JPEG; only a digest finds it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from PIL import Image
 
 from git_scale.errors import DataError
 
-# A progressive JPEG may come in any number of scans, each of which visits every pixel, at 1 ns and 14 bytes when it says
-# nothing new: 58 kB kept a core busy for 8 s. Encoders write 4 to 12 scans, and 90 MP in 11 is the most that is decoded.
+# A progressive JPEG may come in any number of scans, each of which visits every pixel, at 1 ns and 14 bytes when it
+# says nothing new: 58 kB kept a core busy for 8 s. Encoders write 4 to 12 scans, and 90 MP in 11 are decoded.
 MAX_SCANNED_PIXELS = 1_000_000_000
 
 SCAN, END = 0xDA, 0xD9
@@ -49,7 +49,7 @@ def count_scans(data: bytes) -> int:
 def decode_jpeg(data: bytes, opened: Image.Image) -> Image.Image:
     """The JPEG that Pillow has opened in RGB, with the pixels that Pillow would give.
 
-    Raises ValueError for anything that libjpeg-turbo warns of: damaged or missing data, restarts out of order, no end.
+    Raises ValueError for anything that libjpeg-turbo warns of: damaged or missing data, restarts out of order.
     """
     import simplejpeg  # here, because a GPU image may lack it
 
