@@ -21,8 +21,8 @@ VIDEO_ENDINGS = ENDINGS
 
 Picture: TypeAlias = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """A PIL picture of any mode; path or bytes of a JPEG, PNG or WEBP; a uint8 array [H, W, 3] or tensor [3, H, W].
-A path may also lead to a video, which is a clip. A picture is turned upright as its EXIF says; who turned a PIL picture
-by hand takes that tag away, as ImageOps.exif_transpose does."""
+A path may also lead to a video, which is a clip. Pictures are turned upright as their EXIF says; who turns a PIL
+picture by hand takes that tag away, as ImageOps.exif_transpose does."""
 
 
 @dataclass(frozen=True)
