@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from git_scale.errors import DataError
 
@@ -46,7 +47,7 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def decode_jpeg(data: bytes, opened: Image.Image) -> Image.Image:
+def decode_jpeg(data: bytes, opened: ImageFile) -> Image.Image:
     """The JPEG that Pillow has opened in RGB, with the pixels that Pillow would give.
 
     Raises ValueError for anything that libjpeg-turbo warns of: damaged or missing data, restarts out of order.
