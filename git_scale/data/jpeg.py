@@ -54,9 +54,9 @@ def decode_jpeg(data: bytes, opened: ImageFile) -> Image.Image:
     """
     import simplejpeg  # here, because a GPU image may lack it
 
-    mode, raw = (
-        ("CMYK", opened.tile[0].args[0]) if opened.mode == "CMYK" else ("RGB", "RGB")
-    )  # CMYK;I: inverted
+    mode = raw = "CMYK" if opened.mode == "CMYK" else "RGB"
+    if mode == "CMYK" and isinstance(arguments := opened.tile[0].args, tuple):
+        raw = arguments[0]  # CMYK;I: inverted, as Adobe writes it
     try:
         pixels = simplejpeg.decode_jpeg(data, mode)
     except ValueError as error:
