@@ -69,7 +69,8 @@ def samples_of(
     """
     if not images.is_dir():
         raise DataError(f"{images}: no such folder of images")
-    for outcomes in map_in_order(partial(make_sample, images.resolve(), shrink), rows, workers):
+    make = partial(make_sample, images.resolve(), shrink)
+    for outcomes in map_in_order(make, rows, workers, died_of=_killer):
         yield from outcomes
 
 
@@ -94,6 +95,12 @@ def make_sample(images: Path, shrink: bool, row: Row | Skipped) -> list[SampleTo
     if questions:
         text["questions"] = questions
     return [*outcomes, SampleToWrite(image, extension, text)]
+
+
+def _killer(row: Row | Skipped) -> list[SampleToWrite | Skipped]:
+    return [
+        row if isinstance(row, Skipped) else Skipped(row.file, "picture that kills the process that reads it")
+    ]
 
 
 class _UnusableError(Exception):

@@ -67,11 +67,25 @@ def workers_of_a_parent_that_dies(pipe: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_dies_is_an_error_and_says_where() -> None:
-    with pytest.raises(
-        DataError, match=r"a worker process died, .* at or soon after 0; take fewer --workers"
-    ):
+def test_an_item_that_kills_its_process_is_told_and_no_other_is_lost() -> None:
+    """One of them ended the whole build."""
+    numbers = [0, 1, 2, *range(4, 3 * BATCH), 3, 4]
+    found = list(map_in_order(die_at_three, numbers, workers=2, died_of=lambda number: -number))
+    assert found == [-number if number == 3 else number for number in numbers]
+
+
+def test_processes_that_die_of_everything_are_an_error() -> None:
+    with pytest.raises(DataError, match=r"a worker process died of 3, .*; take fewer --workers"):
         list(map_in_order(die_at_three, range(10), workers=2))
+    with pytest.raises(DataError, match="a worker process died of 3, "):
+        list(map_in_order(die_at_three, [3] * 5, workers=2, died_of=abs))
+
+
+def test_a_process_that_is_killed_from_outside_loses_nothing() -> None:
+    results = map_in_order(where, range(10 * BATCH), workers=2)
+    first = next(results)
+    os.kill(first[1], signal.SIGKILL)
+    assert [first[0], *(number for number, _ in results)] == list(range(10 * BATCH))
 
 
 def test_a_stop_is_heard_while_all_processes_hang() -> None:
