@@ -20,13 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, overload
 
-from git_scale.errors import UserError
+from git_scale.errors import PeerFailedError, UserError
 from git_scale.paths import expanded
 from git_scale.stop import Stopped
 
+PEER_FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # as shells report Ctrl-C
 READER_GONE = 141  # as of a program that SIGPIPE ends
+STOPPED = "stopped before the end: the same command starts again"
 
 Main: TypeAlias = Callable[[list[str] | None], int]
 Tool: TypeAlias = Callable[..., int]
@@ -58,7 +60,11 @@ def tool(main: Main | None = None, *, speaks: Callable[[], bool] = lambda: True)
                 raise
             except UserError as error:
                 code = _failed(str(error)) if speaks() else USAGE_ERROR
-            except (KeyboardInterrupt, Stopped):
+            except PeerFailedError:
+                code = PEER_FAILED
+            except Stopped:
+                code = _failed(STOPPED, INTERRUPTED) if speaks() else INTERRUPTED
+            except KeyboardInterrupt:
                 code = INTERRUPTED
             except OSError as error:
                 if isinstance(error, BrokenPipeError) or not _is_of_a_file(error):
@@ -130,9 +136,9 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
-def _failed(message: str) -> int:
+def _failed(message: str, code: int = USAGE_ERROR) -> int:
     print(message, file=sys.stderr)  # noqa: T201
-    return USAGE_ERROR
+    return code
 
 
 def _is_of_a_file(error: OSError) -> bool:

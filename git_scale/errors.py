@@ -1,4 +1,4 @@
-"""The errors that a user can mend. Tools print them without a traceback and exit with code 2."""
+"""The errors that a user can mend, which tools print without a traceback, with exit code 2; and one that says nothing."""
 
 from __future__ import annotations
 
@@ -27,3 +27,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another run."""
+
+
+class PeerFailedError(Exception):
+    """Another rank failed, and says why itself: this one ends with code 1."""

@@ -12,8 +12,12 @@ ranks agree on otherwise (indexing, building, an evaluation), raises Stopped, an
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """SIGUSR1: what SLURM scripts ask for ahead of the time limit."""
@@ -46,8 +50,12 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+    def ask(self) -> None:
+        """Sets the flag as a signal would: a process is also stopped by its peers, or by the loss of its launcher."""
         self._stopped = True
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.ask()
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -60,3 +68,49 @@ def check_stop() -> None:
     """Raises Stopped when this process was asked to stop: to be called between two units of a long piece of work."""
     if stop_requested():
         raise Stopped
+
+
+def request_stop() -> None:
+    """Asks this process to stop; without effect where nobody listens."""
+    if StopRequest._current is not None:
+        StopRequest._current.ask()
+
+
+class Work(threading.Thread, Generic[T]):
+    """`action`, begun in a thread of its own, so that the main thread hears signals while it lasts.
+
+    A process that ends does not wait for it: what it writes must be whole or absent.
+    """
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        super().__init__(daemon=True)
+        self._action = action
+        self._results: list[T] = []
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._results.append(self._action())
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def is_done(self) -> bool:
+        return not self.is_alive()
+
+    def result(self) -> T:
+        """Of an action that is done; raises what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self._results[0]
+
+
+def listening(action: Callable[[], T]) -> T:
+    """The result of an action that cannot look at the request itself. Raises Stopped once a stop is asked for."""
+    work = Work(action)
+    while not work.is_done:
+        work.join(0.1)
+        if not work.is_done:
+            check_stop()
+    return work.result()

@@ -1,7 +1,7 @@
 # How one tool runs on all tasks of a job, and what its exit code leads to. Sourced by the batch scripts.
 set -uo pipefail
 
-RESUMABLE=75                                     # stopped early with a checkpoint (git_scale/training/trainer.py)
+RESUMABLE=75                                     # stopped early with a checkpoint (git_scale/training/outcome.py)
 MAX_RESTARTS="${GIT_SCALE_MAX_RESTARTS:-100}"    # requeues after which a job stays ended
 
 # run TOOL ARGUMENT...: ends the script with the tool's exit code, or requeues the job where that is 75.

@@ -21,7 +21,7 @@ BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
-    "leave": set(),
+    "leave": {"stop"},
     "paths": set(),
     "progress": set(),
     "stop": set(),
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"parallel"},
     "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
-    "training": BELOW_PARALLEL | {"parallel", "planning", "evaluation", "recipes", "console"},
+    "training": BELOW_PARALLEL | {"parallel", "planning", "evaluation", "recipes", "console", "leave"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},
 }
 # outside package -> what alone may import it, and in how many files at most

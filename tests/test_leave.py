@@ -16,7 +16,7 @@ class Held:
 held = Held()
 atexit.register(print, "handlers ran")
 print("written")
-{end}(75)
+{end}
 """
 
 
@@ -27,9 +27,34 @@ def run(end: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_code_and_all_output_come_through_without_a_tear_down() -> None:
-    done = run("leave")
+    done = run("leave(lambda: 75)")
     assert (done.returncode, done.stdout.split("\n")) == (75, ["written", "handlers ran", ""])
 
 
 def test_a_usual_exit_tears_down() -> None:
-    assert "torn down" in run("sys.exit").stdout
+    assert "torn down" in run("sys.exit(75)").stdout
+
+
+LATE_SIGNAL = """
+import atexit, os, signal, sys
+from git_scale.leave import leave
+atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGINT)])
+leave(lambda: 0)
+"""
+
+HANGING = """
+import atexit, threading
+from git_scale import leave
+leave.LIMIT_S = 0.1
+atexit.register(threading.Event().wait)
+leave.leave(lambda: 75)
+"""
+
+
+def test_a_signal_behind_the_end_changes_no_code() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE_SIGNAL], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_exit_handler_that_hangs_holds_nobody_back() -> None:
+    assert subprocess.run([sys.executable, "-c", HANGING], timeout=60).returncode == 75

@@ -7,10 +7,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
-from git_scale.stop import STOP_SIGNALS, Stopped, StopRequest, check_stop, stop_requested
+from git_scale.stop import (
+    STOP_SIGNALS,
+    Stopped,
+    StopRequest,
+    check_stop,
+    listening,
+    request_stop,
+    stop_requested,
+)
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -82,4 +91,15 @@ def test_work_that_looks_at_the_request_is_cut_off_between_two_units() -> None:
         assert stop_requested()
         with pytest.raises(Stopped):
             check_stop()
+    assert not stop_requested()
+
+
+def test_work_that_cannot_look_is_left_as_soon_as_a_stop_is_asked_for() -> None:
+    hung = threading.Event()
+    with StopRequest(), pytest.raises(Stopped):
+        listening(lambda: hung.wait(60) if request_stop() is None else None)
+    assert listening(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        listening(lambda: 1 / 0)
+    request_stop()  # nobody listens
     assert not stop_requested()

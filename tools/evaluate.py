@@ -9,6 +9,8 @@ The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Micr
 answered once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
 predictions.jsonl (with question and references) and captions.png. section.key=value changes what the checkpoint's
 recipe says: eval.beams, eval.max_new_tokens, train.micro_batch (pictures per pass), data.resize ...
+
+Exit codes: 0 done, 2 wrong usage, 130 stopped by a signal before the end.
 """
 
 from __future__ import annotations
@@ -69,4 +71,4 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

@@ -76,7 +76,7 @@ class Evaluator:
         )
 
     def evaluate(self, runner: Runner) -> Evaluation:
-        """Collective."""
+        """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology = self._topology
         loader = build_eval_loader(self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp)
         predictions: list[Prediction] = []
@@ -86,6 +86,7 @@ class Evaluator:
         runner.model.eval()
         first = 0  # number of the batch's first sample on the first rank: the same on all of them
         for batch in tqdm(loader, "evaluation", disable=not topology.is_writer, **PROGRESS):
+            collectives.check_stop_together(runner.device)
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:
                 predictions += self._predict(runner, batch)

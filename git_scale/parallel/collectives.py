@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from git_scale.errors import UserError
+from git_scale.errors import PeerFailedError, UserError
 from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.topology import Topology
+from git_scale.stop import Stopped, Work, request_stop, stop_requested
 
 T = TypeVar("T")
+
+ROUND_S = 1.0  # between two rounds of `together`: the longest that a rank waits in one collective for another's work
+STOP_GRACE_S = 5.0  # for work that looks at the stop request to end by itself
 
 
 def sum_over_dp(values: Tensor) -> Tensor:
@@ -86,17 +91,68 @@ def from_first_rank(item: T) -> T:
     return box[0]
 
 
-def first_rank_first(topology: Topology, action: Callable[[], T]) -> T:
-    """Runs `action` on the first rank, then on the others: what it writes (an index) is written once.
+@dataclass(frozen=True)
+class _State:
+    """Of one rank in a round of `together`."""
 
-    A UserError on the first rank is raised on all of them.
+    done: bool
+    asked_to_stop: bool
+    cut: bool
+    """Its work has ended with Stopped."""
+    refusal: UserError | None
+    failed: bool
+
+
+def together(action: Callable[[], T], hears_stop: bool = True) -> T:
+    """Runs `action`, which may take any time and is not collective, on every rank; returns this rank's result.
+
+    The ranks tell each other once a second how they stand, so that none runs into the limit of a collective while
+    another works. A UserError of any rank is raised on all of them; so is Stopped when any was asked to stop before
+    all were done, unless what is done had better be finished (hears_stop=False: a checkpoint). Any other error is
+    raised where it happened, and PeerFailedError on the other ranks.
     """
-    result, error = None, None
-    if topology.is_writer:
-        try:
-            result = action()
-        except UserError as failure:
-            error = failure
-    if error := from_first_rank(error):
-        raise error
-    return result if topology.is_writer else action()  # type: ignore[return-value]
+    work = Work(action)
+    while True:
+        work.join(ROUND_S)
+        states = gather_objects(_state_of(work))
+        if work.error is not None and not isinstance(work.error, UserError | Stopped):
+            raise work.error
+        if any(state.failed for state in states):
+            raise PeerFailedError
+        if refusal := next((state.refusal for state in states if state.refusal), None):
+            raise refusal
+        cut = any(state.cut for state in states)
+        if all(state.done for state in states) and not cut:
+            return work.result()
+        if cut or (hears_stop and any(state.asked_to_stop for state in states)):
+            request_stop()  # heard by the work here, though the signal may have come to another rank
+            work.join(STOP_GRACE_S)
+            raise Stopped
+
+
+def _state_of(work: Work[T]) -> _State:
+    done, error = work.is_done, work.error  # in this order: an error is there before its thread has ended
+    return _State(
+        done,
+        asked_to_stop=stop_requested(),
+        cut=isinstance(error, Stopped),
+        refusal=error if isinstance(error, UserError) else None,
+        failed=error is not None and not isinstance(error, UserError | Stopped),
+    )
+
+
+def first_rank_first(topology: Topology, action: Callable[[], T]) -> T:
+    """Runs `action` on the first rank, then on the others: what it writes is written once. See `together`."""
+    result = together(action if topology.is_writer else _nothing)
+    others = together(_nothing if topology.is_writer else action)
+    return result if topology.is_writer else others  # type: ignore[return-value]
+
+
+def _nothing() -> None:
+    """What a rank does while others work."""
+
+
+def check_stop_together(device: torch.device) -> None:
+    """Raises Stopped on all ranks when any was asked to stop: between two units of work that is collective."""
+    if any_rank(stop_requested(), device):
+        raise Stopped

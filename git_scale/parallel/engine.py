@@ -32,6 +32,7 @@ from git_scale.parallel.groups import GROUPS, mpu_of
 from git_scale.parallel.materialise import Placed, run_dtype
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Holdings
+from git_scale.stop import listening
 
 try:
     from apex.optimizers import FusedAdam as ApexAdam  # NVIDIA's, not the package of that name on PyPI
@@ -55,7 +56,10 @@ class StepReport:
 
 
 def start_processes(topology: Topology) -> torch.device:
-    """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's device."""
+    """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's device.
+
+    Raises Stopped when a stop is asked for before all have joined.
+    """
     os.environ.update(
         RANK=str(topology.global_rank),
         WORLD_SIZE=str(topology.world_size),
@@ -68,10 +72,12 @@ def start_processes(topology: Topology) -> torch.device:
         device = torch.device("cuda", topology.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     _quiet_deepspeed()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        timeout=COLLECTIVE_TIMEOUT,
+    listening(  # the ranks wait for the last of them to start
+        lambda: deepspeed.init_distributed(
+            dist_backend="nccl" if device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            timeout=COLLECTIVE_TIMEOUT,
+        )
     )
     if topology.tp > 1:
         mpu = mpu_of(topology)

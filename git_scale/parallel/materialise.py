@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from git_scale.checkpoint.split import take
 from git_scale.config import RunConfig
 from git_scale.models.deferred import Deferred
+from git_scale.parallel.collectives import check_stop_together
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
 from git_scale.parallel.groups import mpu_of
 from git_scale.parallel.sequence import sum_gradients
@@ -45,7 +46,7 @@ def place_model(
 ) -> Placed:
     """Splits the model over the tensor-parallel group, fills it module by module and, under ZeRO-3, partitions it.
 
-    Collective. Raises ConfigError for what cannot be split.
+    Collective. Raises ConfigError for what cannot be split; Stopped, on all ranks, when any was asked to stop.
     """
     model = deferred.module
     splits = splits_of(model, run.parallel)
@@ -90,6 +91,7 @@ def materialise(
     """
     done: dict[int, nn.Parameter] = {}  # a tied table is met twice
     for path, module in model.named_modules():
+        check_stop_together(device)
         prefix = f"{path}." if path else ""
         fresh: list[nn.Parameter] = []
         for name, empty in list(module._parameters.items()):

@@ -21,7 +21,7 @@ from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers, read_evaluations
-from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp
+from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp, together
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
@@ -39,12 +39,13 @@ def build_trainer(
 ) -> Trainer:
     """A trainer at the run's newest checkpoint, or at its start. Collective.
 
-    Raises UserError, the same on all ranks, for everything that is wrong before the first step.
+    Raises UserError, the same on all ranks, for everything that is wrong before the first step; Stopped, on all
+    ranks, when any was asked to stop.
     """
     check_world(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_metric(run.data.task, run.checkpoint.best)
-    tokenizer = load_fitting_tokenizer(run)
+    tokenizer = together(lambda: load_fitting_tokenizer(run))
     shards = first_rank_first(topology, lambda: open_shards(run.data.train))
     heldout = run.data.heldout
     heldout_shards = first_rank_first(topology, lambda: open_shards(heldout) if heldout else None)

@@ -154,12 +154,16 @@ class Checkpoints:
 
     def _damage(self, checkpoint: Path) -> str | None:
         """The first problem that any rank finds; the ranks share the hashing."""
-        try:
-            files = layout.read_manifest(checkpoint)
-            mine = files[self._topology.global_rank :: self._topology.world_size]
-            problem = layout.first_damage(checkpoint, mine)
-        except (CheckpointError, OSError) as error:
-            problem = str(error)
+
+        def problem_here() -> str | None:
+            try:
+                files = layout.read_manifest(checkpoint)
+                mine = files[self._topology.global_rank :: self._topology.world_size]
+                return layout.first_damage(checkpoint, mine)
+            except (CheckpointError, OSError) as error:
+                return str(error)
+
+        problem = collectives.together(problem_here)
         return next(filter(None, collectives.gather_objects(problem)), None)
 
     def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress) -> None:

@@ -14,8 +14,10 @@ from git_scale.config import RunConfig, check_world
 from git_scale.console import path, whole
 from git_scale.data.shards import open_shards
 from git_scale.errors import ConfigError
+from git_scale.leave import leaving_within
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.monitoring.tables import format_table
+from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.ds_config import check_ds_config, read_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology, is_first_rank, topology_from
@@ -31,10 +33,14 @@ from git_scale.planning import (
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.recipes import load_run
-from git_scale.stop import StopRequest
+from git_scale.stop import Stopped, StopRequest
+from git_scale.training.outcome import Outcome
 from git_scale.training.start import freeze, settled_by
 
 log = logging.getLogger(__name__)
+
+LEAVE_S = 60.0
+"""To close what is open once a run has ended: nothing of its results hangs on that."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +87,11 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     ds_config = read_ds_config(args.ds_config)
     check_world(run, topology.dp)
     if not args.dry_run:
-        return _train(run, ds_config, topology)
+        try:
+            return _train(run, ds_config, topology)
+        except Stopped:
+            log.warning("stopped before the first step: the same command starts again")
+            return Outcome.STOPPED
     cluster = _cluster(args, run, topology)
     check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
     planned = plan(run, ds_config, cluster)
@@ -92,11 +102,8 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
 
 
 def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
-    with (
-        StopRequest() as stop_request
-    ):  # from here on: a signal before the first step ends in a checkpoint, too
+    with StopRequest() as stop_request:
         # Imported here: a dry run needs no DeepSpeed, whose import takes seconds.
-        from git_scale.parallel.collectives import first_rank_first
         from git_scale.parallel.engine import start_processes, stop_processes
         from git_scale.training.build import build_trainer
 
@@ -110,8 +117,9 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
         first_rank_first(topology, lambda: announce(run, ds_config, cluster) if topology.is_writer else None)
         trainer = build_trainer(run, ds_config, topology, device)
         outcome = trainer.fit(stop_request)
-    trainer.writer.close()
-    stop_processes()  # not after an exception: it would wait for ranks that wait for this one
+        with leaving_within(LEAVE_S, outcome):  # a disk or a rank that does not answer holds nobody back
+            trainer.writer.close()
+            stop_processes()  # not after an exception: it would wait for ranks that wait for this one
     return int(outcome)
 
 

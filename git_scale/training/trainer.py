@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import torch
 
@@ -22,20 +21,14 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine, StepReport
-from git_scale.stop import StopRequest
+from git_scale.stop import Stopped, StopRequest
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
 from git_scale.training.optimizer import lr_factor
+from git_scale.training.outcome import Outcome
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(IntEnum):
-    """How a run ended; the values are exit codes."""
-
-    DONE = 0
-    STOPPED = 75  # EX_TEMPFAIL: the same command goes on from the saved step
 
 
 @dataclass(frozen=True)
@@ -88,23 +81,42 @@ class Trainer:
     def fit(self, stop_request: StopRequest) -> Outcome:
         """Trains to the last step, or to the step in which a stop signal came; saves at the end.
 
+        An evaluation that a stop does not leave time for is made up for at the next start.
         Raises CheckpointError when the last checkpoint could not be written: who starts again, as a requeued job
         does, would not get further.
         """
-        stopped, saved = False, True
+        owed = not self.catch_up()
+        stopped, saved = owed, True
         while self.step < self.run.train.steps and not stopped:
-            result = self.train_step(bool(stop_request))
+            stopped = self.train_step(bool(stop_request)).stop
             self.step += 1
-            stopped = result.stop
             if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
                 self.report()
-            if self.is_due(self.run.eval.every) and not stopped:
-                self.evaluate()
             if self.is_due(self.run.checkpoint.every) or stopped:
                 saved = self.save()
+            owed = self.evaluation_is_due and (stopped or not self.evaluate())
+            if owed and not stopped:
+                stopped, saved = True, self.save()
         if not saved:
             raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
-        return Outcome.STOPPED if self.step < self.run.train.steps else Outcome.DONE
+        return Outcome.STOPPED if owed or self.step < self.run.train.steps else Outcome.DONE
+
+    def catch_up(self) -> bool:
+        """What an earlier start was cut off before: the evaluation of the step it ended at, or the mark of the best.
+
+        False when a stop cuts it off again.
+        """
+        if self.step == 0 or not self.evaluation_is_due:
+            return True
+        of_this_step = [metrics for metrics in self.evaluations if metrics.get("step") == self.step]
+        if not of_this_step:
+            return self.evaluate()
+        self.keep_best(of_this_step[-1])
+        return True
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        return self.evaluator is not None and self.is_due(self.run.eval.every)
 
     def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.run.train.steps
@@ -171,12 +183,16 @@ class Trainer:
             ),
         )
 
-    def evaluate(self) -> None:
-        if self.evaluator is None:
-            return
-        with self.meters.pause():
-            self.engine.average_statistics()
-            evaluation = self.evaluator.evaluate(self.engine)
+    def evaluate(self) -> bool:
+        """False when a stop cut it off: then nothing of it is kept."""
+        assert self.evaluator is not None, "no evaluation is due without held-out data"
+        try:
+            with self.meters.pause():
+                self.engine.average_statistics()
+                evaluation = self.evaluator.evaluate(self.engine)
+        except Stopped:
+            log.warning("step %d: the evaluation was cut off; the next start makes up for it", self.step)
+            return False
         if (rise := loss_rise(self.evaluations, evaluation.metrics)) is not None:
             evaluation.metrics["eval/loss_rise"] = rise
         self.evaluations.append(evaluation.metrics)
@@ -186,6 +202,7 @@ class Trainer:
         if evaluation.sheet is not None:
             self.writer.pictures(self.step, "heldout", evaluation.sheet)
         self.keep_best(evaluation.metrics)
+        return True
 
     def keep_best(self, metrics: dict[str, float]) -> None:
         """Saves this step and points checkpoints/best to it when `checkpoint.best` was never better."""
