@@ -1,4 +1,4 @@
-"""The errors that a user can mend, which tools print without a traceback, with exit code 2; and one that says nothing."""
+"""The errors that a user can mend: tools print them without a traceback and exit with code 2."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         self._outer, StopRequest._current = StopRequest._current, self
+        self._stopped = self._stopped or bool(self._outer)  # what was asked for before is asked for still
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from git_scale.console import path, positive, share, tool, whole
-from git_scale.errors import UserError
+from git_scale.errors import PeerFailedError, UserError
 from git_scale.stop import Stopped
 from git_scale.testing.taught import write_taught
 
@@ -22,7 +22,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 PROGRAM = """
 import sys
 from git_scale.console import tool
-from git_scale.errors import UserError
+from git_scale.errors import PeerFailedError, UserError
 
 @tool
 def main(argv=None):
@@ -61,7 +61,8 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
     [
         (UserError("x: no such thing"), 2, "x: no such thing\n"),
         (KeyboardInterrupt(), 130, ""),
-        (Stopped(), 130, ""),
+        (Stopped(), 130, "stopped before the end: the same command starts again\n"),
+        (PeerFailedError(), 1, ""),
         (
             FileNotFoundError(2, "No such file or directory", "a.json"),
             2,

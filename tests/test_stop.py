@@ -103,3 +103,10 @@ def test_work_that_cannot_look_is_left_as_soon_as_a_stop_is_asked_for() -> None:
         listening(lambda: 1 / 0)
     request_stop()  # nobody listens
     assert not stop_requested()
+
+
+def test_what_was_asked_for_before_a_piece_of_work_began_cuts_it_off() -> None:
+    with StopRequest():
+        request_stop()
+        with StopRequest() as inner:
+            assert inner

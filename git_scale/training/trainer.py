@@ -204,7 +204,7 @@ class Trainer:
         self.keep_best(evaluation.metrics)
         return True
 
-    def keep_best(self, metrics: dict[str, float]) -> None:
+    def keep_best(self, metrics: Metrics) -> None:
         """Saves this step and points checkpoints/best to it when `checkpoint.best` was never better."""
         name = self.run.checkpoint.best
         value = metrics.get(f"eval/{name}")  # not there when no held-out text has a reference
