@@ -1,12 +1,13 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the whole test suite
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
+# make sweep  every family of timm as an image encoder: docs/encoders.md
 
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check format gpu-check clean
+.PHONY: demo test check format sweep gpu-check clean
 
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
@@ -24,6 +25,9 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+sweep: $(VENV)/ready
+	$(PYTHON) tools/encoder_sweep.py --markdown docs/encoders.md
 
 # Uses the interpreter it is given as it is: no set-up, no network.
 gpu-check:

@@ -23,8 +23,9 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from git_scale.checkpoint.clip import open_encoder, with_image_size
+from git_scale.checkpoint.clip import open_encoder
 from git_scale.checkpoint.huggingface_export import export_huggingface
+from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.native import export_native
 from git_scale.checkpoint.opened import Opened, open_checkpoint
 from git_scale.checkpoint.probe import ExportReport
@@ -84,8 +85,8 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def open_source(path: Path, encoder: str | None) -> Opened:
-    """A GIT, or the file of an image encoder alone."""
-    if path.is_file() and (opened := open_encoder(path, encoder)) is not None:
+    """A GIT, or an image encoder alone."""
+    if path.exists() and (opened := open_encoder(path, encoder)) is not None:
         return opened
     if path.is_file() and path.suffix not in TORCH_SUFFIXES:
         raise CheckpointError(f"{path}: no image encoder of CLIP; one of timm needs --encoder NAME")

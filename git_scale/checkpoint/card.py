@@ -9,6 +9,7 @@ from typing import Any
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.sources import read_json
+from git_scale.config import RunConfig
 
 METRICS = "metrics.json"
 METRICS_LOG = "metrics.jsonl"
@@ -20,6 +21,7 @@ model = git_scale.load("path/of/this/folder")
 print(model.caption(["photo.jpg"]))
 ```"""
 USE_HUGGINGFACE = """```python
+import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoProcessor
 
@@ -28,10 +30,32 @@ model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
 pixels = processor(images=Image.open("photo.jpg").convert("RGB"), return_tensors="pt").pixel_values
 ids = model.generate(pixel_values=pixels)
 print(processor.batch_decode(ids, skip_special_tokens=True)[0])
+```
+
+A question, or the beginning of a text, comes after the begin token and without an end token:
+
+```python
+question = processor(text="what is it?", add_special_tokens=False).input_ids
+asked = torch.tensor([[processor.tokenizer.cls_token_id, *question]])
+ids = model.generate(pixel_values=pixels, input_ids=asked, max_new_tokens=10)
 ```"""
 USE_ENCODER = (
     """An image encoder alone: it starts the training of a GIT, with `init_from=path/of/this/folder`."""
 )
+
+
+def without_local_paths(run: RunConfig) -> RunConfig:
+    """The recipe as it may be published: of every path of this machine its last part."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(below) for key, below in value.items()}
+        if isinstance(value, list | tuple):
+            return [strip(below) for below in value]
+        is_local = isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~"))
+        return Path(value).name if is_local else value
+
+    return RunConfig.model_validate(strip(run.model_dump()))
 
 
 def write_card(opened: Opened, use: str, header: str = "") -> str:
@@ -50,7 +74,7 @@ def write_card(opened: Opened, use: str, header: str = "") -> str:
         lines += ["", f"Trained on `{Path(data.train).name}` as a `{data.task}` task."]
     lines += ["", "## Measured", "", _table(read_metrics(opened)), "", "## Use", "", use]
     if opened.step is not None:
-        lines += ["", "## Recipe", "", "```yaml", opened.run.to_yaml().rstrip(), "```"]
+        lines += ["", "## Recipe", "", "```yaml", without_local_paths(opened.run).to_yaml().rstrip(), "```"]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

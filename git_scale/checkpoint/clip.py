@@ -1,167 +1,231 @@
-"""CLIP's ViT: which timm architecture it is, its table of positions, and image encoders that come alone."""
+"""Image encoders that come alone, in the layouts that people have, opened as ours.
+
+visual.*            OpenAI's CLIP and open_clip: model files, training files, CustomTextCLIP
+visual.trunk.*      open_clip with a trunk of timm
+vision_model.*      transformers' CLIP and SigLIP (git_scale/checkpoint/transformers_vit.py)
+anything else       timm's own names, of the architecture that --encoder or timm's config.json names
+"""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import re
-from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from git_scale.checkpoint.names import ENCODER, RenamedWeights, Row, Source, clip_rows
-from git_scale.checkpoint.opened import Opened, architecture
-from git_scale.checkpoint.sources import open_tensors, read_json
+from git_scale.checkpoint.names import ENCODER, RenamedWeights, Row, clip_rows
+from git_scale.checkpoint.normalisation import CLIP, Normalisation, fold_normalisation, read_normalisation
+from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.sources import Unwrapped, find_tensors, open_tensors, read_json
+from git_scale.checkpoint.transformers_vit import open_transformers_vit, prefix_of
+from git_scale.checkpoint.vit import (
+    OPENAI_HEAD_WIDTH,
+    Sizes,
+    clip_encoder,
+    read_sizes,
+    shapes_of,
+    square_side,
+)
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder, declare_torchvision_operators, resize_positions
+from git_scale.models.encoders import ImageEncoder, QuickGelu, declare_torchvision_operators
 
-log = logging.getLogger(__name__)
-
-
-class Sizes(NamedTuple):
-    """Of a CLIP ViT; `hidden` is the width of the feed-forward hidden layer."""
-
-    patch: int
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-
-
-POSITIONS = f"{ENCODER}pos_embed"
-HEAD_WIDTH = 64  # of every published CLIP ViT, whose files do not tell the number of heads
-# timm's names of these shapes (patch, width, layers, heads, hidden width); others are the first one with options
-PUBLISHED = {
-    Sizes(16, 768, 12, 12, 3072): "vit_base_patch16_clip{}_224",
-    Sizes(14, 1024, 24, 16, 4096): "vit_large_patch14_clip{}_224",
-}
-FIRST = next(iter(PUBLISHED.values()))
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TRUNK = "visual.trunk."
+OPENAI_NUMBERS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # in OpenAI's own files and in no others
 TEXT_TOWER = (
     r"transformer\..*|token_embedding\.weight|positional_embedding|text_projection|ln_final\..*|logit_scale|logit_bias"
-    r"|attn_mask"
+    r"|attn_mask|text\..*|text_decoder\..*"
 )
+POOLING = "the pooling to one vector; GIT reads all tokens"
 
 
-def clip_encoder(sizes: Sizes, image_size: int, quick_gelu: bool) -> EncoderConfig:
-    """The timm architecture of a CLIP ViT; it takes pictures of any size where the patch divides this one."""
-    options: dict[str, int | float | bool] = {}
-    if sizes not in PUBLISHED:
-        ratio = sizes.hidden / sizes.width
-        if int(sizes.width * ratio) != sizes.hidden:  # timm rounds down
-            ratio = (sizes.hidden + 0.5) / sizes.width
-        options = {
-            "patch_size": sizes.patch,
-            "embed_dim": sizes.width,
-            "depth": sizes.layers,
-            "num_heads": sizes.heads,
-            "mlp_ratio": ratio,
-        }
-    if image_size % sizes.patch == 0:
-        options["dynamic_img_size"] = True
-    name = PUBLISHED.get(sizes, FIRST).format("_quickgelu" if quick_gelu else "")
-    return EncoderConfig(name=name, image_size=image_size, options=options)
+class Told(NamedTuple):
+    """What a file of tensors does not say, None where nothing beside it does either."""
 
-
-def read_sizes(shapes: dict[str, torch.Size], prefix: str, path: Path) -> tuple[Sizes, int]:
-    """The sizes of the ViT with OpenAI's names under `prefix`, and its number of positions."""
-    conv = shapes.get(f"{prefix}conv1.weight", torch.Size())
-    positions = shapes.get(f"{prefix}positional_embedding", torch.Size())
-    hidden = shapes.get(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", torch.Size())
-    if (len(conv), len(positions), len(hidden)) != (4, 2, 2):
-        raise CheckpointError(
-            f"{path}: no CLIP ViT under {prefix!r}; a ResNet or another ViT cannot be imported"
-        )
-    width, patch = conv[0], conv[2]
-    if width % HEAD_WIDTH:
-        raise CheckpointError(
-            f"{path}: its ViT has a width of {width}, no multiple of {HEAD_WIDTH} as CLIP's"
-        )
-    layers = count_layers(shapes, f"{prefix}transformer.resblocks")
-    return Sizes(patch, width, layers, width // HEAD_WIDTH, hidden[0]), positions[0]
-
-
-def count_layers(names: Iterable[str], prefix: str) -> int:
-    found = {int(m[1]) for name in names if (m := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))}
-    return len(found)
-
-
-def square_side(positions: int, path: Path) -> int:
-    """Of the grid of a table with a class token."""
-    side = round((positions - 1) ** 0.5)
-    if side < 1 or side**2 != positions - 1:
-        raise CheckpointError(f"{path}: {positions} image positions are no square grid and a class token")
-    return side
-
-
-class ResizedWeights:
-    """Weights whose table of image positions is brought to another grid."""
-
-    def __init__(
-        self, weights: Weights, old: tuple[int, int], new: tuple[int, int], prefix_tokens: int
-    ) -> None:
-        self.shapes = dict(weights.shapes)
-        width = self.shapes[POSITIONS][2]
-        self.shapes[POSITIONS] = torch.Size([1, new[0] * new[1] + prefix_tokens, width])
-        self.dropped = weights.dropped
-        self._weights, self._grids, self._prefix_tokens = weights, (old, new), prefix_tokens
-
-    def read(self, name: str) -> Tensor:
-        tensor = self._weights.read(name)
-        return resize_positions(tensor, *self._grids, self._prefix_tokens) if name == POSITIONS else tensor
-
-
-def shapes_of(module: torch.nn.Module, prefix: str = "") -> dict[str, torch.Size]:
-    return {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+    head_width: int | None
+    quick_gelu: bool | None
 
 
 def open_encoder(path: Path, name: str | None) -> Opened | None:
-    """An image encoder alone: CLIP's own file, open_clip's, or with `name` timm's. None: it is none of these.
+    """An image encoder alone, of a file or a folder; `name` is timm's of its architecture. None: it is none of these.
 
-    Raises CheckpointError when the file cannot be read or does not fit.
+    Raises CheckpointError when it cannot be read, does not fit, or leaves open what its features depend on.
     """
-    source = open_tensors(path)
+    file = path if path.is_file() else _file_in(path)
+    if file is None:
+        return None
+    source = Unwrapped(open_tensors(file))
+    if any(key.startswith(TRUNK) for key in source.shapes):
+        return _alone(path, *_open_trunk(path, file, source, name))
     if any(key.startswith("visual.") for key in source.shapes):
-        return _open_clip(path, source, name)
-    return _open_timm(path, source, name) if name is not None else None
+        return _alone(path, *_open_clip(path, file, source, name))
+    if (prefix := prefix_of(source.shapes)) is not None:
+        encoder, weights = open_transformers_vit(path, file, source, prefix)
+        if name is not None:
+            _compare(path, _timm_name(name), encoder)
+        return _alone(path, encoder, weights)
+    beside = _read_beside(file, "config.json")
+    name = name or (beside["architecture"] if isinstance(beside.get("architecture"), str) else None)
+    if name is None:
+        return None
+    pictures = beside.get("pretrained_cfg")
+    pictures = pictures if isinstance(pictures, dict) else {}
+    return _alone(path, *_open_timm(path, source, _timm_name(name), "", {}, None, pictures))
 
 
-def _open_clip(path: Path, source: Source, name: str | None) -> Opened:
-    sizes, positions = read_sizes(source.shapes, "visual.", path)
+def _file_in(folder: Path) -> Path | None:
+    candidates = [folder / name for name in OPEN_CLIP_FILES]
+    return find_tensors(folder) or next((file for file in candidates if file.is_file()), None)
+
+
+def _read_beside(file: Path, name: str) -> dict[str, Any]:
+    beside = file.parent / name
+    return read_json(beside) if beside.is_file() else {}
+
+
+def _section(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
+    for key in keys:
+        below = tree.get(key)
+        tree = below if isinstance(below, dict) else {}
+    return tree
+
+
+def _open_clip(path: Path, file: Path, source: Unwrapped, name: str | None) -> tuple[EncoderConfig, Weights]:
+    config = _read_beside(file, "open_clip_config.json")
+    told = _told(path, source, config, name)
+    sizes, positions = read_sizes(source.shapes, "visual.", path, told.head_width)
+    if told.quick_gelu is None:
+        raise CheckpointError(
+            f"{path}: does not say whether it was trained with GELU or quick GELU: put its open_clip_config.json"
+            f" beside it, or name its architecture: --encoder {clip_encoder(sizes, 224, False).name} (GELU) or"
+            f" --encoder {clip_encoder(sizes, 224, True).name} (quick GELU)"
+        )
+    _check_described(path, config, sizes)
     side = square_side(positions, path)
-    encoder = clip_encoder(sizes, side * sizes.patch, _has_quick_gelu(path, name))
-    with torch.device("meta"):
-        shapes = shapes_of(ImageEncoder(encoder), "encoder.")
-    dropped = {
-        key: "CLIP's text tower" for key in source.shapes if re.fullmatch(TEXT_TOWER, key)
-    } | dict.fromkeys(("input_resolution", "context_length", "vocab_size"), "a number about CLIP")
-    dropped["visual.proj"] = "CLIP's projection into the space it shares with texts"
-    weights = RenamedWeights(source, list(clip_rows(sizes.layers, "visual.")), shapes, dropped, path)
-    return _alone(path, encoder, weights)
-
-
-def _has_quick_gelu(path: Path, name: str | None) -> bool:
-    """A file of tensors does not tell: CLIP's own has quick GELU, open_clip's may have either."""
+    encoder = clip_encoder(sizes, side * sizes.patch, told.quick_gelu)
     if name is not None:
-        return "quickgelu" in name
-    beside = path.parent / "open_clip_config.json"
-    if beside.is_file():
-        model = read_json(beside).get("model_cfg")
-        return bool(isinstance(model, dict) and model.get("quick_gelu", False))
-    log.warning(
-        "%s is taken for OpenAI's own, with quick GELU; for one of open_clip with GELU add"
-        " --encoder vit_base_patch16_clip_224",
-        path,
+        _compare(path, name, encoder)
+    dropped = _text_tower(source) | dict.fromkeys(OPENAI_NUMBERS, "a number about CLIP")
+    dropped["visual.proj"] = "CLIP's projection into the space it shares with texts"
+    rows = list(clip_rows(sizes.layers, "visual."))
+    weights = RenamedWeights(source, rows, _shapes(encoder), dropped, path)
+    return encoder, fold_normalisation(weights, encoder, _open_clip_pictures(config, file), path)
+
+
+def _told(path: Path, source: Unwrapped, config: dict[str, Any], name: str | None) -> Told:
+    """By --encoder, by open_clip's configuration, or by the numbers that only OpenAI's own files hold."""
+    if name is not None:
+        backbone = _on_meta(EncoderConfig(name=_timm_name(name)))
+        block = next(iter(getattr(backbone, "blocks", [])), None)
+        if block is None or not hasattr(getattr(block, "attn", None), "num_heads"):
+            raise CheckpointError(
+                f"{path}: --encoder {name}: it holds a CLIP ViT, which this architecture is not"
+            )
+        return Told(backbone.embed_dim // block.attn.num_heads, isinstance(block.mlp.act, QuickGelu))
+    if model := _section(config, "model_cfg"):
+        head_width = _section(model, "vision_cfg").get("head_width", 64)  # open_clip's default
+        if not isinstance(head_width, int) or isinstance(head_width, bool):
+            raise CheckpointError(
+                f"{path}: open_clip_config.json: head_width={head_width!r} is no whole number"
+            )
+        return Told(head_width, bool(model.get("quick_gelu", False)))
+    if all(number in source.shapes for number in OPENAI_NUMBERS):
+        return Told(OPENAI_HEAD_WIDTH, True)
+    return Told(None, None)
+
+
+def _check_described(path: Path, config: dict[str, Any], sizes: Sizes) -> None:
+    vision = _section(config, "model_cfg", "vision_cfg")
+    for key, found in (("width", sizes.width), ("layers", sizes.layers), ("patch_size", sizes.patch)):
+        if vision.get(key, found) != found:
+            raise CheckpointError(
+                f"{path}: open_clip_config.json beside it says {key}={vision[key]!r}, the file holds {found}: it is"
+                " another model's"
+            )
+
+
+def _compare(path: Path, name: str, encoder: EncoderConfig) -> None:
+    """Raises CheckpointError when --encoder names another architecture than what was found."""
+    given, found = (_describe(_on_meta(config)) for config in (EncoderConfig(name=name), encoder))
+    if given != found:
+        raise CheckpointError(f"{path}: --encoder {name} is {given}, but the file holds {found}")
+
+
+def _describe(vit: Any) -> str:
+    blocks = list(getattr(vit, "blocks", []))
+    if not blocks or not hasattr(vit, "patch_embed"):
+        return "no ViT"
+    first = blocks[0]
+    return (
+        f"a ViT with patches of {vit.patch_embed.patch_size[0]}, width {vit.embed_dim}, {len(blocks)} layers,"
+        f" {getattr(first.attn, 'num_heads', '?')} heads, {first.mlp.fc1.out_features} hidden units and"
+        f" {type(first.mlp.act).__name__}"
     )
-    return True
 
 
-def _open_timm(path: Path, source: Source, name: str) -> Opened:
+def _open_trunk(path: Path, file: Path, source: Unwrapped, name: str | None) -> tuple[EncoderConfig, Weights]:
+    config = _read_beside(file, "open_clip_config.json")
+    vision = _section(config, "model_cfg", "vision_cfg")
+    name = name or vision.get("timm_model_name")
+    if not isinstance(name, str):
+        raise CheckpointError(
+            f"{path}: open_clip with an image encoder of timm, whose architecture no file of tensors tells: put its"
+            " open_clip_config.json beside it, or name the architecture with --encoder"
+        )
+    dropped = _text_tower(source)
+    dropped |= {key: POOLING for key in source.shapes if key.startswith("visual.head.")}
+    pictures = _section(config, "preprocess_cfg")
+    return _open_timm(path, source, _timm_name(name), TRUNK, dropped, vision.get("image_size"), pictures)
+
+
+def _text_tower(source: Unwrapped) -> dict[str, str]:
+    return {key: "CLIP's text tower" for key in source.shapes if re.fullmatch(TEXT_TOWER, key)}
+
+
+def _open_clip_pictures(config: dict[str, Any], file: Path) -> Normalisation:
+    pictures = _section(config, "preprocess_cfg")
+    return read_normalisation(pictures.get("mean"), pictures.get("std"), CLIP, file)
+
+
+def _open_timm(
+    path: Path,
+    source: Unwrapped,
+    name: str,
+    prefix: str,
+    dropped: dict[str, str],
+    image_size: Any,
+    pictures: dict[str, Any],
+) -> tuple[EncoderConfig, Weights]:
+    """timm's names under `prefix`; mean and deviation of `pictures` go before those that timm has for the name."""
+    import timm
+
+    published = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    side = image_size if isinstance(image_size, int) and image_size >= 8 else published.input_size[-1]
+    encoder = EncoderConfig(name=name, image_size=side)
+    shapes = _shapes(encoder)
+    classifiers = (
+        (published.classifier,) if isinstance(published.classifier, str) else published.classifier or ()
+    )
+    for reason, parts in (("timm's classifier", classifiers), (POOLING, ("attn_pool",))):
+        heads = tuple(f"{prefix}{part}." for part in parts)
+        dropped |= {key: reason for key in source.shapes if heads and key.startswith(heads)}
+    rows = [Row(key, (prefix + key.removeprefix(ENCODER),)) for key in shapes]
+    weights = RenamedWeights(source, rows, shapes, dropped, path)
+    default = Normalisation(tuple(published.mean), tuple(published.std))
+    theirs = read_normalisation(pictures.get("mean"), pictures.get("std"), default, path)
+    return encoder, fold_normalisation(weights, encoder, theirs, path)
+
+
+def _timm_name(name: str) -> str:
+    """Without the tag of its weights. Raises CheckpointError when timm has no such architecture."""
     declare_torchvision_operators()
     import timm
 
@@ -170,48 +234,19 @@ def _open_timm(path: Path, source: Source, name: str) -> Opened:
         raise CheckpointError(
             f"--encoder {name}: timm has no such model; near ones: {', '.join(close) or 'none'}"
         )
-    published = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    encoder = EncoderConfig(name=name, image_size=published.input_size[-1])
+    return name
+
+
+def _on_meta(encoder: EncoderConfig) -> Any:
     with torch.device("meta"):
-        shapes = shapes_of(ImageEncoder(encoder), "encoder.")
-    heads = published.classifier or ()
-    classifiers = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
-    dropped = {key: "timm's classifier" for key in source.shapes if key.startswith(classifiers or ("\0",))}
-    rows = [Row(key, (key.removeprefix(ENCODER),)) for key in shapes]
-    return _alone(path, encoder, RenamedWeights(source, rows, shapes, dropped, path))
+        return ImageEncoder(encoder).backbone
+
+
+def _shapes(encoder: EncoderConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return shapes_of(ImageEncoder(encoder), "encoder.")
 
 
 def _alone(path: Path, encoder: EncoderConfig, weights: Weights) -> Opened:
     run = RunConfig(model=ModelConfig(encoder=encoder))
     return Opened(kind="encoder", path=path, run=run, tokenizer=None, weights=weights, step=None)
-
-
-def with_image_size(opened: Opened, image_size: int) -> Opened:
-    """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
-
-    Raises CheckpointError for pictures that are smaller than a patch.
-    """
-    encoder = opened.run.model.encoder
-    if image_size == encoder.image_size:
-        return opened
-    with torch.device("meta"):
-        vit = ImageEncoder(architecture(opened).encoder).backbone
-    if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
-        return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
-    patch = vit.patch_embed.patch_size
-    if image_size < max(patch):
-        raise CheckpointError(f"image size {image_size}: less than one patch of {patch[0]} pixels")
-    old, new = vit.patch_embed.grid_size, (image_size // patch[0], image_size // patch[1])
-    options = {key: value for key, value in encoder.options.items() if key != "dynamic_img_size"}
-    if image_size % patch[0] == image_size % patch[1] == 0:
-        options["dynamic_img_size"] = True
-    prefix_tokens = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    weights = ResizedWeights(opened.weights, old, new, prefix_tokens)
-    return _resized(
-        opened, encoder.model_copy(update={"image_size": image_size, "options": options}), weights
-    )
-
-
-def _resized(opened: Opened, encoder: EncoderConfig, weights: Weights) -> Opened:
-    model = opened.run.model.model_copy(update={"encoder": encoder})
-    return replace(opened, run=opened.run.model_copy(update={"model": model}), weights=weights)

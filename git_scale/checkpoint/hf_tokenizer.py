@@ -42,6 +42,10 @@ def write_tokenizer_files(tokenizer: Tokenizer, positions: int, folder: Path) ->
     )
     _compare(tokenizer, fast)
     config |= names | {"model_max_length": positions, "processor_class": "GitProcessor"}
+    config["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # BERT's third would be refused by generate()
     write_text(folder / "tokenizer.json", fast.to_str())
     write_text(folder / "tokenizer_config.json", json.dumps(config, indent=1))
     write_text(folder / "special_tokens_map.json", json.dumps(names, indent=1))

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from git_scale.checkpoint.clip import Sizes, clip_encoder, shapes_of
-from git_scale.checkpoint.names import RenamedWeights, Row, huggingface_rows
+from git_scale.checkpoint.hf_config import check_fixed, whole_number
+from git_scale.checkpoint.lookalikes import refuse_folder_without_tensors
+from git_scale.checkpoint.names import RenamedWeights, Row, drop_single_temporal, huggingface_rows
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
+from git_scale.checkpoint.vit import Sizes, clip_encoder, shapes_of
 from git_scale.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
@@ -24,8 +26,7 @@ CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.model", "tokenizer.json")
 HEAD, WORDS = "output.weight", "git.embeddings.word_embeddings.weight"
 
-# (key, what git_scale computes with, transformers' default where a file leaves the key out)
-FIXED = (
+FIXED = (  # see git_scale/checkpoint/hf_config.py
     ("hidden_act", ("gelu",), "gelu"),
     ("layer_norm_eps", (1e-12,), 1e-12),
     ("vision_config.layer_norm_eps", (1e-5,), 1e-5),
@@ -58,19 +59,32 @@ def is_model(path: Path) -> bool:
 def open_huggingface(folder: Path) -> Opened:
     """Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow."""
     config = read_json(folder / CONFIG_FILE)
+    _require_git(config, folder)
     tensors = find_tensors(folder)
     if tensors is None:
-        raise CheckpointError(f"{folder}: has a {CONFIG_FILE}, but no model.safetensors or pytorch_model.bin")
+        refuse_folder_without_tensors(folder)
     source = open_tensors(tensors)
     model = _model_config(config, folder / CONFIG_FILE, tied=_is_tied(source, config))
     _compare_preprocessing(folder)
     with torch.device("meta"):
         shapes = shapes_of(GitModel(model))
-    layers = _whole_number(config.get("vision_config") or {}, "num_hidden_layers", VISION_DEFAULTS, folder)
-    weights = RenamedWeights(source, _rows(model, layers, source), shapes, _dropped(source, model), folder)
+    layers = whole_number(config.get("vision_config") or {}, "num_hidden_layers", VISION_DEFAULTS, folder)
+    rows, dropped = _rows(model, layers, source), _dropped(source, model, config, folder)
+    weights = RenamedWeights(source, rows, shapes, dropped, folder)
     tokenizer = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     data = DataConfig(tokenizer=tokenizer.name) if tokenizer else DataConfig()
     return Opened("huggingface", folder, RunConfig(model=model, data=data), tokenizer, weights, None)
+
+
+def _require_git(config: dict[str, Any], folder: Path) -> None:
+    kind = str(config.get("model_type"))
+    if kind.startswith(("clip", "siglip")) or isinstance(config.get("architecture"), str):
+        raise CheckpointError(
+            f"{folder}: an image encoder alone, not a GIT: make a folder of git_scale of it with"
+            f" tools/convert_checkpoint.py import {folder} NEW, and train one from it with init_from=NEW"
+        )
+    if kind != "git":
+        raise CheckpointError(f"{folder / CONFIG_FILE}: model_type={kind!r}; only 'git' is read here")
 
 
 def _rows(model: ModelConfig, layers: int, source: TensorSource) -> list[Row]:
@@ -80,7 +94,9 @@ def _rows(model: ModelConfig, layers: int, source: TensorSource) -> list[Row]:
     return [row for row in rows if row.theirs != (HEAD,) or HEAD in source.shapes or not model.decoder.tied]
 
 
-def _dropped(source: TensorSource, model: ModelConfig) -> dict[str, str]:
+def _dropped(
+    source: TensorSource, model: ModelConfig, config: dict[str, Any], folder: Path
+) -> dict[str, str]:
     dropped = {
         name: "a range of numbers that older transformers stored"
         for name in source.shapes
@@ -88,8 +104,12 @@ def _dropped(source: TensorSource, model: ModelConfig) -> dict[str, str]:
     }
     if model.frames == 1:
         temporal = [name for name in source.shapes if ".img_temp" in name and "al_embedding." in name]
-        dropped |= dict.fromkeys(
-            temporal, "a model of one frame, where single pictures have no temporal embedding"
+        if config.get("num_image_with_embedding") == 1:
+            for name in temporal:
+                dropped |= drop_single_temporal(source, name, folder)
+        dropped = (
+            dict.fromkeys(temporal, "a model of one frame, where single pictures have no temporal embedding")
+            | dropped
         )
     return dropped
 
@@ -102,13 +122,11 @@ def _is_tied(source: TensorSource, config: dict[str, Any]) -> bool:
 
 
 def _model_config(config: dict[str, Any], path: Path, tied: bool) -> ModelConfig:
-    if config.get("model_type") != "git":
-        raise CheckpointError(f"{path}: model_type={config.get('model_type')!r}; only 'git' is read here")
     vision = config.get("vision_config") or {}
     if not isinstance(vision, dict):
         raise CheckpointError(f"{path}: vision_config={vision!r} is no table of settings")
-    _check_fixed(config, path)
-    text = {key: _whole_number(config, key, DEFAULTS, path) for key in DEFAULTS}
+    check_fixed(config, FIXED, path)
+    text = {key: whole_number(config, key, DEFAULTS, path) for key in DEFAULTS}
     frames = config.get("num_image_with_embedding") or 1
     try:
         return ModelConfig(
@@ -130,7 +148,7 @@ def _model_config(config: dict[str, Any], path: Path, tied: bool) -> ModelConfig
 
 
 def _encoder_config(vision: dict[str, Any], path: Path) -> EncoderConfig:
-    sizes = {key: _whole_number(vision, key, VISION_DEFAULTS, path) for key in VISION_DEFAULTS}
+    sizes = {key: whole_number(vision, key, VISION_DEFAULTS, path) for key in VISION_DEFAULTS}
     return clip_encoder(
         Sizes(
             patch=sizes["patch_size"],
@@ -142,26 +160,6 @@ def _encoder_config(vision: dict[str, Any], path: Path) -> EncoderConfig:
         image_size=sizes["image_size"],
         quick_gelu=vision.get("hidden_act", "quick_gelu") == "quick_gelu",
     )
-
-
-def _check_fixed(config: dict[str, Any], path: Path) -> None:
-    for key, allowed, default in FIXED:
-        section, _, last = key.rpartition(".")
-        table = (config.get(section) or {}) if section else config
-        if (value := table.get(last, default)) not in allowed:
-            one_of = " or ".join(map(repr, allowed))
-            raise CheckpointError(
-                f"{path}: {key}={value!r} cannot be imported: git_scale computes with {one_of}"
-            )
-
-
-def _whole_number(table: dict[str, Any], key: str, defaults: dict[str, int], path: Path) -> int:
-    value = table.get(key, defaults[key])
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{path}: {key}={value!r} cannot be imported: a whole number is needed")
-    return value
 
 
 def _dropout(config: dict[str, Any], path: Path) -> float:

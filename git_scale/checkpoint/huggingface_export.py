@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from git_scale.checkpoint.card import USE_HUGGINGFACE, write_card
 from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write_text
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
+from git_scale.checkpoint.huggingface_check import check_as_a_user
 from git_scale.checkpoint.names import Row, cut, huggingface_rows
 from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, tokenizer_of
 from git_scale.checkpoint.probe import (
@@ -23,14 +24,14 @@ from git_scale.checkpoint.probe import (
     transformers_version,
 )
 from git_scale.checkpoint.weights import read_finite
-from git_scale.config import ModelConfig
+from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import QuickGelu
 from git_scale.models.git import GitModel, count_parameters
 
-CARD_HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-to-text\ntags:\n- git\n---\n"
+CARD_HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n- git\n---\n"
 BICUBIC = 3  # PIL's number
 
 
@@ -74,8 +75,9 @@ def _verify(opened: Opened, expected: Tensor, folder: Path) -> tuple[float, str]
     version = transformers_version()
     if version is None:
         return compare(opened.path, expected, lambda: probe(open_checkpoint(folder))), "git_scale"
-    theirs = compare(opened.path, expected, lambda: probe_transformers(folder, opened.run.model))
-    return theirs, f"transformers {version}"
+    difference = compare(opened.path, expected, lambda: probe_transformers(folder, opened.run.model))
+    check_as_a_user(folder, opened)
+    return difference, f"transformers {version}"
 
 
 def _shapes(rows: list[Row], model: GitModel) -> Shapes:
@@ -132,6 +134,13 @@ def _vision_config(model: GitModel, config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _max_length(run: RunConfig) -> int:
+    """In tokens, prompt included. It yields to a caller's max_length and max_new_tokens alike, as max_new_tokens in
+    the file would not."""
+    prompt = run.data.max_text_tokens - 1 if run.data.task == "vqa" else 1
+    return min(prompt + run.eval.max_new_tokens, run.model.decoder.positions)
+
+
 def _write_configs(folder: Path, opened: Opened, tokenizer: Tokenizer, vision: dict[str, Any]) -> None:
     model, evaluation = opened.run.model, opened.run.eval
     special = {
@@ -160,7 +169,7 @@ def _write_configs(folder: Path, opened: Opened, tokenizer: Tokenizer, vision: d
         **special,
     }
     generation: dict[str, Any] = {
-        "max_new_tokens": evaluation.max_new_tokens,
+        "max_length": _max_length(opened.run),
         "num_beams": evaluation.beams,
         **special,
     }

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from git_scale.checkpoint.clip import with_image_size
+from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.opened import Opened, check_names
 from git_scale.checkpoint.weights import Weights, read_finite
 from git_scale.config import ModelConfig

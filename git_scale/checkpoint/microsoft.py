@@ -7,17 +7,22 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
-from git_scale.checkpoint.clip import clip_encoder, count_layers, read_sizes, shapes_of, square_side
-from git_scale.checkpoint.names import RenamedWeights, microsoft_rows
+from git_scale.checkpoint.names import RenamedWeights, drop_single_temporal, microsoft_rows
 from git_scale.checkpoint.opened import Opened
-from git_scale.checkpoint.sources import TORCH_SUFFIXES, TensorSource, open_tensors
+from git_scale.checkpoint.sources import TORCH_SUFFIXES, Unwrapped, open_tensors
+from git_scale.checkpoint.vit import (
+    OPENAI_HEAD_WIDTH,
+    clip_encoder,
+    count_layers,
+    read_sizes,
+    shapes_of,
+    square_side,
+)
 from git_scale.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.git import GitModel
 
-HEAD_WIDTH = 64  # of its decoders as of its encoders
 WORDS, HEAD = "textual.embedding.words.weight", "textual.output.weight"
 DROPPED = {"image_encoder.proj": "CLIP's projection, which GIT never uses"}
 MAX_YAML = 1 << 20  # bytes; real ones have some hundred
@@ -33,12 +38,16 @@ def find_file(path: Path) -> Path | None:
 
 def open_microsoft(path: Path) -> Opened:
     """Raises CheckpointError when the file is no GIT of the paper's code or cannot be read safely."""
-    source = _Unprefixed(open_tensors(path))
+    source = Unwrapped(open_tensors(path))
     shapes = source.shapes
     if WORDS not in shapes or "image_encoder.conv1.weight" not in shapes:
-        hint = " It holds CLIP's: import it." if any(name.startswith("visual.") for name in shapes) else ""
-        raise CheckpointError(f"{path}: no GIT of the paper's code, it has no {WORDS}.{hint}")
-    sizes, positions = read_sizes(shapes, "image_encoder.", path)
+        if any(name.startswith("visual.") for name in shapes):
+            raise CheckpointError(
+                f"{path}: CLIP's image encoder alone, not a GIT: make a folder of git_scale of it with"
+                f" tools/convert_checkpoint.py import {path} NEW, and train one from it with init_from=NEW"
+            )
+        raise CheckpointError(f"{path}: no GIT of the paper's code, it has no {WORDS}")
+    sizes, positions = read_sizes(shapes, "image_encoder.", path, OPENAI_HEAD_WIDTH)
     parameters = read_parameters(path)
     crop = _sides(parameters, path)
     patch = sizes.patch
@@ -47,15 +56,17 @@ def open_microsoft(path: Path) -> Opened:
         raise CheckpointError(
             f"{path}: {positions} image positions do not fit test_crop_size={image_size} and patches of {patch}"
         )
+    temporal = [name for name in shapes if name.startswith("img_temperal_embedding.")]
+    dropped = DROPPED | (drop_single_temporal(source, temporal[0], path) if len(temporal) == 1 else {})
     model = ModelConfig(
         encoder=clip_encoder(sizes, image_size, quick_gelu=True),
         decoder=_decoder_config(source, path),
         vocab_size=shapes[WORDS][0],
-        frames=sum(name.startswith("img_temperal_embedding.") for name in shapes) or 1,
+        frames=len(temporal) or 1,
     )
     with torch.device("meta"):
         ours = shapes_of(GitModel(model))
-    weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, DROPPED, path)
+    weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, dropped, path)
     data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
     tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)
     # pictures of their own shapes pass one by one
@@ -64,34 +75,22 @@ def open_microsoft(path: Path) -> Opened:
     return Opened("microsoft", path, run, tokenizer, weights, None)
 
 
-def _decoder_config(source: TensorSource | _Unprefixed, path: Path) -> DecoderConfig:
+def _decoder_config(source: Unwrapped, path: Path) -> DecoderConfig:
     shapes = source.shapes
     ffn = shapes.get("textual.transformer.encoder.layer.0.intermediate.dense.weight")
     positions = shapes.get("textual.embedding.positions.weight")
     width = shapes[WORDS][1]
-    if ffn is None or positions is None or width % HEAD_WIDTH:
+    if ffn is None or positions is None or width % OPENAI_HEAD_WIDTH:
         raise CheckpointError(f"{path}: its text decoder (width {width}) is not built as GIT's")
     tied = shapes.get(HEAD) == shapes[WORDS] and torch.equal(source.read(HEAD), source.read(WORDS))
     return DecoderConfig(
         layers=count_layers(shapes, "textual.transformer.encoder.layer"),
         width=width,
-        heads=width // HEAD_WIDTH,
+        heads=width // OPENAI_HEAD_WIDTH,  # 768 / 12, the only one that the paper's code builds
         ffn=ffn[0],
         positions=positions[0],
         tied=tied,
     )
-
-
-class _Unprefixed:
-    """Without the `module.` that some files have before every name."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self._source = source
-        self._prefix = "module." if all(name.startswith("module.") for name in source.shapes) else ""
-        self.shapes = {name.removeprefix(self._prefix): shape for name, shape in source.shapes.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._source.read(self._prefix + name)
 
 
 def read_parameters(model_file: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, check_names
 from git_scale.config import ModelConfig
+from git_scale.errors import CheckpointError
 
 ENCODER = "encoder.backbone."
 
@@ -70,9 +71,19 @@ def clip_rows(layers: int, prefix: str) -> Iterator[Row]:
 def huggingface_encoder_rows(layers: int, prefix: str) -> Iterator[Row]:
     """transformers' names of the same ViT; `pre_layrnorm` is its spelling."""
     yield Row(f"{ENCODER}cls_token", (f"{prefix}embeddings.class_embedding",), drop_dims=2)
-    yield Row(f"{ENCODER}pos_embed", (f"{prefix}embeddings.position_embedding.weight",), drop_dims=1)
     yield Row(f"{ENCODER}patch_embed.proj.weight", (f"{prefix}embeddings.patch_embedding.weight",))
     yield from both(f"{ENCODER}norm_pre", f"{prefix}pre_layrnorm")
+    yield from _huggingface_vit_rows(layers, prefix)
+
+
+def siglip_rows(layers: int, prefix: str) -> Iterator[Row]:
+    """transformers' names of a SigLIP ViT."""
+    yield from both(f"{ENCODER}patch_embed.proj", f"{prefix}embeddings.patch_embedding")
+    yield from _huggingface_vit_rows(layers, prefix)
+
+
+def _huggingface_vit_rows(layers: int, prefix: str) -> Iterator[Row]:
+    yield Row(f"{ENCODER}pos_embed", (f"{prefix}embeddings.position_embedding.weight",), drop_dims=1)
     yield from both(f"{ENCODER}norm", f"{prefix}post_layernorm")
     for number in range(layers):
         ours, theirs = f"{ENCODER}blocks.{number}", f"{prefix}encoder.layers.{number}"
@@ -134,6 +145,20 @@ def _temporal_rows(frames: int, name: str) -> list[Row]:
     if frames == 1:
         return []
     return [Row("temporal.frames", tuple(f"{name}.{frame}" for frame in range(frames)), add_dims=1)]
+
+
+def drop_single_temporal(source: Source, name: str, path: Path) -> dict[str, str]:
+    """The reason to leave out the one temporal embedding of a model of clips of one frame: it is zero.
+
+    Raises CheckpointError otherwise: git_scale's models of one frame have none, and the features would differ by it.
+    """
+    if bool(source.read(name).any()):
+        raise CheckpointError(
+            f"{path}: {name} is the temporal embedding of clips of a single frame (num_image_with_embedding=1), which"
+            " git_scale's models of one picture have not. To use it on pictures, which never see it, take that tensor"
+            " out of the file (and num_image_with_embedding out of config.json)"
+        )
+    return {name: "a temporal embedding of zeros"}
 
 
 class Source(Protocol):

@@ -18,7 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.card import METRICS, USE_ENCODER, USE_NATIVE, read_metrics, write_card
+from git_scale.checkpoint.card import (
+    METRICS,
+    USE_ENCODER,
+    USE_NATIVE,
+    read_metrics,
+    without_local_paths,
+    write_card,
+)
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG
 from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run, tokenizer_of
@@ -116,7 +123,7 @@ def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> No
         name = write_tokenizer(tokenizer, folder)
         run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": name})})
     run = RunConfig.model_validate(run.model_dump() | {"model": architecture(opened).model_dump()})
-    write_text(folder / CONFIG, run.to_yaml())
+    write_text(folder / CONFIG, without_local_paths(run).to_yaml())
     write_text(folder / ORIGIN, json.dumps({"source": opened.kind, "step": opened.step}))
     if metrics := read_metrics(opened):
         write_text(folder / METRICS, json.dumps(metrics, indent=1))

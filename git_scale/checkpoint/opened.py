@@ -8,18 +8,22 @@ microsoft     model.pt of the paper's code, or its folder
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from pydantic import ValidationError
 
 from git_scale.checkpoint import layout
+from git_scale.checkpoint.lookalikes import refuse_lookalike_folder
 from git_scale.checkpoint.weights import TrainingWeights, Weights, check_files, check_names, read_finite
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
+from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 
@@ -61,6 +65,8 @@ def open_checkpoint(path: Path) -> Opened:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
+    if path.is_dir():
+        refuse_lookalike_folder(path)
     if huggingface.is_model(path):
         return huggingface.open_huggingface(path)
     if (file := microsoft.find_file(path)) is not None:
@@ -93,9 +99,9 @@ def read_run(checkpoint: Path) -> RunConfig:
 def load_model(opened: Opened) -> GitModel:
     """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
     refuse_encoder_alone(opened)
-    with torch.device("meta"):
-        model = GitModel(architecture(opened))
-    _fill(model, opened, prefix="")
+    model: GitModel = _filled(lambda: GitModel(architecture(opened)), opened, prefix="")
+    if opened.run.model.decoder.tied:
+        model.decoder.head.weight = model.decoder.embedding.words.weight
     return model
 
 
@@ -127,9 +133,9 @@ def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
 
 def load_encoder(opened: Opened) -> ImageEncoder:
     """The image encoder alone, as load_model."""
-    with torch.device("meta"):
-        encoder = ImageEncoder(architecture(opened).encoder)
-    _fill(encoder, opened, prefix="encoder.")
+    encoder: ImageEncoder = _filled(
+        lambda: ImageEncoder(architecture(opened).encoder), opened, prefix="encoder."
+    )
     return encoder
 
 
@@ -139,11 +145,10 @@ def architecture(opened: Opened) -> ModelConfig:
     return opened.run.model.model_copy(update={"encoder": encoder})
 
 
-def _fill(module: torch.nn.Module, opened: Opened, prefix: str) -> None:
-    expected = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+def _filled(build: Callable[[], torch.nn.Module], opened: Opened, prefix: str) -> Any:
+    """The module that `build` makes, with the checkpoint's tensors and the buffers that no checkpoint holds."""
+    deferred = Deferred(build, seed=0)
+    expected = {prefix + name: tensor.shape for name, tensor in deferred.module.state_dict().items()}
     found = {name: shape for name, shape in opened.weights.shapes.items() if name.startswith(prefix)}
     check_names(opened.path, expected, found)
-    tensors = {name.removeprefix(prefix): read_finite(opened.weights, name) for name in expected}
-    module.load_state_dict(tensors, assign=True)
-    if isinstance(module, GitModel) and opened.run.model.decoder.tied:
-        module.decoder.head.weight = module.decoder.embedding.words.weight
+    return deferred.filled(lambda name: read_finite(opened.weights, prefix + name))

@@ -14,12 +14,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from git_scale.checkpoint.lookalikes import refuse_lookalike_file
 from git_scale.errors import CheckpointError
 from git_scale.text_files import parse_json
 
 FORGET_AFTER = 256 << 20  # bytes read before mapped files are closed
 MAX_JSON = 64 << 20  # bytes of a configuration or an index; real ones have less than 1 MB
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+STATE_KEYS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+)  # where training programs keep a state dict
+WRAPPERS = (
+    "module.",
+    "model.",
+    "_orig_mod.",
+)  # before every name: DataParallel and DDP, Lightning, torch.compile
 
 
 class TorchFiles:
@@ -100,6 +112,25 @@ class TensorSource:
         return copy
 
 
+class Unwrapped:
+    """A source without what wrappers of modules have put before its names (WRAPPERS), once or several times."""
+
+    def __init__(self, source: TensorSource) -> None:
+        names = {name: name.replace("_orig_mod.", "") for name in source.shapes}
+        while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in names.values())), None):
+            names = {theirs: name.removeprefix(wrapper) for theirs, name in names.items()}
+        self.shapes = {name: source.shapes[theirs] for theirs, name in names.items()}
+        if len(self.shapes) < len(names):
+            raise CheckpointError(
+                "two tensors have one name but for `_orig_mod.`: save the state dict of one model"
+            )
+        self._theirs = {name: theirs for theirs, name in names.items()}
+        self._source = source
+
+    def read(self, name: str) -> Tensor:
+        return self._source.read(self._theirs[name])
+
+
 def _target(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
@@ -108,6 +139,8 @@ def open_tensors(path: Path) -> TensorSource:
     """Of one file, or of all files that an index (`*.index.json`) names. Raises CheckpointError."""
     if path.name.endswith(".index.json"):
         return _open_index(path)
+    if path.suffix in (".safetensors", *TORCH_SUFFIXES):
+        refuse_lookalike_file(path)
     if path.suffix == ".safetensors":
         shapes = _safetensors_shapes(path)
         return TensorSource(dict.fromkeys(shapes, path), shapes, ())
@@ -127,10 +160,9 @@ def _open_index(path: Path) -> TensorSource:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: damaged: it has no weight_map")
+    _require_files(path, weight_map)
     files, shapes, opened = {}, {}, {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{path}: {name}: {file!r} is no plain file name")
         if file not in opened:
             opened[file] = open_tensors(path.parent / file)
         if name not in opened[file].shapes:
@@ -142,6 +174,19 @@ def _open_index(path: Path) -> TensorSource:
     return TensorSource(files, shapes, ())
 
 
+def _require_files(index: Path, weight_map: dict[str, Any]) -> None:
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index}: {name}: {file!r} is no plain file name")
+    files = sorted(set(weight_map.values()))
+    if missing := [file for file in files if not (index.parent / file).is_file()]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{index}: {len(missing)} of its {len(files)} files are missing: {', '.join(missing[:3])}{more}; copy or"
+            f" download them into {index.parent}"
+        )
+
+
 def _safetensors_shapes(path: Path) -> dict[str, torch.Size]:
     try:
         with safe_open(path, framework="pt") as file:
@@ -151,11 +196,11 @@ def _safetensors_shapes(path: Path) -> dict[str, torch.Size]:
 
 
 def _open_torch(path: Path) -> TensorSource:
-    """A state dict, or a dict that holds one as `model` or `state_dict`."""
+    """A state dict, or a dict that holds one under one of STATE_KEYS."""
     tree = _load_torch(path)
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds a {type(tree).__name__}, no state dict")
-    prefix = next(((key,) for key in ("model", "state_dict") if isinstance(tree.get(key), dict)), ())
+    prefix = next(((key,) for key in STATE_KEYS if isinstance(tree.get(key), dict)), ())
     state = _descend(tree, prefix)
     wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong or not state:
@@ -174,6 +219,7 @@ def _descend(tree: Any, keys: tuple[str, ...]) -> Any:
 def read_json(path: Path) -> dict[str, Any]:
     """Raises CheckpointError for anything but a JSON object of reasonable size."""
     try:
+        refuse_lookalike_file(path)
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes; at most {MAX_JSON} are read")
         tree = parse_json(path.read_bytes())

@@ -1,7 +1,7 @@
 """VQA accuracy: an answer is right when three of ten people gave it (VQA v2's definition, arXiv 1505.00468).
 
-Both sides are normalised first, always and in full. The published program does less to the people's answers, as its
-data hold them normalised already: their numbers and articles stay, and so does all of an answer that everyone gave.
+As in the published program (GT-Vision-Lab/VQA), both sides are normalised first, but for a question to which all
+people gave the same answer: there both stay as they are written.
 """
 
 from __future__ import annotations
@@ -58,10 +58,13 @@ def vqa_accuracy(generated: list[str], references: list[list[str]]) -> float:
 def answer_accuracy(generated: str, answers: list[str]) -> float:
     """min(people who agree / 3, 1), averaged over leaving out each one of the people.
 
-    Of three answers or fewer none is left out: it is the share that agrees, and with one answer exact match.
+    Of three answers or fewer none is left out: it is the share that agrees, and with one answer exact match. Where
+    all of more people wrote the same, that is compared as it is written.
     """
-    answer = normalize_answer(generated)
-    agree, people = sum(normalize_answer(text) == answer for text in answers), len(answers)
+    clean = [" ".join(text.split()) for text in (generated, *answers)]
+    if len(answers) <= ENOUGH or len(set(clean[1:])) > 1:
+        clean = [normalize_answer(text) for text in clean]
+    agree, people = clean[1:].count(clean[0]), len(answers)
     if people <= ENOUGH:
         return agree / people
     if_one_of_them_is_left_out = min((agree - 1) / ENOUGH, 1.0) * agree

@@ -63,6 +63,20 @@ class Deferred:
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
         return int.from_bytes(digest[:8], "big")
 
+    def _fill_computed_buffers(self) -> None:
+        """Gives the buffers that no state dict holds, such as tables of relative positions, their values on CPU."""
+        for path, module in self.module.named_modules():
+            for name in module._non_persistent_buffers_set:
+                if module._buffers[name] is not None:
+                    module._buffers[name] = self.first_value(f"{path}.{name}" if path else name)
+
+    def filled(self, values: Callable[[str], Tensor]) -> Any:
+        """The module with the values of these names, whole on CPU."""
+        self._fill_computed_buffers()
+        state = {name: values(name) for name in self.module.state_dict()}
+        self.module.load_state_dict(state, assign=True)
+        return self.module
+
     def blank_value(self, name: str) -> Tensor:
         """Zeros for a parameter, which something else is to fill; the first value of a buffer."""
         tensor = self._tensors[name]

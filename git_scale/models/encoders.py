@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 from typing import Any
@@ -89,10 +90,12 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self._name = config.name
         self.backbone: Any = _create_timm_model(config)  # timm's models share no typed base class
         if config.position_std is not None:
             _scale_positions(self.backbone, config.name, config.position_std)
-        self.width = int(self.backbone.num_features)
+        # of what leaves the model: some families widen the last grid in their head
+        self.width = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
 
@@ -105,9 +108,19 @@ class ImageEncoder(nn.Module):
         features = self.backbone(
             images_BCHW[..., : height - height % self._patch[0], : width - width % self._patch[1]]
         )
-        if features.ndim == 3:
-            return features
-        return features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            found = (
+                f"a {type(features).__name__}" if not isinstance(features, Tensor) else list(features.shape)
+            )
+            raise ConfigError(
+                [
+                    f"model.encoder.name={self._name!r} gives {found} for a picture, neither feature tokens nor a"
+                    " feature grid: take an encoder of another family"
+                ]
+            )
+        if features.ndim == 4:
+            features = features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
+        return features
 
     def set_activation_checkpointing(self, enable: bool) -> None:
         """Block by block. timm's DaViT would checkpoint its stages around that, and run each block three times."""
@@ -125,7 +138,7 @@ def _create_timm_model(config: EncoderConfig) -> Any:
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError([f"model.encoder.name={config.name!r}: timm has no such model{hint}"])
-    options = dict(config.options)
+    options = copy.deepcopy(config.options)  # timm changes lists that it is given
     if timm.get_pretrained_cfg(config.name, allow_unregistered=True).fixed_input_size:
         options["img_size"] = config.image_size
     try:

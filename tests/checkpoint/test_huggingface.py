@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from git_scale.checkpoint.clip import with_image_size
+from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.opened import load_model, open_checkpoint
 from git_scale.errors import CheckpointError
 from git_scale.models.generate import Decoding, generate
@@ -165,7 +165,7 @@ def test_greedy_texts_are_theirs(build_git: BuildGit, save_git: SaveGit) -> None
 
 
 def test_names_of_published_shapes(build_git: BuildGit, tmp_path: Path) -> None:
-    from git_scale.checkpoint.clip import Sizes, clip_encoder
+    from git_scale.checkpoint.vit import Sizes, clip_encoder
 
     base = clip_encoder(Sizes(16, 768, 12, 12, 3072), 224, True)
     assert (base.name, base.options) == ("vit_base_patch16_clip_quickgelu_224", {"dynamic_img_size": True})
@@ -238,3 +238,27 @@ def test_every_tensor_is_accounted_for(build_git: BuildGit, save_git: SaveGit, k
     }
     with pytest.raises(CheckpointError, match=words[kind]):
         load_model(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_single_temporal_embedding_is_not_dropped_in_silence(
+    build_git: BuildGit, save_git: SaveGit, zero: bool
+) -> None:
+    """transformers adds it to the features of clips of one frame."""
+    theirs = build_git(num_image_with_embedding=1)
+    if zero:
+        torch.nn.init.zeros_(theirs.git.img_temporal_embedding[0])
+    folder = save_git(theirs)
+    if not zero:
+        with pytest.raises(
+            CheckpointError, match=r"img_temporal_embedding\.0 is the temporal embedding of clips"
+        ):
+            open_checkpoint(folder)
+        return
+    opened = open_checkpoint(folder)
+    assert "a temporal embedding of zeros" in opened.weights.dropped.values()
+    images, tokens = torch.randn(1, 1, 3, 32, 32), torch.tensor([[3, 6, 7]])
+    with torch.inference_mode():
+        found = load_model(opened).eval()(images, tokens[:, None], torch.arange(3))
+        expected = theirs(input_ids=tokens, pixel_values=images).logits[0, -3:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

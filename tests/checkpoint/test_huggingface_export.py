@@ -193,3 +193,50 @@ def test_a_difference_is_judged_relative_to_its_logit() -> None:
     for wrong in (expected + torch.tensor([[0.0, 2e-4]]), expected * float("nan")):
         with pytest.raises(CheckpointError):
             probe.compare(Path(), expected, lambda wrong=wrong: wrong)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_an_export_can_be_prompted_as_users_do(vocab_file: Path, tmp_path: Path, frames: int) -> None:
+    transformers = pytest.importorskip("transformers", reason="prompts with transformers")
+    export_huggingface(open_ours(vocab_file, frames=frames), tmp_path / "out")
+    assert "pipeline_tag: image-text-to-text\n" in (tmp_path / "out" / "README.md").read_text()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+    inputs = processor(images=[picture] * frames, text="a red dog", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    if frames > 1:
+        inputs["pixel_values"] = inputs["pixel_values"][None]
+    model.generation_config.eos_token_id = None  # lengths show
+    asked = inputs["input_ids"].shape[1]
+    for limit, length in (({"max_length": 7}, 7), ({"max_new_tokens": 3}, asked + 3), ({}, 10)):
+        assert model.generate(**inputs, **limit, num_beams=1).shape[1] == length, limit
+    if frames == 1:
+        run = transformers.pipeline("image-text-to-text", model=model, processor=processor)
+        assert isinstance(run(images=picture, text="a", max_new_tokens=2)[0]["generated_text"], str)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("tokenizer_config.json", {"model_input_names": None}, "token_type_ids"),
+        ("preprocessor_config.json", {"crop_size": {"height": 8, "width": 8}}, "generate"),
+        ("generation_config.json", {"bos_token_id": 7}, "begin with token 7 instead of 3"),
+    ],
+)
+def test_an_export_that_does_not_work_for_users_is_not_published(
+    vocab_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: Any, words: str
+) -> None:
+    pytest.importorskip("transformers", reason="checks with transformers")
+    check = huggingface_export.check_as_a_user
+
+    def check_changed(folder: Path, opened: Opened) -> None:
+        tree = {**json.loads((folder / file).read_text()), **change}
+        tree = {key: value for key, value in tree.items() if value is not None}
+        (folder / file).write_text(json.dumps(tree))
+        check(folder, opened)
+
+    monkeypatch.setattr(huggingface_export, "check_as_a_user", check_changed)
+    with pytest.raises(CheckpointError, match=rf"({words}).*nothing was published"):
+        export_huggingface(open_ours(vocab_file), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

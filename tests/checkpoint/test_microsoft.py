@@ -198,7 +198,7 @@ def test_what_is_no_git_of_the_papers_code(tmp_path: Path, kind: str) -> None:
         "unknown": "textual.gate is unknown",
         "missing": "textual.embedding.layer_norm.bias is missing",
         "shape": r"textual.output.weight has the shape \[30, 64\] instead of \[29, 64\]",
-        "clip": "It holds CLIP's: import it",
+        "clip": "image encoder alone, not a GIT",
         "other": "no GIT of the paper's code",
     }
     with pytest.raises(CheckpointError, match=words[kind]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,17 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 32,
         "options": {"channels": [8, 8, 16, 16], "stem_width": 8},
     },
+    "computed_buffers": {
+        "name": "swin_tiny_patch4_window7_224",
+        "image_size": 32,
+        "options": {"depths": [1, 1], "embed_dim": 16, "num_heads": [1, 2], "window_size": 4},
+    },
 }
 
 
 class ModelWeights:
     def __init__(self, model: GitModel) -> None:
+        self.model = model
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.shapes = {name: tensor.shape for name, tensor in self.state.items()}
         self.dropped = {"old": "for no reason"}
@@ -57,12 +64,13 @@ def make(vocab_file: Path) -> Callable[..., Opened]:
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 1.5)
-            else:
+            elif name in model.state_dict():
                 buffer.fill_(7)
         run = RunConfig.model_validate(
             {"model": tree, "seed": 5, "data": {"tokenizer": "data/deep/vocab.txt"}}
         )
-        return Opened("training", vocab_file.parent / "run", run, vocab_file, ModelWeights(model), 40)
+        weights = ModelWeights(model.eval())
+        return Opened("training", vocab_file.parent / "run", run, vocab_file, weights, 40)
 
     return build
 
@@ -89,9 +97,10 @@ def test_what_goes_in_comes_out(
     assert ("decoder.head.weight" in stored) == (not tied)
     assert sum(p.numel() for p in model.parameters()) == report.parameters
     assert back.tokenizer is not None and load_tokenizer(back.tokenizer).vocab_size == 29
-    assert torch.equal(
-        load_encoder(back).eval()(torch.ones(1, 3, 32, 32)), model.encoder(torch.ones(1, 3, 32, 32))
-    )
+    images = torch.rand(1, 3, 32, 32)
+    expected = opened.weights.model.encoder(images)  # built as its constructors build it, buffers and all
+    assert torch.equal(load_encoder(back).eval()(images), expected)
+    assert torch.equal(model.encoder(images), expected)
 
 
 def test_its_files_are_those_of_its_manifest(make: Callable[..., Opened], tmp_path: Path) -> None:
@@ -166,3 +175,19 @@ def test_anything_else_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
         open_checkpoint(tmp_path)
+
+
+def test_an_exported_folder_knows_no_path_of_this_machine(
+    make: Callable[..., Opened], tmp_path: Path
+) -> None:
+    opened = make()
+    data = opened.run.data.model_copy(
+        update={"train": "/home/someone/secret/train", "heldout": "~/secret/held"}
+    )
+    run = opened.run.model_copy(update={"run_dir": str(tmp_path / "secret" / "run"), "data": data})
+    export_native(replace(opened, run=run), tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        content = file.read_bytes()
+        assert b"secret" not in content and str(tmp_path).encode() not in content, file.name
+    found = open_checkpoint(tmp_path / "out").run
+    assert (found.data.train, found.data.heldout, found.run_dir) == ("train", "held", "run")

@@ -84,6 +84,17 @@ def test_answers_are_drawn_anew_as_often_as_annotators_gave_them() -> None:
     assert drawn == [spelled(task.texts(sample([], [one]), rng(seed))[0]) for seed in range(400)]
 
 
+def test_of_a_question_the_first_40_tokens_are_seen_and_of_those_the_last_38_kept() -> None:
+    """By hand, as the authors' inference does: 45 tokens, cut to 0..39, of which 2..39 stay."""
+    letters = [chr(ord("A") + number) for number in range(45)]
+    questions = [{"question": "".join(letters), "answers": ["y"]}]
+    task = task_of(task="vqa", max_text_tokens=40)
+    (query,) = task.queries(sample([], questions))
+    assert query.prefix == [BEGIN, *map(ord, letters[2:40])]
+    (text,) = task.texts(sample([], questions), rng())
+    assert text.tokens == [BEGIN, *map(ord, letters[3:40]), ord("y"), END], "the answer takes one of the 38"
+
+
 def test_a_long_question_loses_its_beginning_and_keeps_its_answer() -> None:
     task = task_of(task="vqa", max_text_tokens=10)
     long = [{"question": "abcdefgh?", "answers": ["yes"]}]

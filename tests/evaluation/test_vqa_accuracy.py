@@ -51,15 +51,37 @@ def test_normalisation(text: str, normal: str) -> None:
 @pytest.mark.parametrize(
     ("agree", "accuracy"),
     # k of 10 agree: (k * min(k - 1, 3) + (10 - k) * min(k, 3)) / 30
-    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)],
+    [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)],
 )
 def test_ten_people(agree: int, accuracy: float) -> None:
-    assert answer_accuracy("Two.", ["2"] * agree + ["3"] * (10 - agree)) == pytest.approx(accuracy)
+    others = [f"{number}0" for number in range(10 - agree)]
+    assert answer_accuracy("Two.", ["2"] * agree + others) == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize(
+    ("generated", "answers", "accuracy"),
+    [
+        # people disagree: both sides are normalised, people's numbers and articles too
+        ("2", ["two"] * 3 + ["2"] * 2 + ["three"] * 5, 1.0),
+        ("dog", ["The dog."] * 3 + ["cat"] * 7, 0.9),
+        ("the dog", ["dog"] * 2 + ["a dog"] + ["cat"] * 7, 0.9),
+        # all of them wrote the same: neither side is touched
+        ("two", ["two"] * 10, 1.0),
+        ("2", ["two"] * 10, 0.0),
+        ("two", ["2"] * 10, 0.0),
+        ("the dog", ["the dog"] * 10, 1.0),
+        ("dog", ["the dog"] * 10, 0.0),
+        ("yes.", ["yes"] * 10, 0.0),
+        (" yes\n", ["yes"] * 9 + ["yes "], 1.0),
+    ],
+)
+def test_what_the_published_program_normalises(generated: str, answers: list[str], accuracy: float) -> None:
+    assert answer_accuracy(generated, answers) == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(
     ("answers", "accuracy"),
-    [(["a"], 0), (["2"], 1), (["2", "3"], 0.5), (["2", "2", "3"], 2 / 3), (["2"] * 4, 1)],
+    [(["a"], 0), (["2"], 1), (["2", "3"], 0.5), (["2", "2", "3"], 2 / 3), (["2"] * 3, 1)],
 )
 def test_fewer_people(answers: list[str], accuracy: float) -> None:
     assert answer_accuracy("two", answers) == pytest.approx(accuracy)
@@ -68,7 +90,7 @@ def test_fewer_people(answers: list[str], accuracy: float) -> None:
 def test_equals_leaving_out_each_person_in_turn() -> None:
     rng = random.Random(0)
     for _ in range(200):
-        answers = [rng.choice(["yes", "no", "Yes."]) for _ in range(rng.randint(4, 12))]
+        answers = [rng.choice(["yes", "no", "Yes."]) for _ in range(rng.randint(4, 12))] + ["no"]
         expected = 0.0
         for left_out in range(len(answers)):
             others = answers[:left_out] + answers[left_out + 1 :]

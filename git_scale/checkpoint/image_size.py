@@ -1,0 +1,65 @@
+"""The same model for pictures of another size: its table of positions, where it has one, is interpolated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from git_scale.checkpoint.names import ENCODER
+from git_scale.checkpoint.opened import Opened, architecture
+from git_scale.checkpoint.weights import Weights
+from git_scale.config import EncoderConfig
+from git_scale.errors import CheckpointError
+from git_scale.models.encoders import ImageEncoder, resize_positions
+
+POSITIONS = f"{ENCODER}pos_embed"
+
+
+class ResizedWeights:
+    """Weights whose table of image positions is brought to another grid."""
+
+    def __init__(
+        self, weights: Weights, old: tuple[int, int], new: tuple[int, int], prefix_tokens: int
+    ) -> None:
+        self.shapes = dict(weights.shapes)
+        width = self.shapes[POSITIONS][2]
+        self.shapes[POSITIONS] = torch.Size([1, new[0] * new[1] + prefix_tokens, width])
+        self.dropped = weights.dropped
+        self._weights, self._grids, self._prefix_tokens = weights, (old, new), prefix_tokens
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._weights.read(name)
+        return resize_positions(tensor, *self._grids, self._prefix_tokens) if name == POSITIONS else tensor
+
+
+def with_image_size(opened: Opened, image_size: int) -> Opened:
+    """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
+
+    Raises CheckpointError for pictures that are smaller than a patch.
+    """
+    encoder = opened.run.model.encoder
+    if image_size == encoder.image_size:
+        return opened
+    with torch.device("meta"):
+        vit = ImageEncoder(architecture(opened).encoder).backbone
+    if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
+        return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
+    patch = vit.patch_embed.patch_size
+    if image_size < max(patch):
+        raise CheckpointError(f"image size {image_size}: less than one patch of {patch[0]} pixels")
+    old, new = vit.patch_embed.grid_size, (image_size // patch[0], image_size // patch[1])
+    options = {key: value for key, value in encoder.options.items() if key != "dynamic_img_size"}
+    if image_size % patch[0] == image_size % patch[1] == 0:
+        options["dynamic_img_size"] = True
+    prefix_tokens = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    weights = ResizedWeights(opened.weights, old, new, prefix_tokens)
+    return _resized(
+        opened, encoder.model_copy(update={"image_size": image_size, "options": options}), weights
+    )
+
+
+def _resized(opened: Opened, encoder: EncoderConfig, weights: Weights) -> Opened:
+    model = opened.run.model.model_copy(update={"encoder": encoder})
+    return replace(opened, run=opened.run.model_copy(update={"model": model}), weights=weights)
