@@ -54,8 +54,13 @@ def check_names(path: Path, expected: dict[str, torch.Size], found: dict[str, to
 
 
 def read_finite(weights: Weights, name: str) -> Tensor:
-    """Raises CheckpointError when the tensor holds NaN or infinity."""
+    """Raises CheckpointError when the tensor holds NaN or infinity.
+
+    A single number may be infinite: a bound that is off, as those of Gemma's clipped layers.
+    """
     tensor = weights.read(name)
+    if tensor.ndim == 0 and bool(tensor.isinf()):
+        return tensor
     # the sum is not finite if one number is not; a large finite tensor whose sum overflows is looked at again
     if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):
         raise CheckpointError(f"{name} holds numbers that are not finite (NaN or infinity)")

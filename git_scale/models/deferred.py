@@ -38,7 +38,7 @@ class Deferred:
         """Raises whatever `build` raises."""
         self._seed = seed
         self._tape = _Tape()
-        with self._tape.recording():
+        with torch.inference_mode(False), self._tape.recording():  # under it, views pass the recorder by
             self.module: Any = build()
         self._tensors = {
             **dict(self.module.named_parameters(remove_duplicate=False)),
@@ -52,7 +52,7 @@ class Deferred:
         """
         target = self._tensors[name]
         first_name = next(other for other, tensor in self._tensors.items() if tensor is target)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
             torch.default_generator.manual_seed(self.seed_of(first_name))  # leaves the GPUs' alone
             return self._tape.replay(target)
 

@@ -56,6 +56,13 @@ def count_forward_flops(module: nn.Module, *inputs: Tensor) -> int:
     On `meta` nothing is computed or allocated. The CPU's fused attention is invisible to the counter, so
     attention is sent through its plain form, whose two products it sees on every device.
     """
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        # without gradients the counter cannot follow a parameter that one module hands to another, as CaiT does
+        module.requires_grad_(False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops())

@@ -35,12 +35,12 @@ RESNET = {"channels": DIMS, "layers": DEPTHS}
 # family -> (model, side of its pictures, options); of the others the model with the shortest name as it is
 TINY: dict[str, tuple[str, int, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", 32, SMALL_PATCHES),
-    "byoanet": ("halonet_h1", 256, {}),
+    "byoanet": ("lambda_resnet26t", 64, {}),
     "byobnet": ("test_byobnet", 64, {}),
     "cait": ("cait_xxs24_224", 32, VIT),
     "coat": ("coat_tiny", 224, {}),
     "convit": ("convit_tiny", 32, VIT),
-    "convmixer": ("convmixer_768_32", 32, {"dim": 32, "depth": 2}),
+    "convmixer": ("convmixer_768_32", 32, {}),
     "convnext": ("convnext_atto", 64, {"depths": DEPTHS, "dims": DIMS}),
     "cpubone": ("cpubone_nano", 64, {}),
     "crossvit": ("crossvit_tiny_240", 240, {}),

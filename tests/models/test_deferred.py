@@ -94,3 +94,21 @@ def test_blank_values_are_zeros_but_for_buffers() -> None:
     deferred = Deferred(Pair, 0)
     assert not deferred.blank_value("first.weight").any()
     assert deferred.blank_value("table").tolist() == [[3, 4, 5], [0, 1, 2]]
+
+
+class Grid(nn.Module):
+    """A buffer that no state dict holds, filled through a view, as timm's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("index", torch.empty(3, 1), persistent=False)
+        self.index.copy_(torch.tensor([5.0, 6.0, 7.0]).view(3, 1))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_buffers_that_no_state_dict_holds_are_filled(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        module = Deferred(Grid, 0).filled(lambda name: torch.ones(3))
+    assert module.index.tolist() == [[5], [6], [7]] and module.weight.tolist() == [1, 1, 1]
+    assert not module.index.is_inference() and not any(x.is_meta for x in tensors(module).values())
