@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from git_scale.console import path, tool
 from git_scale.files import replaced_atomically
 from git_scale.monitoring.tables import format_table
 from git_scale.testing.distributed import run_distributed
@@ -30,6 +31,7 @@ checkpoint holds; "hf" says whether transformers has a class for it.
 """
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("families", nargs="*", help="modules of timm.models; none: all of them")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file as well")
+    parser.add_argument("--markdown", type=path, help="write the table to this file as well")
     return parser.parse_args(argv)
 
 
