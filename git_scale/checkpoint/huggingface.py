@@ -59,7 +59,7 @@ def is_model(path: Path) -> bool:
 def open_huggingface(folder: Path) -> Opened:
     """Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow."""
     config = read_json(folder / CONFIG_FILE)
-    _require_git(config, folder)
+    _refuse_encoder_alone(config, folder)
     tensors = find_tensors(folder)
     if tensors is None:
         refuse_folder_without_tensors(folder)
@@ -76,15 +76,13 @@ def open_huggingface(folder: Path) -> Opened:
     return Opened("huggingface", folder, RunConfig(model=model, data=data), tokenizer, weights, None)
 
 
-def _require_git(config: dict[str, Any], folder: Path) -> None:
+def _refuse_encoder_alone(config: dict[str, Any], folder: Path) -> None:
     kind = str(config.get("model_type"))
     if kind.startswith(("clip", "siglip")) or isinstance(config.get("architecture"), str):
         raise CheckpointError(
             f"{folder}: an image encoder alone, not a GIT: make a folder of git_scale of it with"
             f" tools/convert_checkpoint.py import {folder} NEW, and train one from it with init_from=NEW"
         )
-    if kind != "git":
-        raise CheckpointError(f"{folder / CONFIG_FILE}: model_type={kind!r}; only 'git' is read here")
 
 
 def _rows(model: ModelConfig, layers: int, source: TensorSource) -> list[Row]:
@@ -122,6 +120,8 @@ def _is_tied(source: TensorSource, config: dict[str, Any]) -> bool:
 
 
 def _model_config(config: dict[str, Any], path: Path, tied: bool) -> ModelConfig:
+    if config.get("model_type") != "git":
+        raise CheckpointError(f"{path}: model_type={config.get('model_type')!r}; only 'git' is read here")
     vision = config.get("vision_config") or {}
     if not isinstance(vision, dict):
         raise CheckpointError(f"{path}: vision_config={vision!r} is no table of settings")
