@@ -31,7 +31,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
     },
     "equal_tables": {"tied": True, "hidden_size": 24, "num_attention_heads": 3},
-    "stored_once": {"tied": True, "tie_word_embeddings": True, "num_image_with_embedding": 1},
+    "stored_once": {"tied": True, "tie_word_embeddings": True},
     "uneven_widths": {
         "vision": {"hidden_size": 60, "intermediate_size": 100, "num_attention_heads": 5, "image_size": 33},
         "intermediate_size": 77,
