@@ -12,6 +12,15 @@ import numpy as np
 
 from git_scale.errors import DataError
 
+CAPTION_NAMES = (
+    "captions",
+    "caption",
+    "text",
+    "sentences",
+)  # caption: img2dataset; sentences: Karpathy's splits
+CAPTION_PARTS = ("caption", "raw", "text")
+ANSWER_NAMES = ("answers", "answer")
+ANSWER_PARTS = ("answer",)
 MAX_CAPTION_BYTES = 8192  # of utf-8: some 2000 words; a forged megabyte would cost seconds in the tokenizer
 
 
@@ -21,14 +30,15 @@ class TextRecord:
 
     captions: list[str]
     questions: list[dict[str, Any]] = field(default_factory=list)
-    """Each `{"question": str, "answers": [str, ...]}`."""
+    """Each `{"question": str, "answers": [str, ...]}`, and what else was stored of it."""
     meta: dict[str, Any] = field(default_factory=dict)
     """The whole json object; empty for a txt."""
+    own_clip_captions: list[str] = field(default_factory=list)
 
     @property
     def clip_captions(self) -> list[str]:
         """Captions of the clip where it has its own, else those of the sample."""
-        return self.meta.get("clip_captions") or self.captions
+        return self.own_clip_captions or self.captions
 
 
 def decode_text(data: bytes) -> str:
@@ -64,30 +74,72 @@ def choose_captions(captions: list[str], texts_per_image: int, rng: np.random.Ge
 
 
 def parse_json(data: bytes) -> TextRecord:
-    """The record of a json member. Raises DataError when it is not an object of the known form."""
+    """The record of a json member: an object, or its captions alone. Null and empty are as good as absent.
+
+    captions        `captions`, or else `caption`, `text` or `sentences`: a string, or a list of strings or of objects
+                    with one of `caption`, `raw` or `text`; `clip_captions` likewise
+    questions       `questions`: a list of `{"question": str}` with `answers` or `answer`: a string, or a list of
+                    strings or of `{"answer": str}`; or one such question in the place of the list
+
+    Raises DataError naming what can't be read: a number or a truth value is no text.
+    """
     text = decode_text(data)
     try:
         meta = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"the json is not valid: {error}") from None
+    if isinstance(meta, str | list):
+        return TextRecord(_texts(meta, "the json", CAPTION_PARTS))
     if not isinstance(meta, dict):
-        raise DataError(f"the json holds a {type(meta).__name__}, not an object with captions")
-    for name in ("captions", "clip_captions"):
-        if not _is_texts(meta.get(name, [])):
-            raise DataError(f"the json's {name} are not a list of strings")
-    questions = meta.get("questions", [])
-    if not isinstance(questions, list) or not all(map(_is_question, questions)):
-        raise DataError('the json\'s questions are not a list of {"question": str, "answers": [str, ...]}')
-    return TextRecord(meta.get("captions", []), questions, meta)
+        raise DataError(f"the json holds {_described(meta)}, not an object with captions")
+    captions = _first_texts(meta, CAPTION_NAMES, CAPTION_PARTS)
+    clip_captions = _first_texts(meta, ("clip_captions",), CAPTION_PARTS)
+    return TextRecord(captions, _questions(meta), meta, clip_captions)
 
 
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def _first_texts(tree: dict[str, Any], names: tuple[str, ...], parts: tuple[str, ...]) -> list[str]:
+    """The texts under the first of the names that has any that is not empty."""
+    for name in names:
+        texts = _texts(tree.get(name), name, parts)
+        if any(map(str.strip, texts)):
+            return texts
+    return []
 
 
-def _is_question(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("question"), str)
-        and _is_texts(value.get("answers", []))
-    )
+def _texts(value: object, name: str, parts: tuple[str, ...]) -> list[str]:
+    """A string, or a list of strings or objects, as texts; `parts`: where an object has its text."""
+    items = value if isinstance(value, list) else [value]
+    return [text for item in items for text in _text(item, name, parts)]
+
+
+def _text(item: object, name: str, parts: tuple[str, ...]) -> list[str]:
+    if isinstance(item, dict):
+        item = next((item[part] for part in parts if item.get(part) is not None), item)
+    if item is None:
+        return []
+    if not isinstance(item, str):
+        raise DataError(f"{name} is {_described(item)}, not a text; mend it and rebuild the shard")
+    return [item]
+
+
+def _questions(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    found = meta.get("questions")
+    if found is None:
+        found = [meta] if isinstance(meta.get("question"), str) else []
+    items = found if isinstance(found, list) else [found]
+    return [_question(item) for item in items if item is not None]
+
+
+def _question(item: object) -> dict[str, Any]:
+    if not isinstance(item, dict) or not isinstance(item.get("question"), str):
+        raise DataError(f'questions hold {_described(item)}, not {{"question": str, "answers": [str, ...]}}')
+    return {**item, "answers": _first_texts(item, ANSWER_NAMES, ANSWER_PARTS)}
+
+
+def _described(value: object) -> str:
+    """`a list`, or a short value as json spells it."""
+    if isinstance(value, dict | list):
+        return (
+            "a list" if isinstance(value, list) else f"an object of {', '.join(list(value)[:8]) or 'nothing'}"
+        )
+    return json.dumps(value)[:80]

@@ -122,7 +122,7 @@ def _texts_at(shards: ShardSet, number: int) -> list[str]:
 def texts_of(record: TextRecord) -> Iterator[str]:
     """Every caption, question and answer of a sample."""
     yield from record.captions
-    yield from record.meta.get("clip_captions", [])
+    yield from record.own_clip_captions
     for question in record.questions:
         yield question["question"]
         yield from question.get("answers", [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +20,19 @@ from typing import IO, Any
 import numpy as np
 import xxhash
 
-from git_scale.data import index
 from git_scale.data.captions import TextRecord, decode_text, parse_json
-from git_scale.data.index import Kind
+from git_scale.data.fingerprint import fingerprint_of
+from git_scale.data.index import SUFFIX, Index, ShardFacts, facts_of, load
+from git_scale.data.indexing import Indexed, make_indexes
+from git_scale.data.members import Kind
+from git_scale.data.shard_report import announce, left_out_of
 from git_scale.errors import DataError
 
 log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"  # the name of a folder that a build still writes to ends so
 MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
+_OTHER_ARCHIVE = re.compile(r"\.(TAR|tar\.\w+|tgz|tbz2?|txz|zip|parquet)$")
 
 
 @dataclass(frozen=True)
@@ -49,45 +54,41 @@ class _OpenShard:
     """Number of each sample's first row, and one more behind the last."""
 
 
-def open_shards(folder: str | Path) -> ShardSet:
+def open_shards(folder: str | Path, indexed: Indexed | None = None) -> ShardSet:
     """The shards of a folder, or of one .tar file, in the order of their names.
 
-    Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory.
-    Raises one DataError that lists every problem.
+    Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory. `indexed` is
+    what came of those that were made before, by this process or others.
+    Logs what lies in the shards and is not used. Raises one DataError that lists every problem.
     """
     folder = Path(folder)
-    paths = _find(folder)
-    problems: list[str] = []
-    sizes, counts, unsaved = [], [], dict[Path, np.ndarray]()
-    for path in paths:
-        try:
-            table = index.load(path)
-            if table is None:
-                table = _make_index(path, unsaved)
-            sizes.append(int(table[-1]["size"]))
-            counts.append(index.num_samples(table))
-        except DataError as error:
-            problems.append(str(error))
-        except OSError as error:
-            problems.append(f"{path}: cannot be read: {error.strerror}")
-    if problems:
+    paths = find_shards(folder)
+    indexed = indexed or Indexed()
+    facts = {path: _facts(path, indexed) for path in paths}
+    missing = [path for path in paths if facts[path] is None and path not in indexed.problems]
+    indexed = indexed | make_indexes(missing)
+    facts |= {path: _facts(path, indexed) for path in missing}
+    if problems := [indexed.problems[path] for path in paths if path in indexed.problems]:
         noun = "problem" if len(problems) == 1 else "problems"
         raise DataError(
             "\n  - ".join([f"{folder}: {len(problems)} {noun} in {len(paths)} shards:", *problems])
         )
-    if unsaved:
-        log.warning(
-            "%s: cannot be written, so %d indexes are made anew by each process", folder, len(unsaved)
-        )
-    shards = ShardSet(paths, sizes, np.array(counts, np.int64), unsaved)
-    if not any(index.num_complete(shards.table(number)) for number in range(len(paths))):
+    shards = ShardSet({path: fact for path, fact in facts.items() if fact}, indexed.unsaved)
+    if not any(item.summary.complete for item in shards.facts.values()):
         raise DataError(
-            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt)"
+            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
+            f" {left_out_of(shards.facts)}"
         )
+    if indexed.unsaved:
+        number = len(indexed.unsaved)
+        log.warning("%s: cannot be written, so %d indexes are made anew by each process", folder, number)
+    announce(folder, shards.facts)
     return shards
 
 
-def _find(folder: Path) -> list[Path]:
+def find_shards(folder: str | Path) -> list[Path]:
+    """The .tar files of a folder, or the one that `folder` is. Raises DataError when there is none."""
+    folder = Path(folder)
     if folder.is_file() and folder.suffix == ".tar":
         return [folder]
     if not folder.is_dir():
@@ -97,37 +98,35 @@ def _find(folder: Path) -> list[Path]:
         raise DataError(
             f"{folder}: a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
         )
+    others = sorted(path.name for path in folder.iterdir() if _OTHER_ARCHIVE.search(path.name))
+    unread = (
+        f"{len(others)} other archives are not read (e.g. {others[0]}): unpack them to .tar" if others else ""
+    )
     if not paths:
-        raise DataError(f"{folder}: no *.tar inside; tools/prepare_data.py makes them")
+        raise DataError(f"{folder}: no *.tar inside; {unread or 'tools/prepare_data.py makes them'}")
+    if unread:
+        log.warning("%s: %s", folder, unread)
     return paths
 
 
-def _make_index(path: Path, unsaved: dict[Path, np.ndarray]) -> np.ndarray:
-    table = index.scan(path)
-    try:
-        index.save(path, table)
-    except OSError:
-        unsaved[path] = table
-    return table
+def _facts(path: Path, indexed: Indexed) -> ShardFacts | None:
+    index = indexed.unsaved.get(path) or load(path)
+    return facts_of(index) if index else None
 
 
 class ShardSet:
-    """`counts`: int64, samples per shard. `fingerprint`: hex, of the shards' names, sizes and counts.
+    """`facts`: by path, in order. `counts`: int64, samples per shard. `fingerprint`: see data/fingerprint.py.
 
     Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
     """
 
-    def __init__(
-        self, paths: list[Path], sizes: list[int], counts: np.ndarray, tables: dict[Path, np.ndarray]
-    ) -> None:
-        self.paths = paths
-        self.counts = counts
-        listing = [
-            f"{path.name} {size} {count}" for path, size, count in zip(paths, sizes, counts, strict=True)
-        ]
-        self.fingerprint = xxhash.xxh3_64_hexdigest("\n".join(listing).encode())
-        self._ends = np.cumsum(counts)
-        self._tables = tables
+    def __init__(self, facts: dict[Path, ShardFacts], unsaved: dict[Path, Index]) -> None:
+        self.facts = facts
+        self.paths = list(facts)
+        self.counts = np.array([item.samples for item in facts.values()], np.int64)
+        self.fingerprint = str(fingerprint_of(facts))
+        self._ends = np.cumsum(self.counts)
+        self._unsaved = unsaved
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
@@ -137,19 +136,20 @@ class ShardSet:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def table(self, shard: int) -> np.ndarray:
-        """The index of shard number `shard`. Raises DataError when it has changed since the start."""
+        """The rows of shard number `shard`. Raises DataError when it has changed since the start."""
         path = self.paths[shard]
-        table = self._tables.get(path)
-        if table is None:
-            table = index.load(path)
-        if table is None or index.num_samples(table) != self.counts[shard]:
+        index = self._unsaved.get(path) or load(path)
+        if index is None or index.samples != self.counts[shard]:
             raise DataError(f"{path}: it or its index changed during the run; put it back or start anew")
-        return table
+        return index.table
 
     def key(self, number: int) -> str:
-        """SHARD.tar:KEY of sample `number`, for messages."""
-        shard, rows = self._locate(number)
-        return self._key(shard, rows)
+        """SHARD.tar:KEY of sample `number`, for messages; SHARD.tar#NUMBER where the shard cannot be read."""
+        try:
+            return self._key(*self._locate(number))
+        except DataError:
+            shard, local = self._place(number)
+            return f"{self.paths[shard].name}#{local}"
 
     def read(self, number: int) -> RawSample:
         """Sample `number`. Raises DataError naming the sample when it has no picture or no valid text."""
@@ -169,12 +169,16 @@ class ShardSet:
 
     def _locate(self, number: int) -> tuple[int, np.ndarray]:
         """Shard number and index rows of a sample."""
+        shard, local = self._place(number)
+        opened = self._opened(shard)
+        return shard, opened.table[opened.starts[local] : opened.starts[local + 1]]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Shard number of a sample, and its number in there."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of {len(self)}")
         shard = int(np.searchsorted(self._ends, number, side="right"))
-        local = number - int(self._ends[shard] - self.counts[shard])
-        opened = self._opened(shard)
-        return shard, opened.table[opened.starts[local] : opened.starts[local + 1]]
+        return shard, number - int(self._ends[shard] - self.counts[shard])
 
     def _opened(self, shard: int) -> _OpenShard:
         if shard in self._open:
@@ -202,13 +206,17 @@ class ShardSet:
     def _bytes(self, shard: int, row: np.void) -> bytes:
         opened, offset, size = self._opened(shard), int(row["offset"]), int(row["size"])
         if not 0 <= offset <= offset + size <= opened.size:  # an index is untrusted: no 2**60 bytes are read
-            raise DataError(f"the index points outside the shard; remove {self.paths[shard]}{index.SUFFIX}")
+            raise DataError(f"the index points outside the shard; remove {self.paths[shard]}{SUFFIX}")
         try:
             data = os.pread(opened.file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from None
         if len(data) < size:
             raise DataError(f"the shard was cut to less than {offset + size} bytes during the run")
+        digest = int(row["digest"])
+        if digest and xxhash.xxh3_64_intdigest(data) != digest:
+            kind = Kind(row["kind"]).name.lower()
+            raise DataError(f"damaged: the bytes of its {kind} are not those that the index was made of")
         return data
 
     def _text(self, shard: int, rows: np.ndarray) -> TextRecord:

@@ -14,7 +14,7 @@ import numpy as np
 
 from git_scale.config import DataConfig, RunConfig
 from git_scale.data.batch import Query, Text
-from git_scale.data.captions import choose_captions, clean_caption, clean_captions
+from git_scale.data.captions import CAPTION_NAMES, choose_captions, clean_caption, clean_captions
 from git_scale.data.shards import RawSample
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
@@ -75,7 +75,13 @@ class CaptionTask:
     frames: int
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:
-        captions = choose_captions(clean_captions(self._stored(raw)), self.prompts.data.texts_per_image, rng)
+        stored = self._stored(raw)
+        meta = raw.text.meta
+        if not stored and meta and meta.keys().isdisjoint(CAPTION_NAMES):
+            raise DataError(
+                f"no caption: its json holds {', '.join(list(meta)[:8])}, but none of {', '.join(CAPTION_NAMES)}"
+            )
+        captions = choose_captions(clean_captions(stored), self.prompts.data.texts_per_image, rng)
         return [self.prompts.caption(caption) for caption in captions]
 
     def queries(self, raw: RawSample) -> list[Query]:

@@ -15,6 +15,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.checkpoint.state import INDEX, TrainingState
 from git_scale.config import RunConfig
+from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest, replaced_atomically, sync_folder
 from git_scale.parallel import collectives
@@ -140,11 +141,16 @@ class Checkpoints:
                 log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
                 continue
             saved = layout.read_progress(checkpoint)
-            self._refuse_foreign(checkpoint, saved, start)
+            data = compare_fingerprints(saved.data_fingerprint, start.data_fingerprint)
+            self._refuse_foreign(checkpoint, saved, start, data.difference)
+            if data.note:
+                log.warning("%s: the training data is taken for the same: %s", checkpoint, data.note)
             self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
             self._restore_random_state(checkpoint, saved)
             log.info("goes on from step %d, %s", saved.step, _arrangement(saved, start))
-            return replace(saved, world_size=start.world_size, zero_stage=start.zero_stage, tp=start.tp)
+            start = replace(start, data_fingerprint=data.known)
+            kept = ("world_size", "zero_stage", "tp", "data_fingerprint")
+            return replace(saved, **{name: getattr(start, name) for name in kept})
         if candidates:
             raise CheckpointError(
                 f"all {len(candidates)} checkpoints in {self._folder} are damaged: restore one, or choose"
@@ -166,12 +172,13 @@ class Checkpoints:
         problem = collectives.together(problem_here)
         return next(filter(None, collectives.gather_objects(problem)), None)
 
-    def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress) -> None:
-        facts = [
-            ("training data", saved.data_fingerprint, start.data_fingerprint),
-            ("tokenizer", saved.tokenizer_fingerprint, start.tokenizer_fingerprint),
-        ]
-        differences = [f"{name}: {old} there, {new} here" for name, old, new in facts if old != new]
+    def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress, other_data: str) -> None:
+        """`other_data`: what the data of the checkpoint has that this start's has not; empty for the same data."""
+        differences = [f"training data: {other_data}"] if other_data else []
+        if saved.tokenizer_fingerprint != start.tokenizer_fingerprint:
+            differences.append(
+                f"tokenizer: {saved.tokenizer_fingerprint} there, {start.tokenizer_fingerprint} here"
+            )
         if differences:
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed with these settings ({'; '.join(differences)}):"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -56,8 +58,78 @@ def test_decode_text() -> None:
 def test_parse_json_keeps_everything() -> None:
     record = parse_json(b'{"captions": ["a"], "questions": [{"question": "q"}], "url": "u", "n": 1}')
     assert record.captions == ["a"] == record.clip_captions
-    assert record.questions == [{"question": "q"}]
+    assert record.questions == [{"question": "q", "answers": []}]
     assert record.meta["url"] == "u"
+
+
+@pytest.mark.parametrize(
+    ("tree", "captions"),
+    [
+        ({"caption": "a"}, ["a"]),  # img2dataset
+        ({"captions": "a"}, ["a"]),
+        ({"captions": ["a", None, "b"]}, ["a", "b"]),
+        ({"captions": None, "caption": ["a", "b"]}, ["a", "b"]),
+        ({"captions": [], "caption": " ", "text": "a"}, ["a"]),
+        ({"captions": ["a"], "caption": "other"}, ["a"]),
+        ({"sentences": [{"raw": "a", "tokens": ["a"]}, {"raw": "b"}]}, ["a", "b"]),
+        ({"captions": [{"caption": "a", "id": 1}, {"caption": None, "text": "b"}]}, ["a", "b"]),
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([{"caption": "a"}], ["a"]),
+        ({"captions": None, "url": "u"}, []),
+        ({}, []),
+    ],
+)
+def test_captions_in_the_forms_that_data_sets_have(tree: object, captions: list[str]) -> None:
+    record = parse_json(json.dumps(tree).encode())
+    assert record.captions == captions
+    assert record.meta == (tree if isinstance(tree, dict) else {})
+
+
+def test_clip_captions_take_the_same_forms() -> None:
+    record = parse_json(b'{"caption": "still", "clip_captions": [{"raw": "moves"}, null]}')
+    assert (record.captions, record.clip_captions) == (["still"], ["moves"])
+    assert parse_json(b'{"caption": "still", "clip_captions": null}').clip_captions == ["still"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "questions"),
+    [
+        ({"questions": [{"question": "q", "answer": "a"}]}, [("q", ["a"])]),
+        ({"questions": [{"question": "q", "answers": "a"}]}, [("q", ["a"])]),
+        ({"questions": [{"question": "q", "answers": ["a", None, "a"]}]}, [("q", ["a", "a"])]),
+        ({"questions": [{"question": "q", "answers": [{"answer": "a", "answer_id": 1}]}]}, [("q", ["a"])]),
+        ({"question": "q", "answer": "a", "id": 7}, [("q", ["a"])]),
+        ({"questions": {"question": "q"}}, [("q", [])]),
+        ({"questions": None}, []),
+    ],
+)
+def test_questions_in_the_forms_that_data_sets_have(
+    tree: dict[str, object], questions: list[tuple[str, list[str]]]
+) -> None:
+    record = parse_json(json.dumps(tree).encode())
+    assert [(item["question"], item["answers"]) for item in record.questions] == questions
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"captions": True}, "captions is true, not a text"),
+        ({"caption": 3}, "caption is 3, not a text"),
+        ({"captions": ["a", 3]}, "captions is 3, not a text"),
+        ({"captions": [["a"]]}, "captions is a list, not a text"),
+        ({"captions": [{"url": "u"}]}, "captions is an object of url, not a text"),
+        ({"captions": [{"raw": False}]}, "captions is false, not a text"),
+        ({"questions": ["q"]}, 'questions hold "q", not'),
+        ({"questions": [{"question": None, "answers": []}]}, "questions hold an object of question, answers"),
+        ({"questions": [{"question": "q", "answers": [3]}]}, "answers is 3, not a text"),
+        (7, "holds 7, not an object"),
+        ([1], "the json is 1, not a text"),
+    ],
+)
+def test_what_is_no_text_is_named(tree: object, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        parse_json(json.dumps(tree).encode())
 
 
 def test_choose_captions() -> None:

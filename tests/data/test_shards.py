@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from git_scale.data import index
+from git_scale.data import index, indexing
+from git_scale.data.members import Kind
 from git_scale.data.shards import ShardSet, open_shards
 from git_scale.errors import DataError
 
@@ -46,7 +47,7 @@ def test_webdataset_reads_the_same_samples(folder: Path) -> None:
 def test_the_sidecars_are_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_shards(folder)
     assert len(list(folder.glob("*.tar.index.npy"))) == 3
-    monkeypatch.setattr(index, "scan", lambda shard: pytest.fail("scanned again"))
+    monkeypatch.setattr(indexing, "scan", lambda *_, **__: pytest.fail("scanned again"))
     again = open_shards(folder)
     assert again.fingerprint == first.fingerprint
     assert again.read(7) == first.read(7)
@@ -112,9 +113,82 @@ def test_a_shard_cut_after_it_was_indexed_is_noticed(folder: Path) -> None:
         open_shards(folder)
 
 
+def test_a_shard_that_vanishes_is_one_problem_per_sample(folder: Path) -> None:
+    shards = pickle.loads(pickle.dumps(open_shards(folder)))
+    path = folder / "tiny-000001.tar"
+    path.rename(folder / "away")
+    for number in (5, 11):
+        with pytest.raises(DataError, match=r"tiny-000001\.tar: it or its index changed during the run"):
+            shards.read(number)
+        assert shards.key(number) == f"tiny-000001.tar#{number - 5}"  # a message needs no file
+    assert shards.read(0).key == "tiny-000000.tar:0-0"
+    (folder / "away").rename(path)
+    assert shards.read(5).key == "tiny-000001.tar:1-0"
+
+
+@pytest.mark.parametrize("kind", ["image", "json"])
+def test_bytes_that_changed_are_noticed_where_the_index_has_digests(folder: Path, kind: str) -> None:
+    path = folder / "tiny-000000.tar"
+    indexing.make_indexes([path], digests=True)
+    times = path.stat().st_mtime_ns
+    index_of = index.load(path)
+    assert index_of is not None
+    row = index_of.table[[Kind(row["kind"]).name.lower() for row in index_of.table].index(kind)]
+    with path.open("r+b") as file:
+        file.seek(int(row["offset"] + row["size"] // 2))
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(times, times))  # as a failing disk does it
+    shards = open_shards(folder)
+    with pytest.raises(DataError, match=rf"tiny-000000\.tar:0-0: damaged: the bytes of its {kind} "):
+        shards.read(0)
+    assert shards.read(1).key == "tiny-000000.tar:0-1"
+
+
+def test_without_digests_a_change_inside_a_picture_passes(folder: Path) -> None:
+    """The negative control: what foreign shards are exposed to until their digests are filled in."""
+    path = folder / "tiny-000000.tar"
+    shards = open_shards(folder)
+    found = index.load(path)
+    assert found is not None
+    assert [bool(row["digest"]) for row in found.table[:2]] == [False, True]  # the picture's, the text's
+    assert shards.read(0).image is not None
+
+
+def test_what_is_not_used_is_said_at_the_start(
+    folder: Path, write_shard: Callable, picture: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = {"jpg": picture(0), "txt": b"words"}
+    write_shard(
+        folder / "x.tar", [("a", {**members, "cls": b"3"}), ("b", {"txt": b"no picture"}), ("0-0", members)]
+    )
+    shutil.copy(folder / "tiny-000002.tar", folder / "y.tar")
+    (folder / "old.tar.gz").write_bytes(b"")
+    with caplog.at_level(logging.INFO):
+        open_shards(folder)
+    said = caplog.text
+    assert "23 samples; not used" in said
+    assert "name of a sample of another shard: 5 of 23 samples (22 %), e.g. 'x.tar:0-0'" in said
+    assert "no picture of the text's name: 1 of 23 samples (4.3 %), e.g. 'b'" in said
+    assert "unknown kind .cls: 1 of 46 members (2.2 %), e.g. 'a.cls'" in said
+    assert "the same samples lie in tiny-000002.tar and y.tar" in said
+    assert "1 other archives are not read (e.g. old.tar.gz)" in said
+    assert "5 of 5 shards have no digests" in said
+
+
+def test_a_healthy_folder_is_opened_without_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        open_shards(folder)
+    assert caplog.records == []
+
+
 def test_no_sample_with_both(tmp_path: Path, write_shard: Callable, picture: Callable) -> None:
     write_shard(tmp_path / "s.tar", [("a", {"jpg": picture(0)}), ("b", {"txt": b"only words"})])
-    with pytest.raises(DataError, match="no sample has both a picture and a text"):
+    reasons = (
+        "no text of the picture's name: 1 of 2 samples .*, e.g. 'a'; no picture of the text's name: 1 of 2"
+    )
+    with pytest.raises(DataError, match=rf"no sample has both a picture and a text .*{reasons}"):
         open_shards(tmp_path)
 
 
@@ -135,7 +209,8 @@ def test_text_members(read_one: Callable, text: Callable) -> None:
     both = {"jpg": b"", "json": text("from json", image_id=7), "txt": b"from txt"}
     assert read_one(both).text.captions == ["from json"]
     assert read_one(both).text.meta["image_id"] == 7
-    assert read_one({**both, "json": b'{"image_id": 8}'}).text.captions == ["from txt"]
+    for json in (b'{"image_id": 8}', b'{"captions": null, "caption": null}', b'{"captions": [" "]}'):
+        assert read_one({**both, "json": json}).text.captions == ["from txt"]
     asked = [{"question": "what?", "answers": ["that", "this"]}]
     record = read_one({"jpg": b"", "json": text(questions=asked, clip_captions=["moves"])}).text
     assert (record.captions, record.questions, record.clip_captions) == ([], asked, ["moves"])
@@ -157,11 +232,16 @@ def test_frames_come_in_the_order_of_their_numbers(read_one: Callable, text: Cal
         ({"jpg": b"x", "json": '{"captions": ["a"]}'.encode("utf-16")}, "not UTF-8"),
         ({"jpg": b"x", "json": b'{"captions": ["a"'}, "json is not valid"),
         ({"jpg": b"x", "json": b"[" * 100_000}, "json is not valid"),
-        ({"jpg": b"x", "json": b'["a"]'}, "holds a list"),
-        ({"jpg": b"x", "json": b'{"captions": "a"}'}, "captions are not a list"),
-        ({"jpg": b"x", "json": b'{"captions": [1]}'}, "captions are not a list"),
-        ({"jpg": b"x", "json": b'{"captions": ["a"], "clip_captions": {}}'}, "clip_captions are not a list"),
-        ({"jpg": b"x", "json": b'{"questions": [{"answers": []}]}'}, "questions are not a list"),
+        ({"jpg": b"x", "json": b"12"}, "holds 12, not an object"),
+        ({"jpg": b"x", "json": b'{"captions": [1]}'}, "captions is 1, not a text"),
+        (
+            {"jpg": b"x", "json": b'{"captions": ["a"], "clip_captions": {}}'},
+            "clip_captions is an object of nothing",
+        ),
+        (
+            {"jpg": b"x", "json": b'{"questions": [{"answers": []}]}'},
+            "questions hold an object of answers, not",
+        ),
     ],
 )
 def test_a_bad_sample_is_named(read_one: Callable, members: dict[str, bytes], message: str) -> None:
@@ -171,10 +251,10 @@ def test_a_bad_sample_is_named(read_one: Callable, members: dict[str, bytes], me
 
 def test_a_forged_index_reads_no_memory_away(folder: Path) -> None:
     path = folder / "tiny-000000.tar"
-    table = index.scan(path)
-    table["size"][0] = 2**60
-    table["offset"][2] = -5
-    index.save(path, table)
+    made = indexing.scan(path)
+    made.table["size"][0] = 2**60
+    made.table["offset"][2] = -5
+    index.save(path, made)
     shards = open_shards(folder)
     for number in (0, 1):
         with pytest.raises(DataError, match=r"the index points outside the shard; remove .*index\.npy"):

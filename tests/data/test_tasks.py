@@ -136,6 +136,11 @@ def test_a_picture_of_a_test_server_has_no_references() -> None:
     [
         ({}, sample([]), "no caption"),
         ({}, sample(["", "  "]), "no caption"),
+        (
+            {},
+            sample([], url="u", width=3),
+            "no caption: its json holds url, width, but none of captions, caption",
+        ),
         ({"task": "vqa"}, sample(["a cat"]), "no question with an answer"),
         ({"task": "vqa"}, sample([], [{"question": "q?", "answers": [" "]}]), "no question with an answer"),
     ],

@@ -148,23 +148,31 @@ def test_all_damaged_is_an_error_on_every_rank(squares: Path, run_dir: Path) -> 
         assert "all 2 checkpoints" in answer and "damaged" in answer
 
 
-@pytest.mark.distributed
-def test_another_tokenizer_or_other_data_is_refused_in_words(squares: Path, run_dir: Path) -> None:
+def rewrite_progress(run_dir: Path, **values: str) -> None:
+    """Puts other values into step 3's progress.json, of which the manifest knows."""
     progress = run_dir / "checkpoints" / "step_00000003" / "progress.json"
     manifest = progress.with_name("manifest.json")
-    text, size = progress.read_text(), progress.stat().st_size
-    for key, name in (("tokenizer_fingerprint", "tokenizer"), ("data_fingerprint", "training data")):
-        tree = json.loads(text)
-        tree[key] = "0" * len(tree[key])
-        progress.write_text(json.dumps(tree, indent=1))
-        assert progress.stat().st_size == size
-        entries = json.loads(manifest.read_text())
-        for entry in entries["files"]:
-            if entry["name"] == "progress.json":
-                entry["xxh3"] = digest(progress).xxh3
-        manifest.write_text(json.dumps(entries))
-        for answer in run_distributed(resumed_step, 2, squares, run_dir):
-            assert f"{name}: 000" in answer and "cannot be resumed" in answer
+    progress.write_text(json.dumps(json.loads(progress.read_text()) | values, indent=1))
+    entries = json.loads(manifest.read_text())
+    for entry in entries["files"]:
+        if entry["name"] == "progress.json":
+            entry |= {"xxh3": digest(progress).xxh3, "size": progress.stat().st_size}
+    manifest.write_text(json.dumps(entries))
+
+
+@pytest.mark.distributed
+def test_another_tokenizer_or_other_data_is_refused_in_words(squares: Path, run_dir: Path) -> None:
+    rewrite_progress(run_dir, tokenizer_fingerprint="0" * 16, data_fingerprint="0" * 16)
+    for answer in run_distributed(resumed_step, 2, squares, run_dir):
+        assert "training data: other shards" in answer and "cannot be resumed" in answer
+        assert "tokenizer: 000" in answer
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_with_a_fingerprint_of_the_older_form_is_resumed(squares: Path, run_dir: Path) -> None:
+    progress = json.loads((run_dir / "checkpoints" / "step_00000003" / "progress.json").read_text())
+    rewrite_progress(run_dir, data_fingerprint=progress["data_fingerprint"].split(":")[1])
+    assert run_distributed(resumed_step, 2, squares, run_dir) == [3, 3]
 
 
 @pytest.mark.distributed

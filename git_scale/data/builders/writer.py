@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import webdataset
+from xxhash import xxh3_64_intdigest
 
+from git_scale.data import index
 from git_scale.data.builders.new_folder import new_folder
-from git_scale.data.shards import open_shards
+from git_scale.data.indexing import scan
 from git_scale.errors import DataError
 from git_scale.files import replaced_atomically
 from git_scale.progress import progress
@@ -130,7 +132,6 @@ def write_shards(
         if not report.samples:
             reasons = "".join(f"\n  {line}" for line in describe_skipped(report))
             raise DataError(f"{destination}: nothing usable to write{reasons}")
-        open_shards(folder)  # reads every tar back and leaves the indexes
         _write_report(folder / REPORT, report)
     return report
 
@@ -165,15 +166,23 @@ def _groups(samples: Iterator[SampleToWrite], size: int) -> Iterator[list[Sample
 
 
 def _write_shard(path: Path, samples: list[SampleToWrite], first_key: int) -> int:
-    """Writes one tar and returns its size in bytes; keys are numbers of nine digits from `first_key` on."""
+    """Writes one tar, and its index from what is read back; returns its size in bytes.
+
+    Keys are numbers of nine digits from `first_key` on. Digests are those of the bytes that were meant.
+    """
+    digests: dict[str, int] = {}
     with (
         replaced_atomically(path) as temporary,
         temporary.open("wb") as file,
     ):  # a full disk leaves no half of one
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="git_scale", group="git_scale") as tar:
             for key, sample in enumerate(samples, start=first_key):
-                tar.write({"__key__": f"{key:09d}", **_members(sample)})
-        return file.tell()
+                members = _members(sample)
+                tar.write({"__key__": f"{key:09d}", **members})
+                digests |= {f"{key:09d}.{name}": xxh3_64_intdigest(data) for name, data in members.items()}
+        size = file.tell()
+    index.save(path, scan(path, digests))
+    return size
 
 
 def _members(sample: SampleToWrite) -> dict[str, bytes]:

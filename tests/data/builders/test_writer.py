@@ -11,9 +11,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from git_scale.data import index
 from git_scale.data.builders import writer
 from git_scale.data.builders.writer import SampleToWrite, Skipped, describe_skipped, write_shards
+from git_scale.data.indexing import fill, scan
+from git_scale.data.members import Kind
 from git_scale.data.shards import open_shards
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
@@ -44,9 +48,25 @@ def test_five_samples_by_two_make_three_shards_that_read_back(tmp_path: Path) ->
     assert shards.read(3).text.captions == ["text 3", "same"]
 
 
-def test_every_shard_leaves_with_its_index(tmp_path: Path) -> None:
-    write_shards([sample(0)], tmp_path / "set")
-    assert (tmp_path / "set" / "set-000000.tar.index.npy").is_file()
+def test_every_shard_leaves_with_its_index_and_the_digests_of_what_was_meant(tmp_path: Path) -> None:
+    write_shards([sample(0, frames=1)], tmp_path / "set")
+    found = index.load(tmp_path / "set" / "set-000000.tar")
+    assert found is not None and found.summary.digests
+    members = {row["kind"]: row["digest"] for row in found.table[:-1]}
+    assert members[Kind.IMAGE] == xxhash.xxh3_64_intdigest(b"picture 0")
+    assert members[Kind.FRAME] == xxhash.xxh3_64_intdigest(b"frame 0")
+    assert found.summary == fill(tmp_path / "set" / "set-000000.tar", found).summary
+
+
+def test_a_disk_that_writes_other_bytes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_back(shard: Path, digests: dict[str, int]) -> index.Index:
+        shard.write_bytes(shard.read_bytes().replace(b"text 0", b"tExt 0"))
+        return scan(shard, digests)
+
+    monkeypatch.setattr(writer, "scan", read_back)
+    with pytest.raises(DataError, match=r"'000000000.json' does not hold the bytes that were written"):
+        write_shards([sample(0)], tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_members_are_numbered_and_frames_lie_beside_the_picture(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Whether two starts of a run have the same data.
+
+    v2:LISTING:CONTENT:DIGESTS      three digests; "-" for one that is not known
+    LISTING                         the whole of the older form, which checkpoints from before hold
+
+LISTING covers names, sizes and counts of the shards; CONTENT what a scan sees: names and sizes of the members, the
+texts and the last bytes of every picture; DIGESTS every byte. What one side does not know can't be compared: digests
+that are filled in later make no other data. Times of files are no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from git_scale.data.index import ShardFacts
+
+VERSION = "v2"
+UNKNOWN = "-"
+
+_OTHER = ("other shards (names, sizes or numbers of samples)", "other texts or pictures", "other pictures")
+_NOTE = (
+    "names, sizes and counts of the shards are the same; their contents are not compared, since the checkpoint"
+    " or an index is of an older form (tools/prepare_data.py index FOLDER makes the indexes anew)"
+)
+
+
+class DataFingerprint(NamedTuple):
+    """Hex digests; UNKNOWN where there is none."""
+
+    listing: str
+    content: str
+    digests: str
+
+    def __str__(self) -> str:
+        return ":".join([VERSION, *self])
+
+
+def fingerprint_of(facts: Mapping[Path, ShardFacts]) -> DataFingerprint:
+    """Of a folder's shards in their order."""
+    return DataFingerprint(
+        _digest([f"{path.name} {shard.size} {shard.samples}" for path, shard in facts.items()]),
+        _digest([shard.summary.content for shard in facts.values()]),
+        _digest([shard.summary.digests for shard in facts.values()]),
+    )
+
+
+def _digest(parts: list[str]) -> str:
+    return xxhash.xxh3_64_hexdigest("\n".join(parts).encode()) if all(parts) else UNKNOWN
+
+
+def parse_fingerprint(text: str) -> DataFingerprint:
+    """A fingerprint of today's or the older form."""
+    version, _, rest = text.partition(":")
+    parts = rest.split(":")
+    if version == VERSION and len(parts) == 3:
+        return DataFingerprint(*parts)
+    return DataFingerprint(text, UNKNOWN, UNKNOWN)
+
+
+class Comparison(NamedTuple):
+    """`difference`: what is not the same, empty for the same data. `note`: what could not be compared.
+
+    `known`: the fingerprint of the data with what either side knows.
+    """
+
+    difference: str
+    note: str
+    known: str
+
+
+def compare_fingerprints(saved: str, now: str) -> Comparison:
+    there, here = parse_fingerprint(saved), parse_fingerprint(now)
+    for what, old, new in zip(_OTHER, there, here, strict=True):
+        if UNKNOWN not in (old, new) and old != new:
+            return Comparison(what, "", now)
+    known = DataFingerprint(*(old if new == UNKNOWN else new for old, new in zip(there, here, strict=True)))
+    return Comparison("", _NOTE if UNKNOWN in (there.content, here.content) else "", str(known))

@@ -1,0 +1,165 @@
+"""Which members of a shard make one sample: what their names say.
+
+    a.jpg a.json | sub/b.png sub/b.txt       picture and text of one name, wherever they lie in the shard
+    photo.v1.0001.png photo.v1.0001.txt      a name may hold dots: the last one begins the kind
+    c.0.jpg c.1.jpg c.txt                    a numbered picture is a frame of the clip c ...
+    cam1.0004.jpg cam1.0004.txt              ... unless it has a text of its own: then it is an image
+
+Samples are numbered in the order of their first members. A second image of a name begins another sample.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+from git_scale.data.left_out import SAME_NAME, Reasons
+
+_KNOWN = re.compile(r"(?P<stem>.*)\.(?P<ending>jpe?g|png|webp|json|txt)", re.DOTALL | re.IGNORECASE)
+_NUMBERED = re.compile(r"(?P<clip>.+)\.(?P<frame>[0-9]{1,6})", re.DOTALL)
+
+
+class Kind(enum.IntEnum):
+    IMAGE = 0
+    FRAME = 1
+    JSON = 2
+    TXT = 3
+    END = 255
+
+
+PICTURES = (Kind.IMAGE, Kind.FRAME)
+TEXTS = (Kind.JSON, Kind.TXT)
+TEXT_ENDINGS = ("json", "txt")
+_KIND_OF = {"json": Kind.JSON, "txt": Kind.TXT}
+
+
+class Member(NamedTuple):
+    """A member of a known kind: `stem` is its path up to the last dot, the rest lies in bytes of the shard."""
+
+    stem: str
+    ending: str
+    header: int
+    offset: int
+    size: int
+    digest: int
+    """xxh3_64 of its bytes; 0: not known."""
+    probe: int
+    """xxh3_64 of what the scan has read of it."""
+
+    @property
+    def kind(self) -> Kind:
+        return _KIND_OF.get(self.ending, Kind.IMAGE)
+
+
+class Placed(NamedTuple):
+    """A member in its sample."""
+
+    sample: int
+    key: str
+    kind: Kind
+    frame: int
+    member: Member
+
+
+def known_parts(info: tarfile.TarInfo, reasons: Reasons) -> tuple[str, str] | None:
+    """(stem, ending in lower case) of a member that a sample may use; None, and its reason, for any other."""
+    folder, _, base = info.name.rpartition("/")
+    known = _KNOWN.fullmatch(info.name)
+    if info.isdir():
+        reasons.add("folder", info.name)
+    elif info.issym() or info.islnk():
+        reasons.add("link, which holds no bytes", info.name)
+    elif not info.isreg():
+        reasons.add("neither a file nor a folder", info.name)
+    elif info.issparse():
+        reasons.add("sparse file", info.name)
+    elif base.startswith(".") or "__MACOSX" in folder.split("/"):
+        reasons.add("hidden file", info.name)
+    elif known is None:
+        reasons.add_unknown(info.name)
+    else:
+        return known["stem"], known["ending"].lower()
+    return None
+
+
+@dataclass
+class _Sample:
+    number: int
+    names: set[str] = field(default_factory=set)
+    pictured: bool = False
+    told: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.pictured and self.told
+
+    def fits(self, other: _Sample) -> bool:
+        """Whether both are parts of one sample: two that are whole, or have a member in common, are not."""
+        return self.names.isdisjoint(other.names) and not (self.complete and other.complete)
+
+    def take(self, other: _Sample) -> None:
+        self.names |= other.names
+        self.pictured |= other.pictured
+        self.told |= other.told
+
+
+def group(members: list[Member], reasons: Reasons) -> list[Placed]:
+    """The members by sample, in the order of the samples; `reasons` takes names that several samples have."""
+    samples = 0
+    latest: dict[str, _Sample] = {}
+    found: list[Placed] = []
+    for key, run in groupby(_named(members), key=lambda placed: placed.key):
+        for part, placed in _parts(list(run)):
+            sample = latest.get(key)
+            if sample is not None and sample.fits(part):
+                sample.take(part)
+            else:
+                if sample is not None:
+                    reasons.add(SAME_NAME, key)
+                sample = latest[key] = part
+                sample.number, samples = samples, samples + 1
+            found += [item._replace(sample=sample.number) for item in placed]
+    found.sort(key=lambda item: item.sample)  # stable: within a sample in the order of the shard
+    return found
+
+
+def repeated(members: list[Member]) -> Member | None:
+    """The first member that one sample has a second time: both lie between no members of other samples."""
+    for _, run in groupby(_named(members), key=lambda placed: placed.key):
+        parts = list(_parts(list(run)))
+        if len(parts) > 1:
+            return parts[1][1][0].member
+    return None
+
+
+def _named(members: list[Member]) -> Iterator[Placed]:
+    """Each member with its key; its sample is still to come."""
+    texts = {member.stem for member in members if member.kind in TEXTS}
+    for member in members:
+        numbered = None
+        if member.kind == Kind.IMAGE and member.stem not in texts:
+            numbered = _NUMBERED.fullmatch(member.stem)
+        if numbered:
+            yield Placed(-1, numbered["clip"], Kind.FRAME, int(numbered["frame"]), member)
+        else:
+            yield Placed(-1, member.stem, member.kind, 0, member)
+
+
+def _parts(run: list[Placed]) -> Iterator[tuple[_Sample, list[Placed]]]:
+    """A run of members of one key in parts that have no member twice: nearly always one."""
+    part, placed = _Sample(-1), list[Placed]()
+    for item in run:
+        name = f"{item.member.stem}.{item.member.ending}"
+        if name in part.names:
+            yield part, placed
+            part, placed = _Sample(-1), []
+        part.names.add(name)
+        part.pictured |= item.kind in PICTURES
+        part.told |= item.kind in TEXTS
+        placed.append(item)
+    yield part, placed
