@@ -7,6 +7,7 @@
     python tools/prepare_data.py vqa val2014/ data/vqav2/heldout \\
         --questions v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json
     python tools/prepare_data.py vqa train_images/ data/textvqa/train --questions TextVQA_0.5.1_train.json
+    python tools/prepare_data.py index shards_from_elsewhere/
 
 Pictures keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
 """
@@ -26,6 +27,7 @@ from git_scale.data.builders.pictures import Row, samples_of
 from git_scale.data.builders.tables import read_table
 from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.builders.writer import BuildReport, Skipped, describe_skipped, write_shards
+from git_scale.data.index_folder import describe_folder, fill_folder
 from git_scale.errors import DataError
 from git_scale.stop import StopRequest
 
@@ -34,6 +36,9 @@ from git_scale.stop import StopRequest
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with StopRequest():
+        if args.format == "index":
+            print(*describe_folder(args.folder, fill_folder(args.folder, args.workers)), sep="\n")
+            return 0
         reports = build_digits(args) if args.format == "digits" else build_pictures(args)
     print_summary(reports)
     return 0
@@ -102,6 +107,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="FORMAT",
         help="default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg",
     )
+    index = formats.add_parser("index", help="adds digests to shards from elsewhere, and says what they hold")
+    index.add_argument("folder", type=path, metavar="FOLDER", help="of the shards, or one of them")
     for command in (tables, flickr, coco):
         command.add_argument("--captions", type=path, required=True, metavar="FILE")
     for command in (tables, flickr, coco, vqa):
@@ -112,6 +119,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for command in (digits, tables, flickr, coco, vqa):
         command.add_argument("destination", type=path, metavar="DST", help="new folder of the shards")
         command.add_argument("--samples-per-shard", type=whole(1), default=1000, help="(%(default)s)")
+    for command in (digits, tables, flickr, coco, vqa, index):
         command.add_argument(
             "--workers", type=whole(1), default=len(os.sched_getaffinity(0)), help="processes"
         )

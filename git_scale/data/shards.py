@@ -62,28 +62,35 @@ def open_shards(folder: str | Path, indexed: Indexed | None = None) -> ShardSet:
     Logs what lies in the shards and is not used. Raises one DataError that lists every problem.
     """
     folder = Path(folder)
+    facts, indexed = read_facts(folder, indexed or Indexed())
+    if not any(item.summary.complete for item in facts.values()):
+        raise DataError(
+            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
+            f" {left_out_of(facts)}"
+        )
+    if indexed.unsaved:
+        number = len(indexed.unsaved)
+        log.warning("%s: cannot be written, so %d indexes are made anew by each process", folder, number)
+    announce(folder, facts)
+    return ShardSet(facts, indexed.unsaved)
+
+
+def read_facts(folder: Path, indexed: Indexed) -> tuple[dict[Path, ShardFacts], Indexed]:
+    """What the indexes of a folder say, and `indexed` with those that were still to be made.
+
+    Raises one DataError that lists every problem.
+    """
     paths = find_shards(folder)
-    indexed = indexed or Indexed()
-    facts = {path: _facts(path, indexed) for path in paths}
-    missing = [path for path in paths if facts[path] is None and path not in indexed.problems]
+    found = {path: _facts(path, indexed) for path in paths}
+    missing = [path for path in paths if found[path] is None and path not in indexed.problems]
     indexed = indexed | make_indexes(missing)
-    facts |= {path: _facts(path, indexed) for path in missing}
+    found |= {path: _facts(path, indexed) for path in missing}
     if problems := [indexed.problems[path] for path in paths if path in indexed.problems]:
         noun = "problem" if len(problems) == 1 else "problems"
         raise DataError(
             "\n  - ".join([f"{folder}: {len(problems)} {noun} in {len(paths)} shards:", *problems])
         )
-    shards = ShardSet({path: fact for path, fact in facts.items() if fact}, indexed.unsaved)
-    if not any(item.summary.complete for item in shards.facts.values()):
-        raise DataError(
-            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
-            f" {left_out_of(shards.facts)}"
-        )
-    if indexed.unsaved:
-        number = len(indexed.unsaved)
-        log.warning("%s: cannot be written, so %d indexes are made anew by each process", folder, number)
-    announce(folder, shards.facts)
-    return shards
+    return {path: facts for path, facts in found.items() if facts is not None}, indexed
 
 
 def find_shards(folder: str | Path) -> list[Path]:
