@@ -20,19 +20,21 @@ from git_scale.progress import progress
 def fill_folder(folder: Path, workers: int) -> dict[Path, ShardFacts]:
     """Reads every byte of all shards that lack a digest, over `workers` processes, and saves their indexes.
 
-    What was done when it is stopped stays done: the next call goes on with the other shards. Raises one DataError that
-    lists the shards that are damaged, after all others are done, and Stopped.
+    What was done when it is stopped stays done: the next call goes on with the other shards. Raises Stopped, and one
+    DataError that lists the shards that are damaged, after all others are done.
     """
     paths = find_shards(folder)
     if not os.access(paths[0].parent, os.W_OK):
         raise DataError(f"{folder}: cannot be written, so digests could not be kept")
     waiting = [path for path in paths if not _is_whole(path)]
     indexed = Indexed()
-    made = map_in_order(_fill, waiting, workers, batch=1)
+    made = map_in_order(_fill, waiting, workers, batch_size=1)
     for part in progress(made, len(waiting), "shard"):
         indexed = indexed | part
     if indexed.unsaved:
-        raise DataError(f"{folder}: {len(indexed.unsaved)} indexes could not be written; make room or mend the rights")
+        raise DataError(
+            f"{folder}: {len(indexed.unsaved)} indexes could not be written; make room or mend the rights"
+        )
     facts, _ = read_facts(folder, indexed)
     return facts
 
@@ -48,8 +50,8 @@ def describe_folder(folder: Path, facts: Mapping[Path, ShardFacts]) -> Iterator[
     size = sum(shard.size for shard in facts.values())
     left_out = left_out_of(facts, max_names=float("inf"))
     yield (
-        f"{folder}: {samples:,} samples in {len(facts):,} shards, {size / 2**20:,.1f} MiB, with digests of all members"
-        f"{f'; not used, or not as it may be meant: {left_out}' if left_out else ''}"
+        f"{folder}: {samples:,} samples in {len(facts):,} shards, {size / 2**20:,.1f} MiB, with digests of all"
+        f" members{f'; not used, or not as it may be meant: {left_out}' if left_out else ''}"
     )
 
 

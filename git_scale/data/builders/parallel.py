@@ -30,8 +30,11 @@ def map_in_order(
     items: Iterable[Item],
     workers: int,
     died_of: Callable[[Item], Result] | None = None,
+    batch_size: int = BATCH,
 ) -> Iterator[Result]:
     """`map(function, items)` over `workers` processes; with 1, in this one. `function` must be picklable.
+
+    `batch_size`: items per hand-over; 1 where each takes seconds.
 
     An item that a worker dies of, as under the system's hunt for memory, gives `died_of(item)`. Raises DataError
     without that, or when item after item ends so; Stopped when a stop was asked for, even while a worker hangs.
@@ -44,7 +47,7 @@ def map_in_order(
     source = iter(items)
     try:
         while True:
-            while len(pending) <= workers * BATCHES_AHEAD and (batch := list(islice(source, BATCH))):
+            while len(pending) <= workers * BATCHES_AHEAD and (batch := list(islice(source, batch_size))):
                 pending.append((batch, pool.submit(function, batch)))
             if not pending:
                 break

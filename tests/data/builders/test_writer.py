@@ -148,7 +148,8 @@ def test_a_full_disk_leaves_the_complete_shards_and_says_where(
         return
     (left,) = tmp_path.iterdir()
     assert str(error.value).endswith(f"the 2 complete shards lie in {left}")
-    assert sorted(path.name for path in left.iterdir()) == ["set-000000.tar", "set-000001.tar"]
+    whole = ["set-000000.tar", "set-000000.tar.index.npy", "set-000001.tar", "set-000001.tar.index.npy"]
+    assert sorted(path.name for path in left.iterdir()) == whole
 
 
 def test_a_stop_is_heard_between_samples_and_leaves_nothing(tmp_path: Path) -> None:
