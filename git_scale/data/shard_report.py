@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from git_scale.data.left_out import OTHER_SHARDS, Reasons
 log = logging.getLogger(__name__)
 
 MAX_NAMES = 200_000  # samples up to which a start compares names over shards: a tenth of a second
+_OTHER_ARCHIVE = re.compile(r"\.(TAR|tar\.\w+|tgz|tbz2?|txz|zip|parquet)$")
+
+
+def other_archives(folder: Path) -> str:
+    """The archives of a folder that are not read, and what to do; empty for none."""
+    found = sorted(path.name for path in folder.iterdir() if _OTHER_ARCHIVE.search(path.name))
+    return f"{len(found)} other archives are not read (e.g. {found[0]}): unpack them to .tar" if found else ""
 
 
 def left_out_of(facts: Mapping[Path, ShardFacts], max_names: float = MAX_NAMES) -> str:
@@ -33,6 +41,8 @@ def announce(folder: Path, facts: Mapping[Path, ShardFacts]) -> None:
     if left_out := left_out_of(facts):
         samples = sum(shard.samples for shard in facts.values())
         log.warning("%s: %d samples; not used, or not as it may be meant: %s", folder, samples, left_out)
+    if folder.is_dir() and (unread := other_archives(folder)):
+        log.warning("%s: %s", folder, unread)
     for names in copies(facts):
         log.warning("%s: the same samples lie in %s", folder, " and ".join(names))
     if unknown := sum(not shard.summary.digests for shard in facts.values()):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,13 @@ from git_scale.data.fingerprint import fingerprint_of
 from git_scale.data.index import SUFFIX, Index, ShardFacts, facts_of, load
 from git_scale.data.indexing import Indexed, make_indexes
 from git_scale.data.members import Kind
-from git_scale.data.shard_report import announce, left_out_of
+from git_scale.data.shard_report import announce, left_out_of, other_archives
 from git_scale.errors import DataError
 
 log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"  # the name of a folder that a build still writes to ends so
 MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
-_OTHER_ARCHIVE = re.compile(r"\.(TAR|tar\.\w+|tgz|tbz2?|txz|zip|parquet)$")
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,9 @@ def find_shards(folder: str | Path) -> list[Path]:
         raise DataError(
             f"{folder}: a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
         )
-    others = sorted(path.name for path in folder.iterdir() if _OTHER_ARCHIVE.search(path.name))
-    unread = (
-        f"{len(others)} other archives are not read (e.g. {others[0]}): unpack them to .tar" if others else ""
-    )
     if not paths:
-        raise DataError(f"{folder}: no *.tar inside; {unread or 'tools/prepare_data.py makes them'}")
-    if unread:
-        log.warning("%s: %s", folder, unread)
+        remedy = other_archives(folder) or "tools/prepare_data.py makes them"
+        raise DataError(f"{folder}: no *.tar inside; {remedy}")
     return paths
 
 

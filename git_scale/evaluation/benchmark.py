@@ -17,13 +17,12 @@ from git_scale.checkpoint.opened import (
     tokenizer_of,
 )
 from git_scale.config import ParallelConfig, RunConfig
-from git_scale.data.shards import open_shards
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
 from git_scale.evaluation.health import findings
 from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel
-from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
+from git_scale.parallel.indexing import open_shards_together
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted
@@ -47,7 +46,7 @@ def evaluate_checkpoint(
     run = benchmark_run(opened, data, task, overrides)
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
-    shards = first_rank_first(topology, lambda: open_shards(data))
+    shards = open_shards_together(topology, data)
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(shards)})
     deferred = Deferred(lambda: GitModel(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)

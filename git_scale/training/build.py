@@ -12,7 +12,7 @@ from git_scale.config import RunConfig, check_world
 from git_scale.data.coverage import report_coverage
 from git_scale.data.images import longest_side
 from git_scale.data.loader import build_train_loader
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.shards import ShardSet
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import Evaluator
@@ -24,6 +24,7 @@ from git_scale.monitoring.writers import build_writers, read_evaluations
 from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp, together
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
+from git_scale.parallel.indexing import open_shards_together
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.training.checkpoints import Checkpoints, random_seed
@@ -46,9 +47,9 @@ def build_trainer(
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_metric(run.data.task, run.checkpoint.best)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
-    shards = first_rank_first(topology, lambda: open_shards(run.data.train))
+    shards = open_shards_together(topology, run.data.train)
     heldout = run.data.heldout
-    heldout_shards = first_rank_first(topology, lambda: open_shards(heldout) if heldout else None)
+    heldout_shards = open_shards_together(topology, heldout) if heldout else None
     if topology.is_writer:
         report_coverage(tokenizer, shards)
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)

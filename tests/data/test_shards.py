@@ -83,7 +83,10 @@ def test_without_the_right_to_write_the_scan_stays_in_memory(
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         open_shards(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no \*\.tar inside"):
+    with pytest.raises(DataError, match=r"no \*\.tar inside; tools/prepare_data.py"):
+        open_shards(tmp_path)
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 other archives are not read \(e\.g\. a\.tar\.gz\): unpack"):
         open_shards(tmp_path)
 
 
