@@ -92,6 +92,9 @@ class DataConfig(Section):
     data.max_side; no crop, no padding, so that each picture has its own shape (needs train.micro_batch=1)."""
     max_side: int | None = Field(None, ge=8)
     """Of resize=fit, in pixels; none: 4/3 of the image size (GIT's VQA models: 480 and 640)."""
+    max_bad_share: float = Field(0.01, gt=0, le=1)
+    """Share of the last 10,000 samples of all ranks that may be unusable, looked at from 1,000 on. A run with more
+    ends with a checkpoint and exit code 76; so does one whose first 64 are all unusable. 1: no bound."""
     workers: int = Field(4, ge=0)
     """Loader processes per rank; 0 loads in the training process."""
 

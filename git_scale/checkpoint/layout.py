@@ -79,6 +79,9 @@ class Progress:
     """Ranks that wrote the checkpoint; any other number may go on from it, as with the next two."""
     zero_stage: int
     tp: int = 1
+    recent_samples: int = 0
+    """The latest ones, whose share of unusable samples counts (training/bad_samples.py)."""
+    recent_bad: int = 0
 
     @property
     def dp(self) -> int:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from git_scale.config import DataConfig
@@ -58,7 +58,9 @@ def decode(data: bytes) -> Image.Image:
     except DataError:
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
-        raise DataError(f"the picture ({len(data)} bytes) cannot be decoded: {error}") from None
+        # its own message holds the address of an object
+        reason = f"no {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"the picture ({len(data)} bytes) cannot be decoded: {reason}") from None
 
 
 def check_size(width: int, height: int) -> None:

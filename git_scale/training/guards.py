@@ -1,4 +1,4 @@
-"""What must not pass in silence: ignored learning rates, skipped steps, samples that could not be used."""
+"""What must not pass in silence: ignored learning rates, skipped steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ log = logging.getLogger(__name__)
 MAX_SKIPPED_IN_A_ROW = 10
 """A run that skips so many steps in a row learns nothing more: its weights or its data are broken."""
 
-MAX_PROBLEMS_LOGGED = 20
-"""Messages about single samples per process; the count goes on in data/skipped."""
-
 
 class Guards:
     """Asked after every step."""
@@ -24,15 +21,22 @@ class Guards:
         self._engine = engine
         self._rates_checked = False
         self._skipped_in_a_row = 0
-        self._problems_logged = 0
+        self._without_targets_in_a_row = 0
 
-    def check(self, step: int, skipped: bool, batches: list[Batch], lr_factor: float) -> None:
+    @property
+    def nothing_is_learned(self) -> bool:
+        """So many steps in a row had nothing to learn from, the same on all ranks."""
+        return self._without_targets_in_a_row >= MAX_SKIPPED_IN_A_ROW
+
+    def check(self, step: int, targets: int, skipped: bool, batches: list[Batch], lr_factor: float) -> None:
         """Raises RuntimeError when going on would only waste the machines."""
+        self._without_targets_in_a_row = 0 if targets else self._without_targets_in_a_row + 1
+        if not targets:
+            log.warning("step %d skipped: none of its samples can be used, so nothing was learned", step)
+            return
         if not self._rates_checked:
             self._check_learning_rates(lr_factor)
         self._check_skips(step, skipped, batches)
-        for problem in (problem for batch in batches for problem in batch.problems):
-            self._log_problem(problem)
 
     def _check_learning_rates(self, lr_factor: float) -> None:
         """The rates that the first step used, read back from the innermost optimizer (DeepSpeed#7713)."""
@@ -52,10 +56,3 @@ class Guards:
                 f"{self._skipped_in_a_row} steps in a row had gradients that are not finite, up to step {step}:"
                 " lower the learning rates, or go on from an older checkpoint"
             )
-
-    def _log_problem(self, problem: str) -> None:
-        self._problems_logged += 1
-        if self._problems_logged <= MAX_PROBLEMS_LOGGED:
-            log.warning("sample skipped: %s", problem)
-        if self._problems_logged == MAX_PROBLEMS_LOGGED:
-            log.warning("further skipped samples are only counted (data/skipped)")

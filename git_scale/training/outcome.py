@@ -12,3 +12,4 @@ class Outcome(IntEnum):
     FAILED = 1
     REFUSED = 2  # something that the user gave, or a device that is too small: a message says what
     STOPPED = 75  # EX_TEMPFAIL: the same command goes on
+    DATA_UNUSABLE = 76  # too many samples cannot be used: the same command goes on once the data is mended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from git_scale.monitoring.writers import Writer
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine, StepReport
 from git_scale.stop import Stopped, StopRequest
+from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
@@ -42,7 +44,11 @@ class StepResult:
     targets: int
     bad_samples: int
     stop: bool
-    """Some rank was asked to stop."""
+    """Some rank was asked to stop, or too many samples cannot be used."""
+
+
+NOTHING_TO_LEARN = math.nan, StepReport(grad_norm=math.nan, skipped=True)
+"""Of a step whose samples have no targets: it changes nothing, neither weights nor moments nor statistics."""
 
 
 class Trainer:
@@ -71,6 +77,7 @@ class Trainer:
         self.costs = costs
         self.evaluations = list(evaluations)
         self.guards = Guards(engine)
+        self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
         self.skipped_steps = progress.skipped_steps
         self.bad_samples = progress.skipped_samples
@@ -99,6 +106,9 @@ class Trainer:
                 stopped, saved = True, self.save()
         if not saved:
             raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
+        if self.data_is_unusable:
+            self.unusable.explain(self.step)
+            return Outcome.DATA_UNUSABLE
         return Outcome.STOPPED if owed or self.step < self.run.train.steps else Outcome.DONE
 
     def catch_up(self) -> bool:
@@ -118,6 +128,10 @@ class Trainer:
     def evaluation_is_due(self) -> bool:
         return self.evaluator is not None and self.is_due(self.run.eval.every)
 
+    @property
+    def data_is_unusable(self) -> bool:
+        return self.unusable.are_too_many or self.guards.nothing_is_learned
+
     def is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.run.train.steps
 
@@ -130,22 +144,15 @@ class Trainer:
         waited_from = time.perf_counter()
         batches = [next(self._batches) for _ in range(self._accumulation)]
         wait_s = time.perf_counter() - waited_from
-        targets = self._sum_over_dp(sum(batch.num_targets for batch in batches))[0]
+        targets = int(self._sum_over_dp(sum(batch.num_targets for batch in batches))[0])
         self.engine.set_learning_rates(self.lr_factor())
-        loss = torch.zeros((), device=self.engine.device)
-        report: StepReport | None = None
-        for batch in batches:
-            micro_loss = self.micro_loss(batch) / max(targets, 1)
-            self.engine.backward(micro_loss)
-            report = self.engine.step()
-            loss += micro_loss.detach()
-        assert report is not None, "the last micro-batch ends the step"
-        bad_here = sum(len(batch.problems) for batch in batches)
-        loss_sum, bad, stop_votes = self._sum_over_dp(float(loss), bad_here, int(stop))
-        result = StepResult(
-            loss_sum, report.grad_norm, report.skipped, int(targets), int(bad), stop_votes > 0
-        )
-        self.guards.check(self.step, result.skipped, batches, self.lr_factor())
+        loss, report = self._update(batches, targets) if targets else NOTHING_TO_LEARN
+        bad_here = [problem for batch in batches for problem in batch.problems]
+        loss_sum, bad, stop_votes = self._sum_over_dp(loss, len(bad_here), int(stop))
+        self.guards.check(self.step, targets, report.skipped, batches, self.lr_factor())
+        self.unusable.record(self.run.train.global_batch, int(bad), bad_here)
+        stopped = stop_votes > 0 or self.data_is_unusable
+        result = StepResult(loss_sum, report.grad_norm, report.skipped, targets, int(bad), stopped)
         self.skipped_steps += result.skipped
         self.bad_samples += result.bad_samples
         self.meters.record(
@@ -153,10 +160,22 @@ class Trainer:
             grad_norm=result.grad_norm,
             images=self.run.train.global_batch,
             tokens=result.targets,
-            flops=self.costs.train_flops(batches),
+            flops=self.costs.train_flops(batches) if targets else 0.0,
             wait_s=wait_s,
         )
         return result
+
+    def _update(self, batches: list[Batch], targets: int) -> tuple[float, StepReport]:
+        """Forward, backward and step; this rank's part of the loss."""
+        loss = torch.zeros((), device=self.engine.device)
+        report: StepReport | None = None
+        for batch in batches:
+            micro_loss = self.micro_loss(batch) / targets
+            self.engine.backward(micro_loss)
+            report = self.engine.step()
+            loss += micro_loss.detach()
+        assert report is not None, "the last micro-batch ends the step"
+        return float(loss), report
 
     def micro_loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the token losses of one micro-batch."""
@@ -171,6 +190,7 @@ class Trainer:
         return lr_factor(self.step, self.run.optimizer.warmup_steps, self.run.train.steps)
 
     def report(self) -> None:
+        self.unusable.say(self.step)
         rates = self.engine.learning_rates()
         self.writer.scalars(
             self.step,
@@ -223,6 +243,7 @@ class Trainer:
 
     def progress(self) -> Progress:
         counts = self.meters.state_dict()
+        recent, recent_bad = (0, 0) if self.data_is_unusable else self.unusable.recent
         return replace(
             self._first_progress,
             step=self.step,
@@ -230,6 +251,8 @@ class Trainer:
             tokens=counts["tokens"],
             skipped_steps=self.skipped_steps,
             skipped_samples=self.bad_samples,
+            recent_samples=recent,
+            recent_bad=recent_bad,
         )
 
     def _sum_over_dp(self, *values: float) -> list[float]:
