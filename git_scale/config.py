@@ -121,6 +121,9 @@ class TrainConfig(Section):
     micro_batch: int = Field(32, ge=1)
     """Images per rank and forward pass; accumulation is derived, never set."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    gradient_precision: Literal["fp32", "bf16"] = "fp32"
+    """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
+    gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     freeze: tuple[str, ...] = ()
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
@@ -243,6 +246,11 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         yield (
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
+        )
+    if train.precision == "fp32" and train.gradient_precision == "bf16":
+        yield (
+            "train.gradient_precision=bf16 is for runs in bf16, and train.precision=fp32: leave"
+            " train.gradient_precision out or set train.precision=bf16"
         )
     if train.compile and run.parallel.tp > 1:
         yield (

@@ -39,14 +39,6 @@ def sum_over_tp(values: Tensor) -> Tensor:
     return values
 
 
-def same_over_tp(values: Tensor) -> Tensor:
-    """bool, element-wise: whether all ranks of the tensor-parallel group have this value."""
-    least, most = values.clone(), values.clone()
-    dist.all_reduce(least, op=dist.ReduceOp.MIN, group=GROUPS.tp)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX, group=GROUPS.tp)
-    return least == most
-
-
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank when true on one."""
     votes = torch.tensor([int(flag)], device=device)

@@ -26,12 +26,19 @@ from git_scale.checkpoint.weights import check_names
 from git_scale.config import OptimizerConfig, RunConfig
 from git_scale.files import FileDigest
 from git_scale.models.git import language_model_loss
-from git_scale.parallel.collectives import same_over_tp, sum_over_tp
-from git_scale.parallel.ds_config import merge_ds_config, offloads_optimizer, zero_stage
+from git_scale.parallel import buffers
+from git_scale.parallel.collectives import sum_over_tp
+from git_scale.parallel.ds_config import (
+    averages_gradients,
+    merge_ds_config,
+    offloads_optimizer,
+    zero_stage,
+)
 from git_scale.parallel.groups import GROUPS, mpu_of
 from git_scale.parallel.materialise import Placed, run_dtype
+from git_scale.parallel.replicas import check_alike
 from git_scale.parallel.topology import Topology
-from git_scale.parallel.zero import Holdings
+from git_scale.parallel.zero import Holdings, ZeroEngine
 from git_scale.stop import listening
 
 try:
@@ -125,14 +132,15 @@ class Engine:
         self._clips_itself = self.stage == 0
         if self._clips_itself:
             config["gradient_clipping"] = 0.0
-        self._engine, *_ = deepspeed.initialize(
-            model=placed.model, optimizer=optimizer, config=config, mpu=mpu_of(topology)
-        )
+        self._engine = ZeroEngine(placed.model, config, mpu_of(topology), optimizer)
+        self._gradient_factor = topology.dp if averages_gradients(self.stage) else 1
         if self.stage in (1, 2):
             # A non-finite norm skips a step already (`step` in deepspeed/runtime/zero/stage_1_and_2.py). This check
             # before it launches some 15 kernels per parameter, for which a GPU waits.
             self._engine.optimizer.check_overflow = lambda partition_gradients: None
         self._holdings = Holdings(self._engine, self.stage, topology)
+        self._kept = buffers.KeptBuffers(self._engine.module)
+        self._step_begins = True
 
     @property
     def model(self) -> Any:
@@ -145,6 +153,9 @@ class Engine:
         return self.stage < 3 and self._topology.tp == 1
 
     def forward(self, images_BFCHW: Tensor, tokens_BKT: Tensor, rows: Tensor) -> Tensor:
+        if self._step_begins:
+            self._kept.keep()
+            self._step_begins = False
         return self._engine(images_BFCHW, tokens_BKT, rows)
 
     def loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -158,10 +169,10 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.
 
-        DeepSpeed averages gradients over the dp ranks; the factor undoes that. Its own division by the number
+        Where DeepSpeed averages gradients over the dp ranks, the factor undoes that. Its own division by the number
         of micro-batches is switched off.
         """
-        self._engine.backward(loss * self._topology.dp, scale_wrt_gas=False)
+        self._engine.backward(loss * self._gradient_factor, scale_wrt_gas=False)
 
     def step(self) -> StepReport | None:
         """Ends a micro-batch; at the last one of a step clips, updates the weights and reports.
@@ -176,7 +187,17 @@ class Engine:
         if grad_norm is None:
             grad_norm = float(self._engine.get_global_grad_norm())
         skipped = not math.isfinite(grad_norm) or not self._engine.was_step_applied()
+        if skipped:
+            self._forget_step()
+        self._step_begins = True
         return StepReport(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
+
+    def _forget_step(self) -> None:
+        """Takes away what a skipped step has left: changed buffers, and gradients that are not finite."""
+        self._kept.go_back()
+        if self.stage in (1, 2):
+            # With the optimizer on the host DeepSpeed leaves them there, and adds the next step's to them.
+            self._engine.optimizer.averaged_gradients.clear()
 
     def _clip(self) -> float:
         """Clips the gradients, which the data-parallel ranks share by now; takes them away when not finite."""
@@ -192,12 +213,11 @@ class Engine:
         return float(norm)
 
     def average_statistics(self) -> None:
-        """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective."""
-        for module in self._engine.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for statistic in (buffer for buffer in module.buffers() if buffer.is_floating_point()):
-                    torch.distributed.all_reduce(statistic, group=GROUPS.dp)
-                    statistic /= self._topology.dp
+        """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective.
+
+        Raises RuntimeError when some are not finite.
+        """
+        buffers.average_statistics(self._engine.module, self._topology.dp)
 
     def set_learning_rates(self, factor: float) -> None:
         """Each group's learning rate = its configured one x factor."""
@@ -213,16 +233,13 @@ class Engine:
         return stored.write_pieces(path, self._topology.tp_rank, self._holdings.held())
 
     def check_replicas(self) -> None:
-        """Raises RuntimeError when ranks of a tensor-parallel group differ in what they hold alike. Collective."""
-        if self._topology.tp == 1:
-            return
-        names, sums = self._holdings.checksums_of_replicas()
-        alike = same_over_tp(sums.to(self.device))
-        if differing := [name for name, same in zip(names, alike.tolist(), strict=True) if not same]:
-            raise RuntimeError(
-                f"the ranks of a tensor-parallel group hold different values of {differing[0]} and"
-                f" {len(differing) - 1} more: a fault of a device or of git_scale; go on from an older checkpoint"
-            )
+        """Raises RuntimeError when ranks differ in what they hold alike (replicas.py). Collective."""
+        if self._topology.dp > 1:
+            held = self._holdings.replicated_over_dp()
+            check_alike(held, "the data-parallel ranks", GROUPS.dp, self.device)
+        if self._topology.tp > 1:
+            held = self._holdings.replicated_over_tp()
+            check_alike(held, "the ranks of a tensor-parallel group", GROUPS.tp, self.device)
 
     def state_index(self) -> stored.Index:
         """What all ranks' files have in common."""
@@ -272,7 +289,7 @@ class InferenceEngine:
         self.model: Any = placed.model
         if stage == 3:
             config = merge_ds_config(ds_config, run, topology.dp)
-            self.model, *_ = deepspeed.initialize(model=placed.model, config=config, mpu=mpu_of(topology))
+            self.model = ZeroEngine(placed.model, config, mpu_of(topology))
 
 
 def build_adamw(

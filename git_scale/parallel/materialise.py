@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from git_scale.checkpoint.split import take
 from git_scale.config import RunConfig
 from git_scale.models.deferred import Deferred
+from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.collectives import check_stop_together
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
 from git_scale.parallel.groups import mpu_of
 from git_scale.parallel.sequence import sum_gradients
 from git_scale.parallel.splits import Splits, splits_of
 from git_scale.parallel.topology import Topology
-from git_scale.parallel.zero import Partitioner, persistent_buffers
+from git_scale.parallel.zero import Partitioner
 
 Values = Callable[[str], Tensor]
 """The whole tensor of a name, on CPU; the same on all ranks."""

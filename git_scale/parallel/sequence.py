@@ -171,4 +171,9 @@ def sum_gradients(model: nn.Module, splits: Splits, parallel: ParallelConfig) ->
     for name, parameter in model.named_parameters():
         on_stream = parallel.decoder or not name.startswith("decoder.")
         if on_stream and splits[name] is None and parameter.requires_grad:
-            parameter.register_hook(lambda gradient: sum_over_tp(gradient.clone()))
+            parameter.register_hook(_sum_in_fp32)
+
+
+def _sum_in_fp32(gradient: Tensor) -> Tensor:
+    """Rounded once, as where one rank has all pictures."""
+    return sum_over_tp(gradient.to(torch.float32, copy=True)).to(gradient.dtype)

@@ -10,16 +10,18 @@ Every rank's pieces go into the checkpoint as they are, and come out of whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 
 from git_scale.checkpoint.state import MOMENTS, WEIGHT, Held, Piece
+from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.topology import Topology
 
 Read = Callable[[Piece, str], Tensor]
@@ -36,6 +38,24 @@ class _Master:
     def view(self, whole: Tensor) -> Tensor:
         """The piece's part of the vector, or of a moment of its shape."""
         return whole.detach().view(-1).narrow(0, self.offset, self.piece.length)
+
+
+class ZeroEngine(deepspeed.DeepSpeedEngine):
+    """DeepSpeed's engine with one class of optimizer, and so one layout, for stages 1 and 2 in any precision.
+
+    Left alone, it takes BF16_Optimizer for stage 1 where gradients of bf16 weights are summed in fp32. That one has
+    other inner names, keeps an fp32 gradient of every parameter between the steps and adds the bf16 ones of a whole
+    backward pass at its end.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], mpu: Any, optimizer: Any = None) -> None:
+        """`config` is DeepSpeed's, whole."""
+        parsed = deepspeed.DeepSpeedConfig(config, mpu)
+        super().__init__(None, model, optimizer, mpu=mpu, config=config, config_class=parsed)
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: Any) -> Any:
+        wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
+        return ZERO_OPTIMIZATION if self.zero_optimization() else wrapper
 
 
 class Partitioner:
@@ -98,15 +118,34 @@ class Holdings:
                 dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
                 yield Piece(name, 0, buffer.numel()), WEIGHT, dtype, buffer.flatten
 
-    def checksums_of_replicas(self) -> tuple[list[str], Tensor]:
-        """Names of what all ranks of a tensor-parallel group hold alike, and int64 [n] sums of its bits here."""
-        sums = {
-            master.piece.name: master.view(master.vector).view(torch.int32).sum(dtype=torch.int64)
-            for master in self._masters()
-            if not self._engine.module.get_parameter(master.piece.name).tensor_model_parallel
-        }
-        device = next(iter(sums.values())).device if sums else torch.device("cpu")
-        return list(sums), torch.stack(list(sums.values())) if sums else torch.zeros(0, device=device)
+    def replicated_over_dp(self) -> Iterator[tuple[str, Tensor]]:
+        """What every data-parallel rank holds whole, by name."""
+        yield from persistent_buffers(self._engine.module)
+        if self._stage == 3:
+            named = {id(parameter): name for name, parameter in self._learning}
+            for parameter in self._zero.persistent_parameters:
+                yield named[id(parameter)], parameter.data
+            return
+        for name, parameter in (*self._learning, *self._frozen):
+            yield name, parameter
+        if self._stage == 0:
+            yield from self._moments(self._masters())
+
+    def replicated_over_tp(self) -> Iterator[tuple[str, Tensor]]:
+        """Of what this rank holds, what is not split over its tensor-parallel group, by name."""
+        module = self._engine.module
+        yield from persistent_buffers(module)
+        masters = [m for m in self._masters() if not module.get_parameter(m.piece.name).tensor_model_parallel]
+        yield from ((master.piece.name, master.view(master.vector)) for master in masters)
+        yield from self._moments(masters)
+        for piece, numbers in self._frozen_pieces():
+            if not module.get_parameter(piece.name).tensor_model_parallel:
+                yield piece.name, numbers
+
+    def _moments(self, masters: Iterable[_Master]) -> Iterator[tuple[str, Tensor]]:
+        for master in masters:
+            for kind in MOMENTS:
+                yield f"{kind} of {master.piece.name}", self._moment(master, kind)
 
     @torch.no_grad()
     def restore(self, read: Read, adam_steps: int) -> None:
@@ -163,7 +202,7 @@ class Holdings:
     def _moment(self, master: _Master, kind: str) -> Tensor:
         state = self._inner.state.get(master.vector, {})
         if kind not in state:  # no step was done yet
-            return torch.zeros(master.piece.length)
+            return torch.zeros(master.piece.length, device=master.vector.device)
         return master.view(state[kind])
 
     def _state_of(self, vector: Tensor, adam_steps: int) -> dict[str, Tensor]:
@@ -201,11 +240,3 @@ class Holdings:
             if persistent := self._zero.persistent_parameters:  # small ones are kept whole between the steps
                 persistent[0].partition(persistent)
                 persistent[0].all_gather(persistent)
-
-
-def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What a state dict holds beside the parameters."""
-    for path, module in model.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield f"{path}.{name}" if path else name, buffer

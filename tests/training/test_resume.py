@@ -72,8 +72,8 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("world_size", "stage", "precision"),
-    [(2, 3, "fp32"), (2, 2, "bf16"), (2, 1, "fp32"), (1, 0, "fp32")],
-    ids=["zero3-dp2", "zero2-dp2-bf16", "zero1-dp2", "zero0-dp1"],
+    [(2, 3, "fp32"), (2, 3, "bf16"), (2, 2, "bf16"), (2, 1, "fp32"), (2, 1, "bf16"), (1, 0, "fp32")],
+    ids=["zero3-dp2", "zero3-dp2-bf16", "zero2-dp2-bf16", "zero1-dp2", "zero1-dp2-bf16", "zero0-dp1"],
 )
 def test_resumed_run_equals_the_uninterrupted_one(
     squares: Path, tmp_path: Path, world_size: int, stage: int, precision: str
