@@ -122,7 +122,7 @@ class Holdings:
         """What every data-parallel rank holds whole, by name."""
         yield from persistent_buffers(self._engine.module)
         if self._stage == 3:
-            named = {id(parameter): name for name, parameter in self._learning}
+            named = {id(parameter): name for name, parameter in (*self._learning, *self._frozen)}
             for parameter in self._zero.persistent_parameters:
                 yield named[id(parameter)], parameter.data
             return

@@ -68,7 +68,9 @@ class Load:
 
 def on_host(held: Holding, zero: Zero) -> int:
     """Bytes of host memory per rank that offloading takes."""
-    optimizer = held.part * (FP32 + MOMENTS + FP32 + held.element) if zero.optimizer_on_host else 0
+    # master weights, moments, gradients for the update, and gradients as they are summed (3) or weights on their way
+    passing = held.gradient if zero.stage == 3 else held.element
+    optimizer = held.part * (FP32 + MOMENTS + FP32 + passing) if zero.optimizer_on_host else 0
     return optimizer + (held.weights_part * held.element if zero.weights_on_host else 0)
 
 
@@ -88,7 +90,7 @@ def _states(held: Holding, zero: Zero, load: Load) -> int:
         weights = 0
     master = 0 if zero.stage == 0 else held.part * FP32
     optimizer = 0 if zero.optimizer_on_host else master + held.part * MOMENTS
-    gradients = held.part * size if zero.stage == 3 and not zero.optimizer_on_host else 0
+    gradients = held.part * held.gradient if zero.stage == 3 and not zero.optimizer_on_host else 0
     # On a CPU all batches of a step lie where the model lies.
     waiting = (load.accumulation - 1) * load.micro_batch * load.inputs if load.kind == "cpu" else 0
     return weights + optimizer + gradients + waiting
@@ -115,13 +117,15 @@ def _pass(states: int, held: Holding, zero: Zero, timeline: Timeline, load: Load
 
 def _kept_gradients(held: Holding, zero: Zero, done: Tensor, load: Load) -> Tensor:
     """Bytes after `done` parameters have their gradients."""
-    size, again = held.element, load.accumulation > 1
+    size, again = held.gradient, load.accumulation > 1
     if zero.stage < 2:
         return size * (torch.full_like(done, held.learning) if again else done)
+    filled = min(zero.bucket, held.learning)
+    if zero.stage == 2 and held.widens:  # a vector of this rank's part, from the first exchange of a step on
+        return size * held.part * (torch.ones_like(done) if again else (done > filled).long())
     if zero.stage == 3 or zero.optimizer_on_host:
         return torch.zeros_like(done)
     # Copied out of the bucket once that was exchanged.
-    filled = min(zero.bucket, held.learning)
     exchanged = (done - 1).clamp(min=0) // filled * filled
     part = size * held.gradient_part
     return part * exchanged // held.learning + again * part
@@ -141,16 +145,20 @@ def _buckets(held: Holding, zero: Zero, done: Tensor, load: Load) -> Tensor:
         buckets = done.clamp(max=filled) + (done - filled).clamp(0, (count - 1) * filled)
     else:
         buckets = torch.zeros_like(done)
-    if zero.stage > 1:
-        buckets = buckets + _exchange_copies(held, zero, load) * filled * (done >= filled)
-    return held.element * buckets
+    # ZeRO-2's bucket is filled as the gradients come, the others with their sums or for their exchange.
+    size = held.element if zero.stage == 2 else held.gradient
+    copies = _exchange_copies(held, zero, load) if zero.stage > 1 else 0
+    return size * buckets + copies * filled * (done >= filled)
 
 
 def _exchange_copies(held: Holding, zero: Zero, load: Load) -> int:
-    """How often a full bucket is there again while it is exchanged."""
-    if zero.stage == 3:
-        return 2 if load.kind == "cpu" else 1  # interleaved by rank; gloo's reduce-scatter copies its input
-    return int(held.dp > 1)
+    """Bytes per element of a full bucket that are there again while it is exchanged."""
+    if zero.stage == 3:  # interleaved by rank; gloo's reduce-scatter copies its input
+        return held.gradient * (2 if load.kind == "cpu" else 1)
+    if not held.widens:
+        return held.element * (held.dp > 1)
+    # Laid one behind the other as they come (ZeRO-2's in the weights' precision, then widened).
+    return held.gradient + (held.element if zero.stage == 2 else 0)
 
 
 def _gathered(held: Holding, zero: Zero, timeline: Timeline) -> Tensor:
@@ -168,39 +176,49 @@ def _gathered(held: Holding, zero: Zero, timeline: Timeline) -> Tensor:
 
 def _exchange(states: int, held: Holding, zero: Zero, load: Load) -> Iterator[Memory]:
     """When the backward pass has ended, with all gradients there: from the first full bucket to the last."""
-    size, learning = held.element, held.learning
+    size, learning = held.gradient, held.learning
     if zero.stage == 0:
         copied = min(learning, EXCHANGED_AT_ONCE + held.largest)
         yield Memory("exchange", states, gradients=size * learning, communication=size * copied)
         return
     filled = min(zero.bucket, learning)
     buckets = zero.bucket if load.kind == "cuda" else filled
-    own = (
-        0
-        if zero.optimizer_on_host
-        else held.gradient_part * (1 + (zero.stage == 2 and load.accumulation > 1))
-    )
-    yield Memory("exchange", states, gradients=size * own, communication=size * buckets)
+    bucket_bytes = buckets * (held.element if zero.stage == 2 else size)
+    own = _own_gradients(held, zero, load)
+    yield Memory("exchange", states, gradients=size * own, communication=bucket_bytes)
     if zero.stage == 1:
         copies = _exchange_copies(held, zero, load) * filled
+        first = learning - filled + (own if held.widens else 0)
         earlier = own * (learning - filled) // learning
-        for gradients in (learning - filled, earlier):
-            yield Memory(
-                "exchange", states, gradients=size * gradients, communication=size * (buckets + copies)
-            )
+        for gradients in (first, earlier):
+            yield Memory("exchange", states, gradients=size * gradients, communication=bucket_bytes + copies)
+
+
+def _own_gradients(held: Holding, zero: Zero, load: Load) -> int:
+    """Elements of gradients that ZeRO-1 or 2 keep for the update on the device."""
+    if held.widens:
+        return held.part
+    if zero.optimizer_on_host:
+        return 0
+    return held.gradient_part * (1 + (zero.stage == 2 and load.accumulation > 1))
 
 
 def _update(states: int, held: Holding, zero: Zero, load: Load) -> Memory:
-    size = held.element
+    size = held.gradient
     if zero.stage == 0:
         return Memory("update", states, gradients=size * held.learning)
     bucket = zero.bucket if load.kind == "cuda" else min(zero.bucket, held.learning)
     communication = size * bucket if zero.stage == 3 else 0  # ZeRO-3's stays
+    in_place = held.widens and zero.stage < 3  # a vector of fp32 already, as the optimizer wants it
+    gradients = 0  # ZeRO-3's are among the states
+    if in_place:
+        gradients = size * held.part
+    elif zero.stage < 3 and not zero.optimizer_on_host:
+        gradients = size * held.gradient_part
     if zero.optimizer_on_host:
-        return Memory("update", states, communication=communication)
+        return Memory("update", states, gradients=gradients, communication=communication)
     norm = FP64 * min(held.largest, held.group_part)
-    copied = held.group_part * (size + (0 if size == FP32 else FP32))
-    gradients = 0 if zero.stage == 3 else size * held.gradient_part  # ZeRO-3's are among the states
+    copied = 0 if in_place else held.group_part * (size + (0 if size == FP32 else FP32))
     return Memory(
         "update", states, gradients=gradients, communication=communication, update=max(norm, copied)
     )

@@ -16,7 +16,7 @@ from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import count_image_tokens, largest_picture
 from git_scale.planning.memory import Load, Memory, on_host, phases
 from git_scale.planning.meta import Quick, on_meta
-from git_scale.planning.states import hold
+from git_scale.planning.states import BYTES, hold
 from git_scale.planning.step_time import StepTime, step_time
 from git_scale.planning.zero import read_zero, with_stage
 
@@ -79,7 +79,7 @@ def weigh(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, setting: 
     zero = read_zero(with_stage(ds_config, setting.stage, precision), precision)
     dp = cluster.world_size // setting.tp
     timeline = measure(run, cluster.kind)
-    held = hold(timeline.parameters, zero, dp)
+    held = hold(timeline.parameters, zero, dp, BYTES[run.train.gradient_precision])
     height, width = largest_picture(run)
     load = Load(
         cluster.kind,

@@ -14,6 +14,7 @@ from git_scale.planning.local_model import Parameter
 from git_scale.planning.zero import Zero
 
 FP32 = 4
+BYTES = {"fp32": FP32, "bf16": 2}
 MOMENTS = 8
 """Bytes of AdamW's two fp32 moments."""
 
@@ -23,7 +24,9 @@ class Holding:
     """Elements on one rank of a tensor-parallel group, whole (before ZeRO) and as its part (after it)."""
 
     element: int
-    """Bytes of a weight or gradient: 2 in bf16, 4 in fp32."""
+    """Bytes of a weight, and of its gradient as the backward pass makes it: 2 in bf16, 4 in fp32."""
+    gradient: int
+    """Bytes of a gradient as it is summed over micro-batches and ranks."""
     dp: int
     weights: int
     """All parameters, frozen ones included."""
@@ -35,7 +38,8 @@ class Holding:
     weights_part: int
     """Of all parameters, this rank's under ZeRO-3."""
     gradient_part: int
-    """Gradients that a rank keeps whole under ZeRO-1 and 2: those that reach into its part."""
+    """Gradients that a rank keeps whole under ZeRO-1 and 2 where they are summed in the precision of the weights:
+    those that reach into its part."""
     group_part: int
     """This rank's part of the largest group of parameters, which the optimizer updates at once."""
     gathered: int
@@ -46,9 +50,17 @@ class Holding:
     """Whole to the end of a backward pass under ZeRO-3: small ones, and tables, whose input has no gradient that
     would tell DeepSpeed to release them."""
 
+    @property
+    def widens(self) -> bool:
+        """Gradients are summed in a higher precision than they are made in."""
+        return self.gradient > self.element
 
-def hold(parameters: Sequence[Parameter], zero: Zero, dp: int) -> Holding:
-    """Of a rank's parameters (local_model.py) under `zero` over `dp` data-parallel ranks."""
+
+def hold(parameters: Sequence[Parameter], zero: Zero, dp: int, gradient: int = FP32) -> Holding:
+    """Of a rank's parameters (local_model.py) under `zero` over `dp` data-parallel ranks.
+
+    gradient: bytes of a gradient as it is summed.
+    """
     learning = [parameter for parameter in parameters if parameter.learns]
     groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)  # as training/optimizer.py makes them
     for parameter in learning:
@@ -56,6 +68,7 @@ def hold(parameters: Sequence[Parameter], zero: Zero, dp: int) -> Holding:
     split = 1 if zero.stage == 0 else dp
     return Holding(
         element=parameters[0].element,
+        gradient=gradient,
         dp=dp,
         weights=sum(parameter.numel for parameter in parameters),
         learning=sum(parameter.numel for parameter in learning),

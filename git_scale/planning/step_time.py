@@ -81,12 +81,12 @@ def _data_link(cluster: Cluster, tp: int) -> float:
 
 def _each_step(held: Holding, zero: Zero, ring: Ring) -> float:
     """Seconds between the last backward pass and the next forward pass, beside which nothing is computed."""
-    gradients = held.element * held.learning
+    gradients = held.gradient * held.learning
     if zero.stage == 0:
         return ring.seconds(gradients, math.ceil(held.learning / EXCHANGED_AT_ONCE), turns=2)
     if zero.stage == 3:
         return ring.seconds(0, held.persistent)  # small as they are, their bytes do not count
-    weights = ring.seconds(gradients, buckets(held, zero))
+    weights = ring.seconds(held.element * held.learning, buckets(held, zero))
     return weights + (ring.seconds(gradients, buckets(held, zero), turns=2) if zero.stage == 1 else 0)
 
 
@@ -94,7 +94,7 @@ def _each_micro_batch(held: Holding, zero: Zero, ring: Ring, load: Load, compute
     """Seconds of ZeRO-2's and 3's exchanges that a micro-batch of `compute` seconds does not hide."""
     forward = compute / (4 if load.checkpointing else 3)  # the backward pass is twice as long, and recomputes
     beside = (forward, compute - forward) if zero.overlaps else (0.0, 0.0)
-    count, size = buckets(held, zero), held.element * held.learning
+    count, size = buckets(held, zero), held.gradient * held.learning
     turns = 2 if zero.stage == 2 else 1  # ZeRO-2's are all-reduced (use_multi_rank_bucket_allreduce)
     gradients, last = ring.seconds(size, count, turns), ring.seconds(size / count, 1, turns)
     if zero.stage == 2:

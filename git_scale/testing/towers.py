@@ -26,3 +26,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "options": {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [4, 4], "window_size": 4},
     },
 }
+
+RESNET: dict[str, Any] = {
+    "name": "resnet18",
+    "image_size": 32,
+    "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+}
+"""With batch norms, which keep running statistics."""

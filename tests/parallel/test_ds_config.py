@@ -136,9 +136,37 @@ def test_the_effective_configuration_holds_the_runs_values() -> None:
         "gradient_accumulation_steps": 32,
         "gradient_clipping": 0.5,
         "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "gradient_allreduce_op": "sum",
         "steps_per_print": None,
     }
     assert own == {"zero_optimization": {"stage": 2}, "wall_clock_breakdown": True}
+
+
+@pytest.mark.parametrize(
+    ("zero", "gradient_precision", "accumulated", "exchanged", "summed"),
+    [
+        ({"stage": 1}, "fp32", "fp32", "fp32", "sum"),
+        ({"stage": 2}, "bf16", "bf16", "bf16", "sum"),
+        ({"stage": 3}, "fp32", "fp32", "fp32", "mean"),  # DeepSpeed divides there in any case
+        ({"stage": 3}, "bf16", "bf16", "bf16", "mean"),
+        # the kernel that quantises gradients takes any bits for fp16
+        ({"stage": 3, "zero_quantized_gradients": True}, "fp32", "fp32", "fp16", "mean"),
+    ],
+)
+def test_how_gradients_are_summed(
+    zero: dict[str, Any], gradient_precision: str, accumulated: str, exchanged: str, summed: str
+) -> None:
+    run = load_run("git_base", [f"train.gradient_precision={gradient_precision}"])
+    merged = merge_ds_config({"zero_optimization": zero}, run, dp=8)
+    assert merged["data_types"] == {"grad_accum_dtype": accumulated}
+    assert (merged["communication_data_type"], merged["gradient_allreduce_op"]) == (exchanged, summed)
+
+
+def test_gradients_in_bf16_are_for_runs_in_bf16() -> None:
+    with pytest.raises(ConfigError, match="is for runs in bf16"):
+        load_run("git_base", ["train.precision=fp32", "train.gradient_precision=bf16"])
 
 
 @pytest.mark.parametrize("dp", [1, 2, 64])

@@ -190,6 +190,48 @@ def test_replicated_parameters_stay_the_same_with_dropout(squares: Path, tmp_pat
     assert len(answers[0][0]) > 20
 
 
+def random_states_at_dropouts(topology: Topology, device: torch.device, run: Any) -> dict[str, str]:
+    """Of a step: a digest of the random state with which each dropout begins, by its path in the model."""
+    from timm.layers import DropPath
+    from torch import nn
+
+    from git_scale.models.decoder import StreamAttention
+    from git_scale.training.build import build_trainer
+
+    trainer = build_trainer(run, ZERO[1], topology, device)
+    paths = {id(module): path for path, module in trainer.engine.model.module.named_modules()}
+    states: dict[str, str] = {}
+    for kind in (StreamAttention, nn.Dropout, DropPath):
+        drop = kind.forward
+
+        def record_and_drop(module: Any, *args: Any, drop: Any = drop) -> Any:
+            state = torch.random.get_rng_state().numpy().tobytes()
+            drops = getattr(module, "p", 0) or getattr(module, "drop_prob", 0)
+            if drops and id(module) in paths:  # FLOPs are counted on a model of its own
+                states[paths[id(module)]] = hashlib.sha256(state).hexdigest()
+            return drop(module, *args)
+
+        kind.forward = record_and_drop  # type: ignore[method-assign]
+    trainer.train_step()
+    states["after the step"] = hashlib.sha256(torch.random.get_rng_state().numpy().tobytes()).hexdigest()
+    return states
+
+
+@pytest.mark.distributed
+def test_dropouts_within_split_layers_are_each_ranks_own_and_all_others_common(
+    squares: Path, tmp_path: Path
+) -> None:
+    run = with_dropout(squares, tmp_path / "run", steps=1)
+    first, second, other_first, other_second = run_distributed(random_states_at_dropouts, 4, run, tp=2)
+    split = {path for path in first if path.endswith((".attention", ".drop1"))}
+    assert len(split) == 4, "two layers of the decoder, two blocks of the encoder"
+    assert {path for path in first if ".hidden_dropout" in path or ".drop2" in path} <= first.keys() - split
+    assert len(first) > 2 * len(split)
+    for one, other in ((first, second), (other_first, other_second)):
+        assert {path for path in one if one[path] != other[path]} == split
+    assert all(first[path] != other_first[path] for path in first), "data-parallel ranks share none"
+
+
 def save_with_a_changed_norm(topology: Topology, device: torch.device, run: Any) -> str:
     from git_scale.training.build import build_trainer
 

@@ -32,6 +32,7 @@ def planned_gib(case: dict[str, Any]) -> float:
             f"train.activation_checkpointing={case['activation_checkpointing']}",
             f"data.texts_per_image={case['texts']}",
             f"data.max_text_tokens={case['text_tokens']}",
+            f"train.gradient_precision={case.get('gradient_precision', 'bf16')}",  # as all were before it was said
         ],
     )
     ds_config = read_ds_config(ROOT / "ds_configs" / "zero1.json")

@@ -25,9 +25,15 @@ TIMELINE = Timeline(
 )
 
 
-def holding(dp: int, element: int) -> Holding:
+NONE = torch.zeros(3, dtype=torch.long)
+FULL = replace(TIMELINE, gradients=torch.full((3,), P))
+
+
+def holding(dp: int, element: int, gradient: int | None = None) -> Holding:
+    """Gradients are summed in the precision of the weights unless said."""
     return Holding(
         element=element,
+        gradient=gradient or element,
         dp=dp,
         weights=P,
         learning=P,
@@ -67,6 +73,41 @@ def test_states_per_parameter_on_eight_ranks(stage: int, element: int, per_param
         assert memory.states == per_parameter * P
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_sums_in_fp32_take_four_bytes(stage: int) -> None:
+    """Of what is kept over micro-batches: all of it (1), this rank's part (2, 3: among its states)."""
+    again = replace(LOAD, accumulation=2)
+    coarse, fine = (
+        next(phases(holding(8, 2, gradient), zero(stage), replace(TIMELINE, gradients=NONE), again))
+        for gradient in (2, 4)
+    )
+    if stage == 3:
+        assert fine.states - coarse.states == 2 * P // 8
+    else:
+        assert fine.gradients == {1: 4 * P, 2: 4 * P // 8}[stage] == 2 * coarse.gradients
+    # ZeRO-2 copies gradients to its bucket as they come, the others as they are summed.
+    assert fine.communication == coarse.communication * (1 if stage == 2 else 2)
+
+
+def test_sums_in_fp32_meet_the_update_without_a_copy() -> None:
+    """A rank's part lies there as one vector of fp32: the plan holds it and nothing beside."""
+    coarse, fine = (
+        list(phases(replace(holding(8, 2, gradient), largest=P // 64), zero(2), TIMELINE, LOAD))[-1]
+        for gradient in (2, 4)
+    )
+    assert (fine.phase, fine.gradients) == ("update", 4 * P // 8)
+    assert coarse.update == (2 + 4) * P // 8
+    assert fine.update == 8 * P // 64  # the norm's fp64 copy of the largest gradient
+
+
+def test_exchanging_sums_in_fp32_takes_wider_copies() -> None:
+    """Of a full bucket of ZeRO-2: laid one behind the other as they came, then widened."""
+    coarse, fine = (next(phases(holding(8, 2, gradient), zero(2), FULL, LOAD)) for gradient in (2, 4))
+    bucket = 1_000_000
+    assert coarse.communication == 2 * bucket + 2 * bucket
+    assert fine.communication == 2 * bucket + (2 + 4) * bucket
+
+
 def test_the_highest_moment_and_its_parts() -> None:
     before = replace(TIMELINE, gradients=torch.zeros(3, dtype=torch.long))
     first = next(phases(holding(1, 2), zero(0), before, LOAD))
@@ -100,6 +141,7 @@ def test_offload_moves_states_to_the_host() -> None:
     moved = replace(zero(3), optimizer_on_host=True, weights_on_host=True)
     assert next(phases(held, moved, TIMELINE, LOAD)).states == 0
     assert on_host(held, moved) == (4 + 8 + 4 + 2 + 2) * P // 8
+    assert on_host(holding(8, 2, 4), moved) == (4 + 8 + 4 + 4 + 2) * P // 8
     assert on_host(held, zero(3)) == 0
 
 

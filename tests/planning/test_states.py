@@ -21,7 +21,7 @@ def zero(stage: int, **given: int) -> object:
 
 def test_counts() -> None:
     held = hold(PARAMETERS, zero(3, stage3_param_persistence_threshold=10), dp=4)
-    assert held.element == 2
+    assert (held.element, held.gradient, held.widens) == (2, 4, True)
     assert held.weights == 250
     assert held.learning == 217
     assert held.largest == 100

@@ -37,7 +37,7 @@ START = 6.6e-6
 
 
 def holding(dp: int) -> Holding:
-    return Holding(2, dp, P, P, P, P, P, P, P, gathered=100, persistent=70, lingering=0)
+    return Holding(2, 2, dp, P, P, P, P, P, P, P, gathered=100, persistent=70, lingering=0)
 
 
 def seconds(
@@ -93,6 +93,17 @@ def test_bytes_and_collectives_over_the_network(
     hops = {0: 2 * 4, 1: 2 * 4 + 4, 2: 3 * 2 * 4 + 4}.get(stage, collectives)
     expected = turns * G * 31 / 32 / LINK + collectives * START + hops * ONCE
     assert seconds(stage).data == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stage", "further"), [(1, 2), (2, 3 * 2), (3, 3)])
+def test_gradients_in_fp32_double_their_traffic_alone(
+    monkeypatch: pytest.MonkeyPatch, stage: int, further: int
+) -> None:
+    """All-reduced once a step (1) or in each of three micro-batches (2), scattered in each (3)."""
+    coarse = seconds(stage).data
+    narrow = holding
+    monkeypatch.setitem(globals(), "holding", lambda dp: dataclasses.replace(narrow(dp), gradient=4))
+    assert seconds(stage).data - coarse == pytest.approx(further * G * 31 / 32 / LINK)
 
 
 def test_groups_share_the_adapters_and_one_node_needs_none() -> None:

@@ -16,6 +16,7 @@ from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run, write_squares
+from git_scale.testing.towers import RESNET
 
 
 def build(
@@ -211,12 +212,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_with_a_checkpoint(
 
 def statistics(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> Any:
     """Running means of a batch norm, before and after they are averaged."""
-    encoder = {
-        "name": "resnet18",
-        "image_size": 32,
-        "options": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    }
-    trainer = build(topology, device, squares, run_dir, 1, model={"encoder": encoder})
+    trainer = build(topology, device, squares, run_dir, 1, model={"encoder": RESNET})
     trainer.train_step()
     norm = trainer.engine.model.module.encoder.backbone.bn1
     before = norm.running_mean.tolist()
