@@ -247,21 +247,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
-    if train.precision == "fp32" and train.gradient_precision == "bf16":
-        yield (
-            "train.gradient_precision=bf16 is for runs in bf16, and train.precision=fp32: leave"
-            " train.gradient_precision out or set train.precision=bf16"
-        )
-    if train.compile and run.parallel.tp > 1:
-        yield (
-            f"train.compile=true does not go with parallel.tp={run.parallel.tp}, whose layers exchange numbers within"
-            " a block: set train.compile=false"
-        )
-    if train.compile and data.resize == "fit":
-        yield (
-            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
-            " train.compile=false or data.resize=pad"
-        )
+    yield from _contradictions_of_computation(run)
     if run.parallel.sequence and train.micro_batch % run.parallel.tp:
         yield (
             f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"
@@ -283,6 +269,25 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in run.optimizer.betas):
         yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+
+
+def _contradictions_of_computation(run: RunConfig) -> Iterator[str]:
+    train = run.train
+    if train.precision == "fp32" and train.gradient_precision == "bf16":
+        yield (
+            "train.gradient_precision=bf16 is for runs in bf16, and train.precision=fp32: leave"
+            " train.gradient_precision out or set train.precision=bf16"
+        )
+    if train.compile and run.parallel.tp > 1:
+        yield (
+            f"train.compile=true does not go with parallel.tp={run.parallel.tp}, whose layers exchange numbers within"
+            " a block: set train.compile=false"
+        )
+    if train.compile and run.data.resize == "fit":
+        yield (
+            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
+            " train.compile=false or data.resize=pad"
+        )
 
 
 def _nearest_divisor(number: int, wish: int) -> int:
