@@ -16,6 +16,7 @@ from git_scale.parallel.topology import Topology
 from git_scale.testing.curves import ZERO, Curve, assert_same_curve, train_curve, train_curves
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
+from git_scale.training.build import build_trainer
 
 STEPS = 10
 
@@ -74,24 +75,46 @@ def test_parity_notices_a_wrong_normalisation(
         assert_same_curve(curve, serial)
 
 
-def train_curve_offloaded(
-    topology: Topology, device: torch.device, run: RunConfig, extensions: Path
-) -> Curve:
-    """With the shipped offload settings; DeepSpeed compiles its host Adam, into a folder of this test's own."""
+def train_offloaded(
+    topology: Topology, device: torch.device, run: RunConfig, coarse: RunConfig, extensions: Path
+) -> tuple[Curve, list[tuple[int, list[bool]]]]:
+    """With the shipped offload settings: the run's curve, and by ZeRO stage which steps `coarse` skips of three, in
+    the second of which gradients are not finite. DeepSpeed compiles its host Adam, into a folder of this test's own."""
     from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
 
     flags = CPUAdamBuilder.cxx_args
     CPUAdamBuilder.cxx_args = lambda self: [*flags(self), "-O0", "-g0"]  # half of two minutes of CPU time
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     ds_config = read_ds_config(Path(__file__).parents[2] / "ds_configs" / "zero3_offload.json")
-    return train_curve(topology, device, run, ds_config, STEPS)
+    curve = train_curve(topology, device, run, ds_config, STEPS)
+    optimizer = {"offload_optimizer": ds_config["zero_optimization"]["offload_optimizer"]}
+    skips = []
+    for stage in (1, 2, 3):
+        trainer = build_trainer(
+            coarse, {"zero_optimization": {"stage": stage, **optimizer}}, topology, device
+        )
+        skipped = [trainer.train_step().skipped]
+        encoder = trainer.engine.model.module.encoder
+        hook = encoder.register_forward_hook(lambda _, __, output: output * torch.inf)
+        skipped.append(trainer.train_step().skipped)
+        hook.remove()
+        skips.append((stage, [*skipped, trainer.train_step().skipped]))
+    return curve, skips
 
 
 @pytest.mark.distributed
-def test_offloaded_states_equal_serial(serial: Curve, squares: Path, tmp_path: Path) -> None:
-    run = tiny_run(squares, tmp_path / "run")
-    (curve,) = run_distributed(train_curve_offloaded, 1, run, tmp_path / "extensions")
+def test_offloaded_states_equal_serial_and_forget_a_skipped_step(
+    serial: Curve, squares: Path, tmp_path: Path
+) -> None:
+    """DeepSpeed itself keeps the gradients of a skipped step where they are summed in fp32 and the optimizer is on
+    the host: all later steps would be skipped."""
+    run, coarse = (
+        tiny_run(squares, tmp_path / precision, train={"precision": precision})
+        for precision in ("fp32", "bf16")
+    )
+    ((curve, skips),) = run_distributed(train_offloaded, 1, run, coarse, tmp_path / "extensions")
     assert_same_curve(curve, serial)
+    assert skips == [(stage, [False, True, False]) for stage in (1, 2, 3)]
 
 
 @pytest.mark.distributed
