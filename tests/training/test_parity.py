@@ -78,8 +78,11 @@ def test_parity_notices_a_wrong_normalisation(
 def train_offloaded(
     topology: Topology, device: torch.device, run: RunConfig, coarse: RunConfig, extensions: Path
 ) -> tuple[Curve, list[tuple[int, list[bool]]]]:
-    """With the shipped offload settings: the curve of `run`, and by ZeRO stage which steps `coarse` skips of three, in
-    whose second gradients are not finite. DeepSpeed compiles its host Adam, into a folder of this test's own."""
+    """With the shipped offload settings: the curve of `run`, and by ZeRO stage which of three steps `coarse` skips,
+    the second with gradients that are not finite.
+
+    DeepSpeed compiles its host Adam, into a folder of this test's own.
+    """
     from deepspeed.ops.op_builder.cpu import CPUAdamBuilder
 
     flags = CPUAdamBuilder.cxx_args
