@@ -198,8 +198,7 @@ def random_states_at_dropouts(topology: Topology, device: torch.device, run: Any
     from git_scale.models.decoder import StreamAttention
     from git_scale.training.build import build_trainer
 
-    trainer = build_trainer(run, ZERO[1], topology, device)
-    paths = {id(module): path for path, module in trainer.engine.model.module.named_modules()}
+    paths: dict[int, str] = {}
     states: dict[str, str] = {}
     for kind in (StreamAttention, nn.Dropout, DropPath):
         drop = kind.forward
@@ -212,6 +211,8 @@ def random_states_at_dropouts(topology: Topology, device: torch.device, run: Any
             return drop(module, *args)
 
         kind.forward = record_and_drop  # type: ignore[method-assign]
+    trainer = build_trainer(run, ZERO[1], topology, device)
+    paths |= {id(module): path for path, module in trainer.engine.model.module.named_modules()}
     trainer.train_step()
     states["after the step"] = hashlib.sha256(torch.random.get_rng_state().numpy().tobytes()).hexdigest()
     return states

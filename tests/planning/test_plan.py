@@ -52,8 +52,8 @@ def parameters_of(run: RunConfig) -> int:
 @pytest.mark.parametrize(
     ("stage", "bytes_per_parameter"),
     # bf16: weight 2, fp32 master 4, two moments 8; ZeRO-1, which 0 is here, and 2 share 12 of them over 8 ranks;
-    # ZeRO-3 all, and keeps this rank's part of the gradients, 2
-    [(0, 2 + 12 / 8), (1, 2 + 12 / 8), (2, 2 + 12 / 8), (3, (14 + 2) / 8)],
+    # ZeRO-3 all, and keeps this rank's part of the gradients, which are summed in fp32: 4
+    [(0, 2 + 12 / 8), (1, 2 + 12 / 8), (2, 2 + 12 / 8), (3, (14 + 4) / 8)],
 )
 def test_states_are_the_known_bytes_per_parameter(stage: int, bytes_per_parameter: float) -> None:
     run = small()
@@ -85,14 +85,16 @@ def test_compute_time_is_flops_over_rate() -> None:
     assert 1.2 < recomputed / planned.own.time.compute < 1.4  # a further forward pass of the blocks
 
 
-def test_zero3_moves_three_times_the_weights() -> None:
-    """Between nodes and without overlap: gathered forward and backward, gradients scattered, 2 bytes each."""
+@pytest.mark.parametrize(("gradient_precision", "size"), [("bf16", 2), ("fp32", 4)])
+def test_zero3_moves_the_weights_twice_and_the_gradients(gradient_precision: str, size: int) -> None:
+    """Between nodes and without overlap: weights of 2 bytes gathered forward and backward, gradients scattered."""
     apart = {"zero_optimization": {"stage": 3, "overlap_comm": False, "stage3_max_reuse_distance": 0}}
-    run, nodes = small("train.global_batch=64", "train.micro_batch=4"), cluster(16)
+    batch = ("train.global_batch=64", "train.micro_batch=4")
+    run, nodes = small(*batch, f"train.gradient_precision={gradient_precision}"), cluster(16)
     nodes = dataclasses.replace(nodes, inter=nodes.intra / 8)
     slow = dataclasses.replace(nodes, inter=nodes.inter / 2)
     quick_s, slow_s = (plan(run, apart, links).own.time.data for links in (nodes, slow))
-    moved = 3 * 2 * parameters_of(run) * 15 / 16
+    moved = (2 * 2 + size) * parameters_of(run) * 15 / 16
     assert slow_s - quick_s == pytest.approx(moved / nodes.intra, rel=0.01)
 
 
