@@ -103,13 +103,14 @@ def _table(metrics: dict[str, Any]) -> str:
 def read_metrics(opened: Opened) -> dict[str, float]:
     """The last evaluation of exactly this step in the run's log, or what a model folder has kept of it."""
     if opened.kind == "native":
-        kept = opened.path / METRICS
-        return {k: v for k, v in read_json(kept).items() if _is_number(v)} if kept.is_file() else {}
+        if METRICS not in {item.name for item in layout.read_manifest(opened.path)}:
+            return {}
+        return {k: v for k, v in read_json(opened.path / METRICS).items() if _is_number(v)}
     log = opened.path.parent.parent / METRICS_LOG
     if opened.kind != "training" or opened.path.parent.name != layout.checkpoints_folder(Path()).name:
         return {}
     metrics: dict[str, float] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         try:
             record = json.loads(line)
         except ValueError:  # a line that a killed process left unfinished

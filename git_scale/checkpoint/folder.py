@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from git_scale.checkpoint import layout
 from git_scale.errors import CheckpointError
-from git_scale.files import digest, replaced_atomically, sync_folder, write_durably
+from git_scale.files import FileDigest, sync_folder, write_bytes, write_durably
 
 MAX_SHARD = 4 << 30  # bytes per file of tensors
 MARKS = (layout.MANIFEST, "config.json")  # one of them is in every folder that may be replaced
@@ -37,7 +37,8 @@ def new_folder(destination: Path, force: bool, sources: list[Path]) -> Iterator[
     try:
         hidden.mkdir(parents=True)
         yield hidden
-        sync_folder(hidden)
+        for folder in (path for path in (*hidden.rglob("*"), hidden) if path.is_dir()):
+            sync_folder(folder)
         _swap(hidden, destination)
     except OSError as error:
         raise CheckpointError(f"{destination}: cannot be written: {error}; nothing was changed") from None
@@ -75,15 +76,13 @@ def _swap(new: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_durably(path, lambda file: file.write(text.encode()))
+def write_text(path: Path, text: str) -> FileDigest:
+    return write_bytes(path, text.encode())
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, written: Iterable[FileDigest]) -> None:
     """Of all files in the folder; written last."""
-    files = sorted(path for path in folder.iterdir() if path.name != layout.MANIFEST)
-    with replaced_atomically(folder / layout.MANIFEST) as temporary:
-        temporary.write_text(layout.manifest_text(digest(path) for path in files), encoding="utf-8")
+    write_text(folder / layout.MANIFEST, layout.manifest_text(sorted(written, key=lambda item: item.name)))
 
 
 Shapes = Mapping[str, tuple[torch.Size, torch.dtype]]
@@ -92,23 +91,26 @@ Tensors = Iterator[tuple[str, Tensor]]
 
 def write_tensors(
     folder: Path, shapes: Shapes, tensors: Callable[[list[str]], Tensors], max_shard: int = MAX_SHARD
-) -> None:
+) -> list[FileDigest]:
     """Writes safetensors files: model.safetensors, or shards and their index when one file would be too large.
 
     `tensors(names)` yields (name, tensor) in the order of `names`; only one of them is in memory at a time.
     """
     shards = _split(shapes, max_shard)
     weight_map: dict[str, str] = {}
+    written: list[FileDigest] = []
     for number, names in enumerate(shards, 1):
         file = (
             f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
         )
-        write_durably(folder / file, tensor_writer({name: shapes[name] for name in names}, tensors(names)))
+        writer = tensor_writer({name: shapes[name] for name in names}, tensors(names))
+        written.append(write_durably(folder / file, writer))
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(_size(*shapes[name]) for name in shapes)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1))
+        written.append(write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=1)))
+    return written
 
 
 def _split(shapes: Shapes, max_shard: int) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
     RUN_DIR/config.yaml                       the resolved recipe
     RUN_DIR/checkpoints/best.json             step, metric and value of the best evaluation (checkpoint.best)
-    RUN_DIR/checkpoints/best                  link to that step's checkpoint
+    RUN_DIR/checkpoints/best                  link to that step's checkpoint, where there are links
+    RUN_DIR/checkpoints/set_aside_step_...    what lay in the place of a checkpoint and was none
     RUN_DIR/checkpoints/step_00000100/
         manifest.json                         every file below with size and xxh3; written last
         config.yaml                           the resolved recipe at that step
@@ -18,8 +19,11 @@ name is complete. A manifest that does not match its files makes it damaged, and
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +33,23 @@ import yaml
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest, replaced_atomically
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 CONFIG = "config.yaml"
 STATE_FOLDER = "state"
+STATE_INDEX = f"{STATE_FOLDER}/index.json"
+MARKS = (MANIFEST, PROGRESS, STATE_FOLDER)
+"""One of them is in what is left of any damaged checkpoint: a folder without them is somebody else's."""
 RANK_FILES = "rank_*.safetensors"
 BEST, BEST_FILE = "best", "best.json"
 LOWER_IS_BETTER = ("loss",)  # metrics of checkpoint.best; of all others a higher value is better
+
+
+class FormatError(CheckpointError):
+    """A checkpoint of another git_scale: not damaged, and not to be set aside."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,22 @@ def rank_file(rank: int) -> str:
 
 
 def published(run_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, newest first."""
-    return sorted(checkpoints_folder(run_dir).glob("step_????????"), reverse=True)
+    """The folders of a run that hold a checkpoint, or what is left of one, newest first."""
+    found = checkpoints_folder(run_dir).glob("step_" + "[0-9]" * 8)
+    return sorted((path for path in found if any((path / mark).exists() for mark in MARKS)), reverse=True)
 
 
 def manifest_text(digests: Iterable[FileDigest]) -> str:
     return json.dumps({"version": FORMAT_VERSION, "files": [asdict(item) for item in digests]}, indent=1)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether a manifest of ours lies there, sound or not; other programs have files of that name as well."""
+    try:
+        tree = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and {"version", "files"} <= tree.keys()
 
 
 def read_manifest(checkpoint: Path) -> list[FileDigest]:
@@ -116,14 +139,28 @@ def read_manifest(checkpoint: Path) -> list[FileDigest]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["version"] != FORMAT_VERSION:
-            raise CheckpointError(
+            raise FormatError(
                 f"{checkpoint}: format {tree['version']}, this git_scale reads {FORMAT_VERSION}"
             )
-        return [FileDigest(**item) for item in tree["files"]]
+        files = [FileDigest(**item) for item in tree["files"]]
+        _check_entries(files)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint}: no checkpoint here ({MANIFEST} is missing)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
+    return files
+
+
+def _check_entries(files: list[FileDigest]) -> None:
+    """Raises ValueError for what no writer of a manifest writes: a path that leaves the folder, above all."""
+    for item in files:
+        if not (isinstance(item.name, str) and isinstance(item.size, int) and isinstance(item.xxh3, str)):
+            raise ValueError(f"{item.name!r} is no entry with a name, a size and a digest")
+        parts = item.name.split("/")
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) or item.size < 0:
+            raise ValueError(f"{item.name!r} of {item.size} bytes is no file inside of the folder")
+    if len({item.name for item in files}) < len(files):
+        raise ValueError("a file is listed twice")
 
 
 def first_damage(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
@@ -139,9 +176,48 @@ def first_damage(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
     return None
 
 
+def stranger(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
+    """The first file of the state that the manifest does not list: nobody may take its numbers. Hidden ones aside."""
+    listed = {item.name for item in files}
+    names = (f"{STATE_FOLDER}/{path.name}" for path in sorted((checkpoint / STATE_FOLDER).glob("[!.]*")))
+    return next((name for name in names if name not in listed), None)
+
+
+def refuse_stranger(checkpoint: Path, files: Iterable[FileDigest]) -> None:
+    """Raises CheckpointError naming it."""
+    if name := stranger(checkpoint, files):
+        raise CheckpointError(
+            f"{checkpoint}: {name} is not in {MANIFEST}, so no part of this checkpoint: move it away"
+        )
+
+
+def shortfall(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
+    """What the manifest of a run's checkpoint has to list and does not: one that lists too little is none.
+
+    Whether the files of the state hold all numbers is seen from their headers (TrainingState). The files that are
+    listed have been compared. Raises CheckpointError.
+    """
+    listed = {item.name for item in files}
+
+    def first_not_listed(names: Iterable[str]) -> str | None:
+        return next((f"{MANIFEST} does not list {name}" for name in names if name not in listed), None)
+
+    if found := first_not_listed((PROGRESS, CONFIG, STATE_INDEX)):
+        return found
+    ranks = map(rank_file, range(read_progress(checkpoint).dp))
+    return first_not_listed((read_tokenizer_name(checkpoint), *ranks))
+
+
 def read_progress(checkpoint: Path) -> Progress:
-    tree: dict[str, Any] = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-    return Progress(**tree)
+    """Raises CheckpointError."""
+    path = checkpoint / PROGRESS
+    try:
+        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+        if progress.tp < 1 or progress.dp * progress.tp != progress.world_size or progress.dp < 1:
+            raise ValueError(f"{progress.world_size} ranks in groups of {progress.tp}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+    return progress
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -149,28 +225,62 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return tree
 
 
+def read_tokenizer_name(checkpoint: Path) -> str:
+    """The file beside config.yaml. Raises CheckpointError."""
+    try:
+        return Path(read_config(checkpoint)["data"]["tokenizer"]).name
+    except (OSError, yaml.YAMLError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint / CONFIG}: damaged: {error}") from None
+
+
 def read_best(run_dir: Path) -> Best | None:
     """None where none was marked, or where its checkpoint is gone."""
     folder = checkpoints_folder(run_dir)
     try:
         best = Best(**json.loads((folder / BEST_FILE).read_text(encoding="utf-8")))
+        return best if (folder / step_name(best.step)).is_dir() else None
     except (OSError, ValueError, TypeError):
         return None
-    return best if (folder / step_name(best.step)).is_dir() else None
 
 
 def write_best(run_dir: Path, best: Best) -> None:
-    folder = checkpoints_folder(run_dir)
-    link = folder / f".{BEST}.tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(step_name(best.step), target_is_directory=True)
-    link.replace(folder / BEST)
-    with replaced_atomically(folder / BEST_FILE) as temporary:
+    """best.json says which one it is; the link is for people, and a file system may not have any. Raises OSError."""
+    with replaced_atomically(checkpoints_folder(run_dir) / BEST_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(best)), encoding="utf-8")
+    link_best(run_dir)
+
+
+def link_best(run_dir: Path) -> None:
+    """Makes checkpoints/best a link to what best.json names, where that is not so and can be done."""
+    folder = checkpoints_folder(run_dir)
+    best = read_best(run_dir)
+    if best is None:
+        return
+    target, temporary = step_name(best.step), folder / f".{BEST}.tmp"
+    try:
+        if (folder / BEST).is_symlink() and os.readlink(folder / BEST) == target:  # noqa: PTH115
+            return
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target, target_is_directory=True)
+        temporary.replace(folder / BEST)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        log.info("%s: no link to %s (%s); this path means it all the same", folder / BEST, target, error)
+
+
+def best_of(path: Path) -> Path:
+    """RUN/checkpoints/best as the checkpoint that best.json names, link or no link; any other path as it is."""
+    folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 - a link is not to be followed
+    if path.name == BEST and folder == checkpoints_folder(folder.parent):
+        best = read_best(folder.parent)
+        return path.with_name(step_name(best.step)) if best is not None else path
+    return path
 
 
 def find_checkpoint(path: Path) -> Path:
     """A checkpoint folder from itself, or the newest one of a run's folder. Raises CheckpointError."""
+    path = best_of(path)
     if (path / MANIFEST).is_file():
         return path
     if candidates := published(path):

@@ -27,7 +27,7 @@ from git_scale.checkpoint.card import (
     write_card,
 )
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
-from git_scale.checkpoint.layout import CONFIG
+from git_scale.checkpoint.layout import CONFIG, MANIFEST
 from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run, tokenizer_of
 from git_scale.checkpoint.probe import ExportReport, compare, probe
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
@@ -35,15 +35,11 @@ from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, read_finite
 from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer, WordPieceTokenizer
 from git_scale.errors import CheckpointError
-from git_scale.files import write_durably
+from git_scale.files import FileDigest, write_bytes
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel, count_parameters
 
 ORIGIN = "origin.json"
-
-
-def is_model(folder: Path) -> bool:
-    return (folder / ORIGIN).is_file()
 
 
 class NativeWeights:
@@ -60,20 +56,25 @@ class NativeWeights:
         return self._source.read(TIED_TO if self._tied and name == TIED_NAME else name)
 
 
-def open_native(folder: Path) -> Opened:
-    """Raises CheckpointError. The caller has compared the files with their manifest."""
+def open_native(folder: Path, listed: set[str]) -> Opened:
+    """Raises CheckpointError. The caller has compared the `listed` files with their manifest; no other is read."""
     tensors = find_tensors(folder)
     if tensors is None:
         raise CheckpointError(f"{folder}: model.safetensors is missing")
+    source = open_tensors(tensors)
     run = read_run(folder)
-    step = read_json(folder / ORIGIN).get("step")
-    weights = NativeWeights(open_tensors(tensors), run.model.decoder.tied)
     tokenizer = folder / Path(run.data.tokenizer).name
+    if strange := {path.name for path in (folder / CONFIG, tensors, *source.paths)} - listed:
+        raise CheckpointError(
+            f"{folder}: {strange.pop()} is not in {MANIFEST}, so no part of this model: move it away"
+        )
+    step = read_json(folder / ORIGIN).get("step")
+    weights = NativeWeights(source, run.model.decoder.tied)
     return Opened(
         kind="native",
         path=folder,
         run=run,
-        tokenizer=tokenizer if tokenizer.is_file() else None,
+        tokenizer=tokenizer if tokenizer.name in listed else None,
         weights=weights,
         step=step if isinstance(step, int) else None,
     )
@@ -98,9 +99,9 @@ def export_native(
     expected = probe(opened)  # first: it finds what does not fit before anything is written
     with new_folder(destination, force, [opened.path]) as folder:
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-        write_tensors(folder, shapes, lambda names: _read(opened, names))
-        _write_rest(folder, opened, tokenizer)
-        write_manifest(folder)
+        written = write_tensors(folder, shapes, lambda names: _read(opened, names))
+        written += _write_rest(folder, opened, tokenizer)
+        write_manifest(folder, written)
         difference = compare(opened.path, expected, lambda: probe(open_checkpoint(folder)))
     return ExportReport(
         destination=destination,
@@ -117,25 +118,25 @@ def _read(opened: Opened, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         yield name, read_finite(opened.weights, name)
 
 
-def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> None:
-    run = opened.run
+def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> list[FileDigest]:
+    run, written = opened.run, []
     if tokenizer is not None:
-        name = write_tokenizer(tokenizer, folder)
+        written.append(write_tokenizer(tokenizer, folder))
+        name = written[0].name
         run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": name})})
     run = RunConfig.model_validate(run.model_dump() | {"model": architecture(opened).model_dump()})
-    write_text(folder / CONFIG, without_local_paths(run).to_yaml())
-    write_text(folder / ORIGIN, json.dumps({"source": opened.kind, "step": opened.step}))
+    texts = {
+        CONFIG: without_local_paths(run).to_yaml(),
+        ORIGIN: json.dumps({"source": opened.kind, "step": opened.step}),
+        "README.md": write_card(opened, USE_ENCODER if opened.holds_encoder_only else USE_NATIVE),
+    }
     if metrics := read_metrics(opened):
-        write_text(folder / METRICS, json.dumps(metrics, indent=1))
-    use = USE_ENCODER if opened.holds_encoder_only else USE_NATIVE
-    write_text(folder / "README.md", write_card(opened, use))
+        texts[METRICS] = json.dumps(metrics, indent=1)
+    return written + [write_text(folder / name, text) for name, text in texts.items()]
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> str:
-    """Its file, as vocab.txt or tokenizer.model; returns the name."""
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> FileDigest:
+    """Its file, as vocab.txt or tokenizer.model."""
     if isinstance(tokenizer, WordPieceTokenizer):
-        write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in tokenizer.words))
-        return "vocab.txt"
-    data = tokenizer.path.read_bytes()
-    write_durably(folder / "tokenizer.model", lambda file: file.write(data))
-    return "tokenizer.model"
+        return write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in tokenizer.words))
+    return write_bytes(folder / "tokenizer.model", tokenizer.path.read_bytes())

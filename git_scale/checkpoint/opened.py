@@ -62,19 +62,21 @@ def open_checkpoint(path: Path) -> Opened:
     """Detects the kind. Raises CheckpointError when it is none, damaged, or not to be read by git_scale."""
     from git_scale.checkpoint import huggingface, microsoft, native
 
-    path = Path(path)
+    path = layout.best_of(Path(path))
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     if path.is_dir():
         refuse_lookalike_folder(path)
-    if huggingface.is_model(path):
+    if huggingface.is_model(path) and not layout.has_manifest(path):
         return huggingface.open_huggingface(path)
     if (file := microsoft.find_file(path)) is not None:
         return microsoft.open_microsoft(file)
     checkpoint = layout.find_checkpoint(path)
-    check_files(checkpoint)
-    if native.is_model(checkpoint):
-        return native.open_native(checkpoint)
+    listed = check_files(checkpoint)
+    if native.ORIGIN in listed:
+        return native.open_native(checkpoint, listed)
+    if layout.PROGRESS not in listed:
+        raise CheckpointError(f"{checkpoint}: its {layout.MANIFEST} lists no model and no state of a run")
     run = read_run(checkpoint)
     return Opened(
         kind="training",

@@ -99,6 +99,10 @@ class TensorSource:
         self._prefix = prefix
         self._torch_files = TorchFiles()
 
+    @property
+    def paths(self) -> set[Path]:
+        return set(self._files.values())
+
     def read(self, name: str) -> Tensor:
         """A copy on CPU; floating dtypes as fp32, others as stored."""
         path = self._files[name]

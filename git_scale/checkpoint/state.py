@@ -68,15 +68,24 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str) -> Index:
+        """Raises ValueError, KeyError, TypeError or AttributeError for anything else than `to_json` writes."""
         tree = json.loads(text)
         tensors = tree["tensors"]
-        return cls(
+        index = cls(
             tree["tp"],
             tree["adam_steps"],
             {name: torch.Size(item["shape"]) for name, item in tensors.items()},
             {name: Split(**item["split"]) if item["split"] else None for name, item in tensors.items()},
             tree["aliases"],
         )
+        if min(index.tp - 1, index.adam_steps, *map(min, filter(None, index.shapes.values()))) < 0:
+            raise ValueError("a negative number")
+        for name, split in index.splits.items():
+            if split is not None and not (0 <= split.dim < len(index.shapes[name]) and split.parts > 0):
+                raise ValueError(f"{name} of {len(index.shapes[name])} dimensions is cut by {split}")
+        if strange := set(index.aliases.values()) - index.shapes.keys():
+            raise ValueError(f"{strange.pop()} is the other name of nothing")
+        return index
 
 
 Held = Iterator[tuple[Piece, str, torch.dtype, Callable[[], Tensor]]]
@@ -109,21 +118,31 @@ class _Stored:
     start: int
     length: int
 
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
     def read(self, first: int, last: int) -> Tensor:
-        """The numbers from `first` to `last`, counted as `start` is."""
+        """The numbers from `first` to `last`, counted as `start` is. Raises CheckpointError."""
         offset = self.offset + (first - self.start) * self.dtype.itemsize
-        return torch.from_numpy(np.fromfile(self.path, self.dtype, last - first, offset=offset))
+        numbers = np.fromfile(self.path, self.dtype, last - first, offset=offset)
+        if len(numbers) < last - first:
+            raise CheckpointError(f"{self.path}: cut short while it was read")
+        return torch.from_numpy(numbers)
 
 
 class TrainingState:
-    """Reads a state folder. Trusts its files: their digests are checked before (layout.first_damage)."""
+    """Reads a state folder, whose files' digests were compared before (layout.first_damage).
+
+    That each number lies there once is seen from their headers when it is opened.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises CheckpointError when it is none."""
+        """Raises CheckpointError when it is none, or does not hold every number of it exactly once."""
         self.folder = folder
         try:
             self.index = Index.from_json((folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{folder / INDEX}: not the state of a training run that this git_scale can read: {error}"
             ) from None
@@ -131,6 +150,37 @@ class TrainingState:
         for path in sorted(folder.glob(RANK_FILES)):
             for key, tp_rank, stored in _read_header(path):
                 self._stored[key, tp_rank].append(stored)
+        for pieces in self._stored.values():
+            pieces.sort(key=lambda piece: piece.start)
+        self._check()
+
+    def _check(self) -> None:
+        expected = set()
+        for name, shape in self.index.shapes.items():
+            split = self.index.splits[name]
+            length = local_shape(shape, split, self.index.tp).numel()
+            ranks = range(self.index.tp if split is not None else 1)
+            for kind in self.kinds(name) or [WEIGHT]:
+                for tp_rank in ranks:
+                    expected.add((f"{name}/{kind}", tp_rank))
+                    for _ in self._pieces(name, kind, tp_rank, 0, length):
+                        pass
+                    self._refuse_twice(f"{name}/{kind}", tp_rank, length)
+        if more := next((key for key in self._stored if key not in expected), None):
+            raise CheckpointError(
+                f"{self._stored[more][0].path}: holds {more[0]} of tensor-parallel rank {more[1]}, which is no part"
+                f" of the state in {INDEX}"
+            )
+
+    def _refuse_twice(self, key: str, tp_rank: int, length: int) -> None:
+        reached = 0
+        for piece in self._stored.get((key, tp_rank), ()):
+            if piece.start < reached or piece.end > length:
+                raise CheckpointError(
+                    f"{piece.path}: numbers {piece.start} to {piece.end} of {key} of rank {tp_rank} lie in another"
+                    f" file as well, or beyond its {length} numbers"
+                )
+            reached = piece.end
 
     def read(self, name: str, kind: str = WEIGHT) -> Tensor:
         """A whole tensor on CPU, as stored: fp32, or int64 and bool of buffers. Raises CheckpointError."""
@@ -170,31 +220,47 @@ class TrainingState:
         return take(self.read(piece.name, kind), split, tp, tp_rank).flatten()[first:last]
 
     def _range(self, name: str, kind: str, tp_rank: int, first: int, last: int) -> Tensor:
-        parts: list[Tensor] = []
+        parts = [
+            stored.read(start, end) for stored, start, end in self._pieces(name, kind, tp_rank, first, last)
+        ]
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    def _pieces(
+        self, name: str, kind: str, tp_rank: int, first: int, last: int
+    ) -> Iterator[tuple[_Stored, int, int]]:
+        """Who holds the numbers from `first` to `last`: piece, from, to. Raises CheckpointError at a gap."""
         reached = first
-        for stored in sorted(self._stored[f"{name}/{kind}", tp_rank], key=lambda item: item.start):
-            end = min(stored.start + stored.length, last)
+        for stored in self._stored.get((f"{name}/{kind}", tp_rank), ()):
+            end = min(stored.end, last)
             if stored.start <= reached < end:
-                parts.append(stored.read(reached, end))
+                yield stored, reached, end
                 reached = end
         if reached < last:
             raise CheckpointError(
                 f"{name}/{kind}: numbers {reached} to {last} of rank {tp_rank} are in no file"
             )
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 def _read_header(path: Path) -> Iterator[tuple[str, int, _Stored]]:
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        if size > MAX_HEADER:
-            raise CheckpointError(f"{path}: its header claims {size} bytes")
-        header = json.loads(file.read(size))
-    metadata = header.pop("__metadata__")
-    starts = json.loads(metadata["starts"])
-    entries: dict[str, dict[str, Any]] = header
-    for key, entry in entries.items():
-        begin = 8 + size + entry["data_offsets"][0]
-        name = key.rsplit("/", 1)[0]
-        stored = _Stored(path, begin, NUMPY[entry["dtype"]], starts[name], entry["shape"][0])
-        yield key, int(metadata["tp_rank"]), stored
+    """Key, tensor-parallel rank and place of each piece in a file. Raises CheckpointError for anything else."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(MAX_HEADER, size - 8):
+                raise ValueError(f"its header claims {length} bytes")
+            header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+        metadata = header.pop("__metadata__")
+        starts, tp_rank = json.loads(metadata["starts"]), int(metadata["tp_rank"])
+        reached = 0
+        for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            (begin, end), (numbers,) = entry["data_offsets"], entry["shape"]
+            dtype, start = NUMPY[entry["dtype"]], starts[key.rsplit("/", 1)[0]]
+            if begin != reached or end - begin != numbers * dtype.itemsize or 8 + length + end > size:
+                raise ValueError(f"bytes {begin} to {end} of {key} are none of its own")
+            if not (isinstance(start, int) and start >= 0 and numbers >= 0):
+                raise ValueError(f"{key} has {numbers} numbers from {start} on")
+            reached = end
+            yield key, tp_rank, _Stored(path, 8 + length + begin, dtype, start, numbers)
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: damaged, or no file of a training state: {error}") from None

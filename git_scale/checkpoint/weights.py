@@ -34,9 +34,20 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     return {name: weights.read(name) for name in weights.shapes}
 
 
-def check_files(checkpoint: Path) -> None:
-    if damage := layout.first_damage(checkpoint, layout.read_manifest(checkpoint)):
+def check_files(checkpoint: Path) -> set[str]:
+    """Compares the files with their manifest and returns their names: no other file may be read.
+
+    Raises CheckpointError.
+    """
+    files = layout.read_manifest(checkpoint)
+    damage = layout.first_damage(checkpoint, files)
+    names = {item.name for item in files}
+    layout.refuse_stranger(checkpoint, files)
+    if damage is None and any(name.startswith(f"{layout.STATE_FOLDER}/") for name in names):
+        damage = layout.shortfall(checkpoint, files)
+    if damage:
         raise CheckpointError(f"{checkpoint}: {damage}; take another checkpoint of the run")
+    return names
 
 
 def check_names(path: Path, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:

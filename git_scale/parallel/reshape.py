@@ -7,7 +7,6 @@ Rewritten once, each rank of each start reads its share alone.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,13 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.folder import new_folder
+from git_scale.checkpoint.folder import new_folder, write_manifest, write_text
 from git_scale.checkpoint.opened import read_run
 from git_scale.checkpoint.split import local_shape
 from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState, write_pieces
 from git_scale.checkpoint.weights import check_files
 from git_scale.config import RunConfig
-from git_scale.files import digest
+from git_scale.files import FileDigest, write_bytes
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import splits_of
 
@@ -46,22 +45,24 @@ def reshape(source: Path, destination: Path, tp: int) -> Path:
     with new_folder(destination, False, [checkpoint]) as folder:
         target = layout.checkpoints_folder(folder) / checkpoint.name
         target.mkdir(parents=True)
-        _write_state(state, index, target / layout.STATE_FOLDER)
-        _write_rest(checkpoint, target, run)
+        written = _write_state(state, index, target / layout.STATE_FOLDER)
+        written += _write_rest(checkpoint, target, run)
+        write_manifest(target, written)
         for name in (layout.CONFIG, Path(run.data.tokenizer).name):
-            shutil.copyfile(target / name, folder / name)
+            write_bytes(folder / name, (target / name).read_bytes())
     return layout.checkpoints_folder(destination) / checkpoint.name
 
 
-def _write_state(state: TrainingState, index: Index, folder: Path) -> None:
+def _write_state(state: TrainingState, index: Index, folder: Path) -> list[FileDigest]:
     folder.mkdir()
+    written: list[FileDigest] = []
     total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
     with tqdm(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
         for tp_rank in range(index.tp):
-            write_pieces(
-                folder / layout.rank_file(tp_rank), tp_rank, _held(state, index, tp_rank, progress.update)
-            )
-    (folder / INDEX).write_text(index.to_json(), encoding="utf-8")
+            held = _held(state, index, tp_rank, progress.update)
+            written.append(write_pieces(folder / layout.rank_file(tp_rank), tp_rank, held))
+    written.append(write_text(folder / INDEX, index.to_json()))
+    return [replace(item, name=f"{layout.STATE_FOLDER}/{item.name}") for item in written]
 
 
 def _held(state: TrainingState, index: Index, tp_rank: int, report: Callable[[int], object]) -> Held:
@@ -80,13 +81,12 @@ def _share(state: TrainingState, index: Index, piece: Piece, kind: str, tp_rank:
     return state.read_piece(piece, kind, index.splits[piece.name], index.tp, tp_rank)
 
 
-def _write_rest(checkpoint: Path, target: Path, run: RunConfig) -> None:
+def _write_rest(checkpoint: Path, target: Path, run: RunConfig) -> list[FileDigest]:
     progress = layout.read_progress(checkpoint)
+    names = [Path(run.data.tokenizer).name, *map(layout.rank_file, range(progress.dp))]
     progress = replace(progress, world_size=progress.dp * run.parallel.tp, tp=run.parallel.tp)
-    (target / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-    (target / layout.CONFIG).write_text(run.to_yaml(), encoding="utf-8")
-    for path in [checkpoint / Path(run.data.tokenizer).name, *checkpoint.glob(layout.RANK_FILES)]:
-        shutil.copyfile(path, target / path.name)
-    files = sorted(path for path in target.rglob("*") if path.is_file())
-    digests = [replace(digest(path), name=str(path.relative_to(target))) for path in files]
-    (target / layout.MANIFEST).write_text(layout.manifest_text(digests), encoding="utf-8")
+    return [
+        write_text(target / layout.PROGRESS, json.dumps(asdict(progress), indent=1)),
+        write_text(target / layout.CONFIG, run.to_yaml()),
+        *(write_bytes(target / name, (checkpoint / name).read_bytes()) for name in names),
+    ]

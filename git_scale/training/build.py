@@ -53,7 +53,9 @@ def build_trainer(
     if topology.is_writer:
         report_coverage(tokenizer, shards)
     first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
-    words = keep_tokenizer(run) if topology.is_writer else tokenizer.path  # the writer copies it from there
+    words = first_rank_first(  # the writer copies it from there
+        topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
+    )
 
     deferred = build_model(run)
     values = first_rank_first(topology, lambda: first_values(deferred, run))

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
-from git_scale.checkpoint.state import INDEX, TrainingState
+from git_scale.checkpoint.state import TrainingState
 from git_scale.config import RunConfig
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.errors import CheckpointError
-from git_scale.files import FileDigest, digest, replaced_atomically, sync_folder
+from git_scale.files import FileDigest, sync_folder, write_bytes
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
+from git_scale.training.verified import Verified, delete_older, foreign, set_aside, to_verify
 
 log = logging.getLogger(__name__)
 
@@ -30,26 +33,34 @@ class Checkpoints:
 
     def __init__(self, run: RunConfig, tokenizer_path: Path, engine: Engine, topology: Topology) -> None:
         self._run = run
+        self._run_dir = Path(run.run_dir)
         self._tokenizer_path = tokenizer_path
         self._engine = engine
         self._topology = topology
-        self._folder = layout.checkpoints_folder(Path(run.run_dir))
+        self._folder = layout.checkpoints_folder(self._run_dir)
+        self._verified = Verified()  # the writer's; it decides
 
     def save(self, progress: Progress) -> bool:
         """Writes a checkpoint of this step; False (and an alarm) when a rank could not write.
 
         Nothing visible changes before all ranks have written; a failed save leaves the older ones as they are.
+        One that is there already counts when it is whole; anything else in its place is set aside.
         Raises RuntimeError when the weights are not worth saving (Engine.check_replicas).
         """
         target = self._folder / layout.step_name(progress.step)
-        if collectives.from_first_rank(target.exists()):
-            return True
+        in_the_way: str | layout.FormatError | None = None
+        if collectives.from_first_rank(os.path.lexists(target)):
+            in_the_way = self._problem(target)
+            if in_the_way is None:
+                return True
         self._engine.check_replicas()
         partial = self._folder / f".{target.name}.partial"
-        problem = collectives.from_first_rank(self._start(partial))
+        problem = collectives.from_first_rank(self._start(partial, target, in_the_way))
         if problem is None:
             problem = self._write_shares(partial, target, progress)
-        if problem is not None:
+        if problem is None:
+            self._delete_older()
+        else:
             log.error("checkpoint %s was NOT written: %s; training goes on", target.name, problem)
         return problem is None
 
@@ -76,58 +87,72 @@ class Checkpoints:
                 shutil.rmtree(partial, ignore_errors=True)
         return collectives.from_first_rank(outcome)
 
-    def _start(self, partial: Path) -> str | None:
+    def _start(self, partial: Path, target: Path, in_the_way: object) -> str | None:
         """Makes room for a new checkpoint (writer only); returns the problem, if any."""
         if not self._topology.is_writer:
             return None
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            for rest in self._folder.glob(".step_*"):  # of saves and deletions that did not come to their end
+                shutil.rmtree(rest, ignore_errors=True)
+            if in_the_way is not None:
+                set_aside(target, in_the_way)
             (partial / layout.STATE_FOLDER).mkdir(parents=True)
+            sync_folder(self._run_dir)
         except OSError as error:
             return str(error)
         return None
 
     def _write_random_state(self, partial: Path) -> FileDigest:
-        path = partial / layout.rank_file(self._topology.dp_rank)
         states = {"cpu": torch.get_rng_state()}
         if self._engine.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._engine.device)
-        with replaced_atomically(path) as temporary:
-            save_file(states, temporary)
-        return digest(path)
+        return write_bytes(partial / layout.rank_file(self._topology.dp_rank), serialised(states))
 
     def _publish(
         self, partial: Path, target: Path, progress: Progress, written: list[FileDigest]
     ) -> str | None:
-        """The writer's last act: small files, the manifest, the rename, retention."""
+        """The writer's last act: small files, the manifest, and the rename once all of it is on the disk."""
         try:
-            index = f"{layout.STATE_FOLDER}/{INDEX}"
-            (partial / index).write_text(self._engine.state_index().to_json(), encoding="utf-8")
-            (partial / layout.CONFIG).write_text(self._run.to_yaml(), encoding="utf-8")
-            (partial / layout.PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-            shutil.copyfile(self._tokenizer_path, partial / self._tokenizer_path.name)
-            small = [layout.CONFIG, layout.PROGRESS, self._tokenizer_path.name, index]
-            written += [replace(digest(partial / name), name=name) for name in small]
-            with replaced_atomically(partial / layout.MANIFEST) as temporary:
-                temporary.write_text(layout.manifest_text(written), encoding="utf-8")
+            small = {
+                layout.STATE_INDEX: self._engine.state_index().to_json().encode(),
+                layout.CONFIG: self._run.to_yaml().encode(),
+                layout.PROGRESS: json.dumps(asdict(progress), indent=1).encode(),
+                self._tokenizer_path.name: self._tokenizer_path.read_bytes(),
+            }
+            written += [
+                replace(write_bytes(partial / name, content), name=name) for name, content in small.items()
+            ]
+            write_bytes(partial / layout.MANIFEST, layout.manifest_text(written).encode())
+            sync_folder(partial / layout.STATE_FOLDER)
+            sync_folder(partial)
             partial.rename(target)
             sync_folder(target.parent)
+            self._verified.remember(target, None)
         except OSError as error:
             return str(error)
-        best = layout.read_best(Path(self._run.run_dir))
-        for old in layout.published(Path(self._run.run_dir))[self._run.checkpoint.keep :]:
-            if best is None or old.name != layout.step_name(best.step):
-                shutil.rmtree(old, ignore_errors=True)
         return None
+
+    def _delete_older(self) -> None:
+        """Keeps the newest `checkpoint.keep` whole checkpoints and the best one."""
+        keep, candidates = self._run.checkpoint.keep, layout.published(self._run_dir)
+        while unknown := collectives.from_first_rank(to_verify(candidates, self._verified, keep)):
+            if problem := self._problem(unknown):
+                log.warning("checkpoint %s does not count for checkpoint.keep: %s", unknown, problem)
+        if self._topology.is_writer:
+            best = layout.read_best(self._run_dir)
+            delete_older(candidates, self._verified, keep, layout.step_name(best.step) if best else None)
 
     def is_best(self, best: layout.Best) -> bool:
         """Whether this evaluation is better than the one whose checkpoint is marked, see Best.beats."""
-        return best.beats(collectives.from_first_rank(layout.read_best(Path(self._run.run_dir))))
+        return best.beats(collectives.from_first_rank(layout.read_best(self._run_dir)))
 
     def mark_best(self, best: layout.Best) -> None:
-        """Points checkpoints/best to that step's checkpoint, if it was written."""
+        """Makes checkpoints/best mean that step's checkpoint, if it was written."""
         if self._topology.is_writer and (self._folder / layout.step_name(best.step)).is_dir():
-            layout.write_best(Path(self._run.run_dir), best)
+            try:
+                layout.write_best(self._run_dir, best)
+            except OSError as error:
+                log.error("step %d was NOT marked as the best: %s; training goes on", best.step, error)
 
     def resume(self, start: Progress) -> Progress | None:
         """Restores the newest undamaged checkpoint; None when the run has none.
@@ -135,11 +160,17 @@ class Checkpoints:
         `start` is this run before its first step: the data and the tokenizer must be the checkpoint's, the number of
         ranks and their arrangement need not. Raises CheckpointError when there are checkpoints but none can be used.
         """
-        candidates = collectives.from_first_rank(layout.published(Path(self._run.run_dir)))
+        candidates = collectives.from_first_rank(layout.published(self._run_dir))
+        damaged: dict[Path, str] = {}
         for checkpoint in candidates:
-            if problem := self._damage(checkpoint):
+            problem = self._problem(checkpoint)
+            if isinstance(problem, layout.FormatError):
+                raise problem
+            if problem is not None:
                 log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
+                damaged[checkpoint] = str(problem)
                 continue
+            layout.refuse_stranger(checkpoint, layout.read_manifest(checkpoint))
             saved = layout.read_progress(checkpoint)
             data = compare_fingerprints(saved.data_fingerprint, start.data_fingerprint)
             self._refuse_foreign(checkpoint, saved, start, data.difference)
@@ -148,6 +179,8 @@ class Checkpoints:
             self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
             self._restore_random_state(checkpoint, saved)
             log.info("goes on from step %d, %s", saved.step, _arrangement(saved, start))
+            if self._topology.is_writer:
+                self._tidy(damaged)
             start = replace(start, data_fingerprint=data.known)
             kept = ("world_size", "zero_stage", "tp", "data_fingerprint")
             return replace(saved, **{name: getattr(start, name) for name in kept})
@@ -158,6 +191,8 @@ class Checkpoints:
             )
         return None
 
+            if self._topology.is_writer:
+                self._tidy(damaged)
     def _damage(self, checkpoint: Path) -> str | None:
         """The first problem that any rank finds; the ranks share the hashing."""
 

@@ -13,18 +13,22 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
 
-# What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on.
+# What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on. Of the
+# training data and the tokenizer it is what they hold, wherever they lie: their fingerprints are in the checkpoints.
 IDENTITY = (
     "seed",
     "init_from",
     "model",
-    "data.train",
     "data.task",
     "data.resize",
     "data.texts_per_image",
     "data.max_text_tokens",
     "train.freeze",
 )
+
+
+PATHS = ("init_from",)
+"""Of these, the same place under another name is the same: relative, or through a link."""
 
 
 def claim_run_folder(run: RunConfig) -> None:
@@ -37,9 +41,15 @@ def claim_run_folder(run: RunConfig) -> None:
         raise ConfigError(
             [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(config) as temporary:
-        temporary.write_text(run.to_yaml(), encoding="utf-8")
+    text = run.to_yaml()
+    try:
+        if config.is_file() and config.read_text(encoding="utf-8") == text:
+            return  # a full disk stops no run that goes on as it was
+        folder.mkdir(parents=True, exist_ok=True)
+        with replaced_atomically(config) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
 
 
 def keep_tokenizer(run: RunConfig) -> Path:
@@ -50,9 +60,12 @@ def keep_tokenizer(run: RunConfig) -> Path:
     source = Path(run.data.tokenizer)
     copy = Path(run.run_dir) / source.name
     has_begun = copy.is_file() and bool(published(Path(run.run_dir)))
-    if not has_begun and source.resolve() != copy.resolve():
-        with replaced_atomically(copy) as temporary:
-            shutil.copyfile(source, temporary)
+    try:
+        if not has_begun and source.resolve() != copy.resolve():
+            with replaced_atomically(copy) as temporary:
+                shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise ConfigError([f"data.tokenizer={source}: cannot be copied to {copy}: {error}"]) from None
     return copy
 
 
@@ -71,9 +84,14 @@ def _refuse_other_run(config: Path, run: RunConfig) -> None:
         f"{key}={ours_value!r}, but {run.run_dir} is a run with {theirs_value!r}: use that, or another run_dir"
         for top in IDENTITY
         for key, ours_value, theirs_value in _differences(top, _get(ours, top), _get(theirs, top))
+        if not (key in PATHS and _same_place(ours_value, theirs_value))
     ]
     if differences:
         raise ConfigError(differences)
+
+
+def _same_place(ours: Any, theirs: Any) -> bool:
+    return bool(ours and theirs) and Path(ours).resolve() == Path(theirs).resolve()
 
 
 def _get(tree: Any, dotted: str) -> Any:
