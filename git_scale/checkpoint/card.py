@@ -103,9 +103,10 @@ def _table(metrics: dict[str, Any]) -> str:
 def read_metrics(opened: Opened) -> dict[str, float]:
     """The last evaluation of exactly this step in the run's log, or what a model folder has kept of it."""
     if opened.kind == "native":
-        if METRICS not in {item.name for item in layout.read_manifest(opened.path)}:
+        kept = opened.path / METRICS
+        if not kept.is_file() or METRICS not in {item.name for item in layout.read_manifest(opened.path)}:
             return {}
-        return {k: v for k, v in read_json(opened.path / METRICS).items() if _is_number(v)}
+        return {k: v for k, v in read_json(kept).items() if _is_number(v)}
     log = opened.path.parent.parent / METRICS_LOG
     if opened.kind != "training" or opened.path.parent.name != layout.checkpoints_folder(Path()).name:
         return {}

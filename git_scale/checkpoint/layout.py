@@ -48,8 +48,8 @@ BEST, BEST_FILE = "best", "best.json"
 LOWER_IS_BETTER = ("loss",)  # metrics of checkpoint.best; of all others a higher value is better
 
 
-class FormatError(CheckpointError):
-    """A checkpoint of another git_scale: not damaged, and not to be set aside."""
+class RefusedError(CheckpointError):
+    """Not damaged, but not to be read either: somebody has to see to it, no older checkpoint takes its place."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def read_manifest(checkpoint: Path) -> list[FileDigest]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["version"] != FORMAT_VERSION:
-            raise FormatError(
+            raise RefusedError(
                 f"{checkpoint}: format {tree['version']}, this git_scale reads {FORMAT_VERSION}"
             )
         files = [FileDigest(**item) for item in tree["files"]]
@@ -186,7 +186,7 @@ def stranger(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
 def refuse_stranger(checkpoint: Path, files: Iterable[FileDigest]) -> None:
     """Raises CheckpointError naming it."""
     if name := stranger(checkpoint, files):
-        raise CheckpointError(
+        raise RefusedError(
             f"{checkpoint}: {name} is not in {MANIFEST}, so no part of this checkpoint: move it away"
         )
 

@@ -4,14 +4,18 @@
     RUN_DIR/metrics.jsonl                   scalars and texts, one object per line
     RUN_DIR/pictures/step_00000100.png      contact sheets
 
-`build_writers` gives the writing rank all of them and every other rank a `NullWriter`: the loop asks no rank.
+`build_writers` gives the writing rank all of them and every other rank a `NullWriter`: the loop asks no rank. No disk
+that is full or gone ends a run here: records wait in memory (git_scale/files.py).
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,14 +24,17 @@ from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
 
-from git_scale.files import replaced_atomically
+from git_scale.files import AppendedFile, replaced_atomically
 from git_scale.monitoring.console import format_progress, format_values
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+EVENT_VERSION = "brain.Event:2"  # what TensorBoard asks the first event of a file for
 
 
 class Writer(Protocol):
@@ -59,23 +66,37 @@ class NullWriter:
 
 
 class TensorBoardWriter(NullWriter):
-    """Event files; points of an earlier process at `purge_step` or later disappear from the curves."""
+    """Event files; points of an earlier process at `purge_step` or later disappear from the curves.
+
+    torch's SummaryWriter writes from a thread, which the first full disk ends: the run then waits for it without end.
+    """
 
     def __init__(self, log_dir: Path, purge_step: int) -> None:
-        self.events = SummaryWriter(str(log_dir), purge_step=purge_step, flush_secs=30)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = AppendedFile(log_dir / name)
+        start = SessionLog(status=SessionLog.START)
+        self._append([Event(file_version=EVENT_VERSION), Event(step=purge_step, session_log=start)])
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        self._append([Event(step=step, summary=summary.scalar(*item)) for item in values.items()])
 
     def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
-        self.events.add_image(name, np.array(sheet.convert("RGB")), step, dataformats="HWC")
+        picture = summary.image(name, np.array(sheet.convert("RGB")), dataformats="HWC")
+        self._append([Event(step=step, summary=picture)])
 
     def text(self, step: int, name: str, text: str) -> None:
-        self.events.add_text(name, text, step)
+        self._append([Event(step=step, summary=summary.text(name, text))])
 
     def close(self) -> None:
-        self.events.close()
+        self._file.close()
+
+    def _append(self, events: list[Event]) -> None:
+        records = io.BytesIO()
+        writer = RecordWriter(records)
+        for event in events:
+            event.wall_time = time.time()
+            writer.write(event.SerializeToString())
+        self._file.append(records.getvalue())
 
 
 class JsonlWriter(NullWriter):
@@ -85,10 +106,9 @@ class JsonlWriter(NullWriter):
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _keep_lines(path, resume_step)
-        self.lines = path.open("a", encoding="utf-8")
+        self._file = AppendedFile(
+            path, lambda path: _keep_lines(path, resume_step) if path.exists() else None
+        )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -98,11 +118,10 @@ class JsonlWriter(NullWriter):
         self._append({"step": step, "time": time.time(), name: text})
 
     def close(self) -> None:
-        self.lines.close()
+        self._file.close()
 
     def _append(self, line: dict[str, Any]) -> None:
-        self.lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self.lines.flush()
+        self._file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
 class ConsoleWriter(NullWriter):
@@ -122,15 +141,30 @@ class ConsoleWriter(NullWriter):
 
 
 class PictureFolder(NullWriter):
-    """One PNG per step, whole or not at all; a second sheet of the same step replaces the first."""
+    """One PNG per step, whole or not at all; a second sheet of the same step replaces the first.
+
+    A sheet that cannot be written is lost: the first one is said, and their number at the end.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._lost = 0
 
     def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replaced_atomically(self.folder / f"step_{step:08d}.png") as temporary:
-            sheet.save(temporary, format="PNG")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replaced_atomically(self.folder / f"step_{step:08d}.png") as temporary:
+                sheet.save(temporary, format="PNG")
+        except OSError as error:
+            if not self._lost:
+                logger.warning(
+                    "%s: step %d cannot be written: %s; training goes on", self.folder, step, error
+                )
+            self._lost += 1
+
+    def close(self) -> None:
+        if self._lost:
+            logger.error("%s: %d sheets could not be written and are lost", self.folder, self._lost)
 
 
 class WriterGroup:

@@ -48,7 +48,7 @@ class Checkpoints:
         Raises RuntimeError when the weights are not worth saving (Engine.check_replicas).
         """
         target = self._folder / layout.step_name(progress.step)
-        in_the_way: str | layout.FormatError | None = None
+        in_the_way: str | layout.RefusedError | None = None
         if collectives.from_first_rank(os.path.lexists(target)):
             in_the_way = self._problem(target)
             if in_the_way is None:
@@ -163,14 +163,13 @@ class Checkpoints:
         candidates = collectives.from_first_rank(layout.published(self._run_dir))
         damaged: dict[Path, str] = {}
         for checkpoint in candidates:
-            problem = self._problem(checkpoint)
-            if isinstance(problem, layout.FormatError):
+            problem = self._problem(checkpoint, hears_stop=True)
+            if isinstance(problem, layout.RefusedError):
                 raise problem
             if problem is not None:
                 log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
                 damaged[checkpoint] = str(problem)
                 continue
-            layout.refuse_stranger(checkpoint, layout.read_manifest(checkpoint))
             saved = layout.read_progress(checkpoint)
             data = compare_fingerprints(saved.data_fingerprint, start.data_fingerprint)
             self._refuse_foreign(checkpoint, saved, start, data.difference)
@@ -191,21 +190,47 @@ class Checkpoints:
             )
         return None
 
-            if self._topology.is_writer:
-                self._tidy(damaged)
-    def _damage(self, checkpoint: Path) -> str | None:
-        """The first problem that any rank finds; the ranks share the hashing."""
+    def _tidy(self, damaged: dict[Path, str]) -> None:
+        """Damaged checkpoints give their names to those to come; a best one whose link was not made gets it."""
+        try:
+            for checkpoint, problem in damaged.items():
+                if foreign(checkpoint) is None:
+                    set_aside(checkpoint, problem)
+            layout.link_best(self._run_dir)
+        except OSError as error:
+            log.warning("%s: %s", self._folder, error)
 
-        def problem_here() -> str | None:
-            try:
-                files = layout.read_manifest(checkpoint)
-                mine = files[self._topology.global_rank :: self._topology.world_size]
-                return layout.first_damage(checkpoint, mine)
-            except (CheckpointError, OSError) as error:
-                return str(error)
+    def _problem(self, checkpoint: Path, hears_stop: bool = False) -> str | layout.RefusedError | None:
+        """Why it is no whole checkpoint of its step, as any rank finds; the ranks share the hashing. Collective.
 
-        problem = collectives.together(problem_here)
-        return next(filter(None, collectives.gather_objects(problem)), None)
+        What this process wrote or has looked at is not read again. Raises Stopped when it hears a stop.
+        """
+        if collectives.from_first_rank(self._verified.is_whole(checkpoint)):
+            return None
+        here = collectives.together(lambda: self._problem_here(checkpoint), hears_stop)
+        problem = next((found for found in collectives.gather_objects(here) if found), None)
+        if self._topology.is_writer:
+            self._verified.remember(checkpoint, problem)
+        return problem
+
+    def _problem_here(self, checkpoint: Path) -> str | layout.RefusedError | None:
+        """This rank's part: a share of the files, and of the writer what they hold."""
+        try:
+            files = layout.read_manifest(checkpoint)
+            mine = files[self._topology.global_rank :: self._topology.world_size]
+            problem = layout.first_damage(checkpoint, mine)
+            if problem is None and self._topology.is_writer:
+                layout.refuse_stranger(checkpoint, files)
+                problem = layout.shortfall(checkpoint, files)
+                step = layout.read_progress(checkpoint).step
+                if problem is None and layout.step_name(step) != checkpoint.name:
+                    problem = f"its {layout.PROGRESS} says step {step}"
+                TrainingState(checkpoint / layout.STATE_FOLDER)
+            return problem
+        except layout.RefusedError as error:
+            return error
+        except (CheckpointError, OSError) as error:
+            return str(error)
 
     def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress, other_data: str) -> None:
         """`other_data`: what the data of the checkpoint has that this start's has not; empty for the same data."""

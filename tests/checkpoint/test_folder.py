@@ -70,8 +70,7 @@ def test_a_stream_of_something_else_is_a_mistake(tmp_path: Path) -> None:
 
 
 def fill(folder: Path, text: str = "new") -> None:
-    write_text(folder / "config.json", text)
-    write_manifest(folder)
+    write_manifest(folder, [write_text(folder / "config.json", text)])
 
 
 def test_it_appears_at_the_end_with_its_manifest(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from dataclasses import asdict
@@ -125,10 +126,21 @@ def test_a_folder_without_a_manifest_is_none(tmp_path: Path) -> None:
 
 def test_published_checkpoints_come_newest_first_and_hidden_ones_not_at_all(tmp_path: Path) -> None:
     for name in ("step_00000010", "step_00000100", "step_00000020", ".step_00000200", "step_00000300.tmp"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "state").mkdir(parents=True)
     steps = [path.name for path in layout.published(tmp_path)]
     assert steps == ["step_00000100", "step_00000020", "step_00000010"]
     assert layout.published(tmp_path / "nowhere") == []
+
+
+def test_what_no_run_wrote_is_no_checkpoint(checkpoint: Path) -> None:
+    """Files, links to nothing, other names, and folders without any part of a checkpoint."""
+    folder = checkpoint.parent
+    (folder / "step_00000040").write_text("a file")
+    (folder / "step_00000050").symlink_to("nowhere")
+    (folder / "step_abcdefgh" / "state").mkdir(parents=True)
+    (folder / "step_00000060").mkdir()
+    (folder / "step_00000060" / "thesis.tex").write_text("dear")
+    assert layout.published(checkpoint.parents[1]) == [checkpoint]
 
 
 def test_a_checkpoint_is_found_from_itself_and_from_its_run(checkpoint: Path) -> None:
@@ -136,8 +148,112 @@ def test_a_checkpoint_is_found_from_itself_and_from_its_run(checkpoint: Path) ->
     assert layout.find_checkpoint(checkpoint) == checkpoint
     assert layout.find_checkpoint(run_dir) == checkpoint
     newer = checkpoint.with_name(layout.step_name(13))
-    newer.mkdir()
+    (newer / "state").mkdir(parents=True)
     assert layout.find_checkpoint(run_dir) == newer
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/hostname", "../secret", "state/../../secret", "state//a", "./a", "", "a\\..\\b", "a\0b", 7, None],
+)
+def test_a_manifest_that_leaves_its_folder_is_none(checkpoint: Path, name: object) -> None:
+    entry = {"name": name, "size": 1, "xxh3": "00"}
+    (checkpoint / layout.MANIFEST).write_text(json.dumps({"version": 1, "files": [entry]}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged"):
+        layout.read_manifest(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [{"name": "a", "size": -1, "xxh3": "00"}],
+        [{"name": "a", "size": "1", "xxh3": "00"}],
+        [{"name": "a", "size": 1, "xxh3": 5}],
+        [{"name": "a", "size": 1, "xxh3": "00"}] * 2,
+        ["a"],
+        {"a": 1},
+    ],
+)
+def test_other_entries_than_ours_make_no_manifest(checkpoint: Path, entries: object) -> None:
+    (checkpoint / layout.MANIFEST).write_text(json.dumps({"version": 1, "files": entries}))
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged"):
+        layout.read_manifest(checkpoint)
+
+
+def test_a_stranger_among_the_files_of_the_state_is_named(checkpoint: Path) -> None:
+    files = layout.read_manifest(checkpoint)
+    (checkpoint / "state" / ".nfs0001").write_text("what a file system leaves is never read")
+    assert layout.stranger(checkpoint, files) is None
+    (checkpoint / "state" / "rank_00009.safetensors").write_bytes(b"of another step")
+    assert layout.stranger(checkpoint, files) == "state/rank_00009.safetensors"
+    with pytest.raises(CheckpointError, match=r"state/rank_00009\.safetensors is not in manifest\.json"):
+        layout.refuse_stranger(checkpoint, files)
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        "progress.json",
+        "config.yaml",
+        "state/index.json",
+        "vocab.txt",
+        "rank_00000.safetensors",
+        "rank_00003.safetensors",
+    ],
+)
+def test_a_manifest_that_lists_too_little_is_none(checkpoint: Path, lacking: str) -> None:
+    (checkpoint / "config.yaml").write_text("data: {tokenizer: somewhere/vocab.txt}")
+    names = [
+        "progress.json",
+        "config.yaml",
+        "state/index.json",
+        "vocab.txt",
+        *map(layout.rank_file, range(4)),
+    ]
+    files = [FileDigest(name, 0, "") for name in names]
+    assert layout.shortfall(checkpoint, files) is None
+    listed = [item for item in files if item.name != lacking]
+    assert layout.shortfall(checkpoint, listed) == f"manifest.json does not list {lacking}"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 1}', "\x00", "[" * 100_000])
+def test_a_progress_that_is_none_is_an_error_in_words(checkpoint: Path, text: str) -> None:
+    (checkpoint / "progress.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"progress\.json: damaged"):
+        layout.read_progress(checkpoint)
+
+
+def _no_links(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_best_one_is_found_with_and_without_links(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", _no_links)
+    run_dir, folder = checkpoint.parents[1], checkpoint.parent
+    layout.write_best(run_dir, layout.Best(12, "cider", 0.5))
+    assert (folder / "best").is_symlink() == links
+    assert layout.best_of(folder / "best").resolve() == checkpoint.resolve()
+    assert layout.find_checkpoint(folder / "best") == checkpoint
+    monkeypatch.chdir(folder)
+    assert layout.find_checkpoint(Path("best")) == Path(checkpoint.name)
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+
+
+def test_best_json_decides_where_the_link_is_of_an_older_one(checkpoint: Path) -> None:
+    folder = checkpoint.parent
+    older = folder / layout.step_name(8)
+    (older / "state").mkdir(parents=True)
+    layout.write_best(checkpoint.parents[1], layout.Best(8, "cider", 0.4))
+    layout.write_best(checkpoint.parents[1], layout.Best(12, "cider", 0.5))
+    (folder / "best").unlink()
+    (folder / "best").symlink_to(older.name)  # a kill between the two
+    assert layout.find_checkpoint(folder / "best") == checkpoint
+    layout.link_best(checkpoint.parents[1])
+    assert (folder / "best").resolve() == checkpoint
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "checkpoints"])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import struct
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +110,143 @@ def test_missing_numbers_are_named(tmp_path: Path) -> None:
     (tmp_path / "state" / rank_file(1)).unlink()
     with pytest.raises(CheckpointError, match=r"qkv/weight: numbers 42 to 120 of rank 0 are in no file"):
         TrainingState(tmp_path / "state").read("qkv")
+
+
+def rewrite(folder: Path, rank: int, pieces: list[tuple[Piece, str, Tensor]], tp_rank: int = 0) -> None:
+    held = ((piece, kind, numbers.dtype, partial(numbers.clone)) for piece, kind, numbers in pieces)
+    write_pieces(folder / rank_file(rank), tp_rank, held)
+
+
+def test_a_gap_is_named_where_it_is_read(tmp_path: Path) -> None:
+    """Nothing is made up for numbers in no file, wherever the gap lies."""
+    opened = write(tmp_path / "state", 1, 1)
+    numbers = whole("norm", WEIGHT)
+    for first, last in ((0, 7), (2, 5), (6, 7), (0, 1)):
+        assert torch.equal(
+            opened.read_piece(Piece("norm", first, last - first), WEIGHT, None, 1, 0), numbers[first:last]
+        )
+    key = ("norm/weight", 0)
+    (piece,) = opened._stored[key]
+    parts = {
+        first: replace(piece, offset=piece.offset + 4 * first, start=first, length=1) for first in range(7)
+    }
+    for lacking in range(7):
+        opened._stored[key] = [part for first, part in parts.items() if first != lacking]
+        with pytest.raises(
+            CheckpointError, match=rf"norm/weight: numbers {lacking} to 7 of rank 0 are in no file"
+        ):
+            opened.read_piece(Piece("norm", 0, 7), WEIGHT, None, 1, 0)
+        if lacking:
+            found = opened.read_piece(Piece("norm", 0, lacking), WEIGHT, None, 1, 0)
+            assert torch.equal(found, numbers[:lacking])
+    with pytest.raises(CheckpointError, match=r"norm/more: numbers 0 to 7 of rank 0 are in no file"):
+        opened.read_piece(Piece("norm", 0, 7), "more", None, 1, 0)
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_a_state_that_lacks_a_file_is_not_opened(tmp_path: Path, lacking: int) -> None:
+    write(tmp_path / "state", 3, 1)
+    (tmp_path / "state" / rank_file(lacking)).unlink()
+    with pytest.raises(CheckpointError, match="are in no file"):
+        TrainingState(tmp_path / "state")
+
+
+def test_a_copy_of_another_steps_file_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "state", 2, 1)
+    rewrite(tmp_path / "state", 7, [(Piece("norm", 1, 2), WEIGHT, torch.tensor([5.0, 6.0]))])
+    with pytest.raises(CheckpointError, match=r"norm/weight of rank 0 lie in another file as well"):
+        TrainingState(tmp_path / "state")
+
+
+def test_what_all_ranks_of_a_group_hold_alike_lies_there_once(tmp_path: Path) -> None:
+    write(tmp_path / "state", 1, 2)
+    rewrite(tmp_path / "state", 2, [(Piece("norm", 0, 7), WEIGHT, torch.zeros(7))], tp_rank=1)
+    with pytest.raises(
+        CheckpointError, match=r"holds norm/weight of tensor-parallel rank 1, which is no part"
+    ):
+        TrainingState(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "piece", [Piece("stranger", 0, 2), Piece("norm", 6, 2)], ids=["another name", "beyond the end"]
+)
+def test_pieces_of_something_else_are_refused(tmp_path: Path, piece: Piece) -> None:
+    write(tmp_path / "state", 1, 1)
+    rewrite(tmp_path / "state", 1, [(piece, WEIGHT, torch.zeros(2))])
+    with pytest.raises(CheckpointError, match=r"no part of the state|beyond its 7 numbers"):
+        TrainingState(tmp_path / "state")
+
+
+def header(entries: dict[str, Any], starts: object = None, tp_rank: str = "0") -> bytes:
+    metadata = {"starts": json.dumps({"norm": 0} if starts is None else starts), "tp_rank": tp_rank}
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+NORM = {"dtype": "F32", "shape": [7], "data_offsets": [0, 28]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        b"a longer piece of junk, of which eight bytes are a size",
+        struct.pack("<Q", 1 << 60) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        header({"norm/weight": NORM}),  # no numbers behind it
+        header({"norm/weight": NORM | {"dtype": "F16"}}) + bytes(28),
+        header({"norm/weight": NORM | {"shape": [8]}}) + bytes(28),
+        header({"norm/weight": NORM | {"shape": [7, 1]}}) + bytes(28),
+        header({"norm/weight": NORM | {"data_offsets": [-28, 0]}}) + bytes(28),
+        header({"norm/weight": NORM | {"data_offsets": [4, 32]}}) + bytes(32),
+        header({"norm/weight": NORM, "norm/exp_avg": NORM}) + bytes(28),  # the same bytes twice
+        header({"norm/weight": NORM}, starts={}) + bytes(28),
+        header({"norm/weight": NORM}, starts={"norm": -1}) + bytes(28),
+        header({"norm/weight": NORM}, starts={"norm": "0"}) + bytes(28),
+        header({"norm/weight": NORM}, starts=[]) + bytes(28),
+        header({"norm/weight": NORM}, tp_rank="x") + bytes(28),
+        header({"norm/weight": 7}) + bytes(28),
+    ],
+)
+def test_a_junk_file_is_one_error_in_words(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "state", 1, 1)
+    (tmp_path / "state" / rank_file(1)).write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"rank_00001\.safetensors: damaged, or no file of a training state"
+    ):
+        TrainingState(tmp_path / "state")
+
+
+def test_a_file_that_is_cut_while_it_is_read_gives_no_short_tensor(tmp_path: Path) -> None:
+    opened = write(tmp_path / "state", 1, 1)
+    path = tmp_path / "state" / rank_file(0)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match="cut short while it was read"):
+        opened.read("norm", "exp_avg_sq")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tp": 0},
+        {"adam_steps": -1},
+        {"tensors": []},
+        {"tensors": {"norm": {"shape": [-7], "split": None}}},
+        {"tensors": {"norm": {"shape": [7], "split": {"dim": 1, "parts": 1, "padded": False}}}},
+        {"tensors": {"norm": {"shape": [7], "split": {"dim": 0, "parts": 0, "padded": False}}}},
+        {"tensors": {"norm": {"shape": "seven", "split": None}}},
+        {"aliases": {"head": "nowhere"}},
+    ],
+)
+def test_an_index_that_no_writer_writes_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path / "state", 1, 1)
+    tree = json.loads((tmp_path / "state" / INDEX).read_text())
+    (tmp_path / "state" / INDEX).write_text(json.dumps(tree | change))
+    with pytest.raises(CheckpointError, match="not the state of a training run"):
+        TrainingState(tmp_path / "state")
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}"])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import math
+import resource
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from git_scale import files
 from git_scale.monitoring.writers import (
     ConsoleWriter,
     JsonlWriter,
@@ -92,19 +99,111 @@ def test_jsonl_drops_later_and_broken_lines_on_resume(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_failed_rewrite_leaves_the_old_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """A disk that takes a part of a write and then none: the operating system's own limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_failed_rewrite_leaves_the_old_lines_and_is_made_up_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 9}\n', encoding="utf-8")
     before = path.read_bytes()
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("git_scale.files.os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        JsonlWriter(path, resume_step=1)
-    assert path.read_bytes() == before
+    with no_file_longer_than(5):
+        writer = JsonlWriter(path, resume_step=1)
+        writer.scalars(2, {"a": 2.0})
+        assert path.read_bytes() == before
+    assert caplog.text.count("cannot be written") == 1
+    writer.scalars(3, {"a": 3.0})
+    writer.close()
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_lines_wait_for_a_full_disk_and_none_is_torn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", resume_step=0)
+    writer.scalars(1, {"a": 1.0})
+    length = (tmp_path / "metrics.jsonl").stat().st_size
+    with no_file_longer_than(length + 7):  # seven bytes of the next line
+        for step in (2, 3, 4):
+            writer.scalars(step, {"a": float(step)})
+        assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
+    writer.scalars(5, {"a": 5.0})
+    writer.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert caplog.text.count("cannot be written") == 1, "said once"
+    assert "3 records had waited, 0 are lost" in caplog.text
+
+
+def test_points_of_tensorboard_wait_for_a_full_disk(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path, purge_step=1)
+    writer.scalars(1, {"train/loss": 1.0})
+    (file,) = tmp_path.iterdir()
+    with no_file_longer_than(file.stat().st_size + 9):
+        for step in range(2, 40):  # more than the queue of torch's writer holds
+            writer.scalars(step, {"train/loss": float(step)})
+            writer.pictures(step, "heldout", Image.new("RGB", (6, 4)))
+    writer.scalars(40, {"train/loss": 40.0})
+    writer.close()
+    events = read_events(tmp_path)
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 41))
+    assert [event.step for event in events.Images("heldout")] == list(range(2, 40))
+
+
+def test_a_disk_that_stays_full_ends_no_run_and_what_is_lost_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = build_writers(tmp_path, total_steps=10, is_writer=True, resume_step=0)
+    with no_file_longer_than(3):
+        for step in (1, 2, 3):
+            group.scalars(step, {"eval/loss": 1.0})
+            group.pictures(step, "heldout", Image.new("RGB", (4, 4)))
+        group.close()
+    assert "metrics.jsonl: 3 records could not be written and are lost" in caplog.text
+    assert "pictures: 3 sheets could not be written and are lost" in caplog.text
+    assert "tensorboard" in caplog.text
+    assert list((tmp_path / "pictures").iterdir()) == []
+
+
+def test_a_handle_that_went_stale_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", resume_step=0)
+    failures = iter([OSError(errno.ESTALE, "Stale file handle")])
+
+    class StaleOnce(FileIO):
+        def write(self, data: Any) -> int:
+            if failure := next(failures, None):
+                raise failure
+            return super().write(data)
+
+    monkeypatch.setattr(files, "FileIO", StaleOnce)
+    writer._file._let_go()  # the next record opens the file
+    for step in (1, 2):
+        writer.scalars(step, {"a": 1.0})
+    writer.close()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_what_waits_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "WAITING", 25)
+    file = files.AppendedFile(tmp_path / "log")
+    with no_file_longer_than(0):
+        for number in range(10):
+            file.append(f"record {number}\n".encode())  # 9 bytes
+    file.append(b"last\n")
+    file.close()
+    assert (tmp_path / "log").read_text() == "record 8\nrecord 9\nlast\n"
+    assert "8 are lost" in caplog.text
 
 
 def test_console_tells_progress_from_other_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
         "checkpoint.every=10",
         "data.workers=0",
         "data.heldout=null",
+        "data.train=elsewhere",  # its content decides, once there is a checkpoint
     ],
 )
 def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path, override: str) -> None:
@@ -71,7 +73,7 @@ def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path
             "model.encoder.options.ls_init_value=1",
             "model.encoder.options.ls_init_value=1, but {} is a run with None",
         ),
-        ("data.train=elsewhere", "data.train='elsewhere', but {} is a run with 'runs/demo-data/train'"),
+        ("init_from=elsewhere", "init_from='elsewhere', but {} is a run with None"),
         ("data.max_text_tokens=20", "data.max_text_tokens=20, but {} is a run with 24"),
     ],
 )
@@ -82,6 +84,30 @@ def test_another_run_is_refused_by_its_difference(tmp_path: Path, override: str,
         difference.format(tmp_path) + ": use that, or another run_dir"
     ]
     assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_the_same_start_by_another_path_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    claim_run_folder(a_run(tmp_path / "run").model_copy(update={"init_from": "model"}))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("model")
+    for path in (tmp_path / "model", "./link", tmp_path / "run" / ".." / "model"):
+        claim_run_folder(a_run(tmp_path / "run").model_copy(update={"init_from": str(path)}))
+    with pytest.raises(ConfigError, match="is a run with"):
+        claim_run_folder(a_run(tmp_path / "run").model_copy(update={"init_from": "other"}))
+
+
+def test_a_full_disk_is_one_message_and_none_where_nothing_is_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim_run_folder(a_run(tmp_path))
+    monkeypatch.setattr("git_scale.files.os.fsync", _no_space)
+    claim_run_folder(a_run(tmp_path))
+    assert "cannot be written: [Errno 28] No space left" in refusals(a_run(tmp_path, "train.steps=2000"))[0]
+
+
+def _no_space(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:
@@ -118,7 +144,7 @@ def test_the_tokenizers_copy_follows_a_corrected_file_until_there_is_a_checkpoin
     assert copy == run_dir / "words.model"
     source.write_bytes(b"right")
     assert keep_tokenizer(run).read_bytes() == b"right"
-    (run_dir / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (run_dir / "checkpoints" / "step_00000001" / "state").mkdir(parents=True)
     source.write_bytes(b"another")
     assert keep_tokenizer(run).read_bytes() == b"right"
     own = RunConfig.model_validate({"run_dir": str(run_dir), "data": {"tokenizer": str(copy)}})
