@@ -32,6 +32,7 @@ from git_scale.planning import (
     with_dividing_batch,
 )
 from git_scale.planning.cluster import EFFICIENCY, GIB
+from git_scale.planning.disk import describe_room, room_of
 from git_scale.planning.report import describe_plan, options_table
 from git_scale.recipes import load_run
 from git_scale.training.start import settled_by
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         refuse_if_too_large(planned)
     if run != asked:
         print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
-    print(f"{describe_plan(planned)}\n\n{options_table(planned, shown(planned))}")
+    print(
+        f"{describe_plan(planned)}\n{describe_room(room_of(run))}\n\n{options_table(planned, shown(planned))}"
+    )
     if args.json:
         with replaced_atomically(args.json) as temporary:
             temporary.write_text(json.dumps(as_tree(planned), indent=1), encoding="utf-8")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import EvalBatch
@@ -24,12 +23,13 @@ from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.models.generate import Decoding, generate
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
+from git_scale.progress import progress
 
 # Silent where an evaluation takes seconds; in a log file a line every half minute.
 PROGRESS: dict[str, Any] = {
+    "desc": "evaluation",
     "delay": 5,
     "leave": False,
-    "unit": "batch",
     "mininterval": 1 if sys.stderr.isatty() else 30,
 }
 
@@ -85,7 +85,7 @@ class Evaluator:
         problems: list[str] = []
         runner.model.eval()
         first = 0  # number of the batch's first sample on the first rank: the same on all of them
-        for batch in tqdm(loader, "evaluation", disable=not topology.is_writer, **PROGRESS):
+        for batch in progress(loader, None, "batch", disable=not topology.is_writer, **PROGRESS):
             collectives.check_stop_together(runner.device)
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:

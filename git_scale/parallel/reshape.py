@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_text
@@ -26,6 +25,7 @@ from git_scale.config import RunConfig
 from git_scale.files import FileDigest, write_bytes
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import splits_of
+from git_scale.progress import bar
 
 
 def reshape(source: Path, destination: Path, tp: int) -> Path:
@@ -57,7 +57,7 @@ def _write_state(state: TrainingState, index: Index, folder: Path) -> list[FileD
     folder.mkdir()
     written: list[FileDigest] = []
     total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
-    with tqdm(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
+    with bar(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
         for tp_rank in range(index.tp):
             held = _held(state, index, tp_rank, progress.update)
             written.append(write_pieces(folder / layout.rank_file(tp_rank), tp_rank, held))

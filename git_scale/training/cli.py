@@ -30,6 +30,7 @@ from git_scale.planning import (
     refuse_if_too_large,
     this_cluster,
 )
+from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.recipes import load_run
@@ -95,9 +96,12 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     cluster = _cluster(args, run, topology)
     check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
     planned = plan(run, ds_config, cluster)
+    room = room_of(run)
     if here.is_writer:
-        print(describe(run, planned))  # noqa: T201
+        print(f"{describe(run, planned)}\n\n{describe_room(room)}")  # noqa: T201
     refuse_if_too_large(planned)
+    if args.world_size is None:  # else it is planned for another machine, whose disk is not known here
+        refuse_if_none_fits(room)
     return 0
 
 
@@ -126,8 +130,11 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
 def announce(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> None:
     """Logs what the run needs and takes; raises ConfigError, with the nearest settings, when that is too much."""
     planned = plan(run, ds_config, cluster)
+    room = room_of(run)
     log.info("%s", describe_plan(planned))
+    log.log(logging.INFO if room.suffices else logging.WARNING, "%s", describe_room(room))
     refuse_if_too_large(planned)
+    refuse_if_none_fits(room)
 
 
 def _planned_topology(args: argparse.Namespace) -> Topology | None:

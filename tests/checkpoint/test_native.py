@@ -120,6 +120,32 @@ def test_its_files_are_those_of_its_manifest(make: Callable[..., Opened], tmp_pa
     open_checkpoint(tmp_path / "out")
 
 
+def test_files_that_the_manifest_does_not_list_are_not_read(
+    make: Callable[..., Opened], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    export_native(make(), folder)
+    (folder / "metrics.json").write_text('{"eval/cider": 9.0}')
+    (folder / "notes.txt").write_text("no harm")
+    (folder / "config.json").write_text(
+        '{"model_type": "git"}'
+    )  # it is no model of transformers because of that
+    assert open_checkpoint(folder).kind == "native"
+    export_native(open_checkpoint(folder), tmp_path / "again")
+    assert (
+        "9" not in (tmp_path / "again" / "README.md").read_text().split("## Measured")[1].split("## Use")[0]
+    )
+    tree = json.loads((folder / "manifest.json").read_text())
+    for lacking in ("model.safetensors", "config.yaml", "vocab.txt"):
+        files = [item for item in tree["files"] if item["name"] != lacking]
+        (folder / "manifest.json").write_text(json.dumps(tree | {"files": files}))
+        if lacking == "vocab.txt":
+            assert open_checkpoint(folder).tokenizer is None
+        else:
+            with pytest.raises(CheckpointError, match=f"{lacking} is not in manifest.json"):
+                open_checkpoint(folder)
+
+
 def test_the_card_tells_what_was_measured_at_this_step(make: Callable[..., Opened], tmp_path: Path) -> None:
     opened = make()
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000040"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import plan as tool  # noqa: E402
 import pretrain  # noqa: E402
 
-from git_scale.planning import Cluster  # noqa: E402
+from git_scale.planning import Cluster, disk  # noqa: E402
+from git_scale.testing.tiny import tiny_run  # noqa: E402
 from git_scale.training import cli  # noqa: E402
 
 SMALL = [
@@ -59,6 +61,22 @@ def test_a_dry_run_for_any_number_of_gpus(capsys: pytest.CaptureFixture[str]) ->
     assert "is not there" in text  # the shards
     assert pretrain.main([*command, "train.micro_batch=48"]) == 2
     assert "train.global_batch=4096 is no multiple" in capsys.readouterr().err
+
+
+def test_a_start_whose_disk_takes_no_checkpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], squares: Path, tmp_path: Path
+) -> None:
+    """As a dry run of this machine; a plan for others says what the disk here has."""
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny_run(squares, tmp_path / "run").to_yaml())
+    assert pretrain.main(["--config", str(recipe), "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    assert "NOT ALL OF THEM WILL FIT" in shown.out
+    assert " MiB, and 0.00 MiB are free there: free some" in shown.err
+    assert pretrain.main(["--config", str(recipe), "--dry-run", "--world-size", "1"]) == 0
+    assert tool.main(["--config", "git_base", *SMALL]) == 0
+    assert "NOT ALL OF THEM WILL FIT" in capsys.readouterr().out
 
 
 @pytest.fixture
