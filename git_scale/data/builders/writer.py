@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import webdataset
 from xxhash import xxh3_64_intdigest
@@ -22,7 +22,7 @@ from git_scale.data import index
 from git_scale.data.builders.new_folder import new_folder
 from git_scale.data.indexing import scan
 from git_scale.errors import DataError
-from git_scale.files import replaced_atomically, write_durably
+from git_scale.files import replaced_atomically
 from git_scale.progress import progress
 from git_scale.stop import check_stop
 
