@@ -22,8 +22,8 @@ from git_scale.evaluation.health import findings
 from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
-from git_scale.parallel.indexing import open_shards_together
 from git_scale.parallel.materialise import place_model
+from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted
 

@@ -24,8 +24,8 @@ from git_scale.monitoring.writers import build_writers, read_evaluations
 from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp, together
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
-from git_scale.parallel.indexing import open_shards_together
 from git_scale.parallel.materialise import place_model
+from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
 from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts

@@ -14,7 +14,7 @@ from git_scale.data import index, indexing
 from git_scale.data.builders.writer import SampleToWrite, write_shards
 from git_scale.errors import DataError
 from git_scale.parallel import collectives
-from git_scale.parallel.indexing import open_shards_together
+from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 
