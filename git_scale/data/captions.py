@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from git_scale import text_files
 from git_scale.errors import DataError
 
 CAPTION_NAMES = (
@@ -81,12 +82,11 @@ def parse_json(data: bytes) -> TextRecord:
     questions       `questions`: a list of `{"question": str}` with `answers` or `answer`: a string, or a list of
                     strings or of `{"answer": str}`; or one such question in the place of the list
 
-    Raises DataError naming what can't be read: a number or a truth value is no text.
+    Raises DataError naming what can't be read: a number or a truth value is no text, a key that stands twice no key.
     """
-    text = decode_text(data)
     try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        meta = text_files.parse_json(data)
+    except ValueError as error:
         raise DataError(f"the json is not valid: {error}") from None
     if isinstance(meta, str | list):
         return TextRecord(_texts(meta, "the json", CAPTION_PARTS))
