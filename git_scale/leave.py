@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import git_scale.processes  # noqa: F401 - tools import this among the first: it takes note of their parent
 from git_scale.stop import StopRequest
 
 LIMIT_S = 60.0  # for exit handlers and the last output

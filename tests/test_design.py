@@ -21,8 +21,9 @@ BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
-    "leave": {"stop"},
+    "leave": {"processes", "stop"},
     "paths": set(),
+    "processes": {"stop"},
     "progress": set(),
     "stop": set(),
     "text_files": set(),
@@ -37,8 +38,9 @@ MAY_IMPORT = {
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"parallel"},
     "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
-    "training": BELOW_PARALLEL | {"parallel", "planning", "evaluation", "recipes", "console", "leave"},
-    "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training"},
+    "training": BELOW_PARALLEL
+    | {"parallel", "planning", "evaluation", "recipes", "console", "leave", "processes"},
+    "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training", "processes"},
 }
 # outside package -> what alone may import it, and in how many files at most
 RESERVED = {

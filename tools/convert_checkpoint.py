@@ -36,6 +36,7 @@ from git_scale.errors import CheckpointError
 from git_scale.files import replaced_atomically
 from git_scale.parallel.reshape import reshape
 from git_scale.recipes import adjusted
+from git_scale.training.lease import LEASE, describe_lease
 
 
 @tool
@@ -67,6 +68,8 @@ def run_reshape(args: argparse.Namespace) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    if (args.source / LEASE).exists():
+        print(f"held by    {describe_lease(args.source)}")
     opened = open_source(args.source, args.encoder)
     print(f"kind       {opened.kind}")
     print(f"path       {opened.path}")

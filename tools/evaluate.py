@@ -28,12 +28,15 @@ from git_scale.evaluation.results import write_results
 from git_scale.leave import leave
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
+from git_scale.processes import end_with, launcher_processes
 
 
 @tool(speaks=is_first_rank)
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     topology = topology_from(os.environ)
+    if topology.is_launched:
+        end_with(launcher_processes())
     logging.basicConfig(level=logging.INFO if topology.is_writer else logging.ERROR, format="%(message)s")
     if args.out.exists() and not args.force:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")

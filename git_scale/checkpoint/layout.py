@@ -1,6 +1,7 @@
 """What lies where in a run's folder, and when a checkpoint counts as one.
 
     RUN_DIR/config.yaml                       the resolved recipe
+    RUN_DIR/lease.json                        who trains here at the moment (git_scale/training/lease.py)
     RUN_DIR/checkpoints/best.json             step, metric and value of the best evaluation (checkpoint.best)
     RUN_DIR/checkpoints/best                  link to that step's checkpoint, where there are links
     RUN_DIR/checkpoints/set_aside_step_...    what lay in the place of a checkpoint and was none

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from git_scale.parallel.topology import free_port, topology_from
+from git_scale.processes import end_with, find_process
 
 # Processes fork from a server that has imported torch and DeepSpeed once: 0.1 s each instead of 8.
 _CONTEXT = mp.get_context("forkserver")
@@ -89,6 +90,9 @@ def _run_rank(
 
     from git_scale.parallel.engine import start_processes, stop_processes
 
+    # the server that this process was forked from ends with the test process
+    parent = find_process(os.getppid())
+    end_with([parent] if parent else None, grace_s=0)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1"
     )

@@ -52,7 +52,7 @@ def build_trainer(
     heldout_shards = open_shards_together(topology, heldout) if heldout else None
     if topology.is_writer:
         report_coverage(tokenizer, shards)
-    first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
+    lease = first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
     words = first_rank_first(  # the writer copies it from there
         topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
     )
@@ -81,7 +81,7 @@ def build_trainer(
     batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
-    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past)
+    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease)
 
 
 def training_shapes(run: RunConfig) -> list[tuple[int, int]]:

@@ -33,6 +33,7 @@ from git_scale.planning import (
 from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
+from git_scale.processes import end_with, launcher_processes
 from git_scale.recipes import load_run
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.outcome import Outcome
@@ -80,6 +81,8 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     from_checkpoint: a run without `init_from` is refused.
     """
     here = topology_from(os.environ)
+    if here.is_launched:
+        end_with(launcher_processes())
     topology = _planned_topology(args) or here
     run = load_run(args.config, args.overrides, settled_by)
     if from_checkpoint and run.init_from is None:

@@ -12,6 +12,7 @@ from git_scale.checkpoint.layout import CONFIG, published
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
+from git_scale.training.lease import LEASE, Lease, acquire
 
 # What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on. Of the
 # training data and the tokenizer it is what they hold, wherever they lie: their fingerprints are in the checkpoints.
@@ -31,9 +32,29 @@ PATHS = ("init_from",)
 """Of these, the same place under another name is the same: relative, or through a link."""
 
 
-def claim_run_folder(run: RunConfig) -> None:
-    """Makes the folder and writes config.yaml; raises ConfigError where another run, or anything else, lives."""
+def claim_run_folder(run: RunConfig) -> Lease:
+    """Makes the folder, takes its lease and writes config.yaml.
+
+    Raises ConfigError where another run, or anything else, lives; UserError where another start is at work.
+    """
     folder = Path(run.run_dir)
+    config, text = folder / CONFIG, run.to_yaml()
+    _refuse_foreign(folder, run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lease = acquire(folder)
+        lease.keep()
+        _refuse_foreign(folder, run)  # the start that it waited for may have made it another run's
+        if config.is_file() and config.read_text(encoding="utf-8") == text:
+            return lease  # a full disk stops no run that goes on as it was
+        with replaced_atomically(config) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
+    return lease
+
+
+def _refuse_foreign(folder: Path, run: RunConfig) -> None:
     config = folder / CONFIG
     if config.is_file():
         _refuse_other_run(config, run)
@@ -41,15 +62,6 @@ def claim_run_folder(run: RunConfig) -> None:
         raise ConfigError(
             [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
         )
-    text = run.to_yaml()
-    try:
-        if config.is_file() and config.read_text(encoding="utf-8") == text:
-            return  # a full disk stops no run that goes on as it was
-        folder.mkdir(parents=True, exist_ok=True)
-        with replaced_atomically(config) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
 
 
 def keep_tokenizer(run: RunConfig) -> Path:
@@ -70,8 +82,8 @@ def keep_tokenizer(run: RunConfig) -> Path:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, without the hidden remains of an interrupted start."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    """What lies in a folder, without the remains of an interrupted start."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".") and path.name != LEASE]
 
 
 def _refuse_other_run(config: Path, run: RunConfig) -> None:

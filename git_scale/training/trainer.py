@@ -15,7 +15,7 @@ from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
-from git_scale.errors import CheckpointError
+from git_scale.errors import CheckpointError, UserError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.health import Metrics, findings, loss_rise
 from git_scale.monitoring.meters import Meters
@@ -27,6 +27,7 @@ from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
+from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
 from git_scale.training.outcome import Outcome
 
@@ -66,8 +67,9 @@ class Trainer:
         costs: StepCosts,
         progress: Progress,
         evaluations: Sequence[Metrics],
+        lease: Lease | None,
     ) -> None:
-        """`evaluations`: those of the run so far."""
+        """`evaluations`: those of the run so far. `lease`: of the run's folder, on the writer."""
         self.run = run
         self.engine = engine
         self.checkpoints = checkpoints
@@ -76,6 +78,7 @@ class Trainer:
         self.meters = meters
         self.costs = costs
         self.evaluations = list(evaluations)
+        self.lease = lease
         self.guards = Guards(engine)
         self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
@@ -236,7 +239,12 @@ class Trainer:
             self.checkpoints.mark_best(best)
 
     def save(self) -> bool:
-        """False when a rank could not write; the log says why."""
+        """False when a rank could not write; the log says why. Raises UserError when the folder is another's."""
+        if collectives.from_first_rank(self.lease is not None and self.lease.is_lost()):
+            raise UserError(
+                f"run_dir={self.run.run_dir}: another start has taken this run over, which had not renewed its"
+                f" {LEASE} for {STALE_S:.0f} s (suspended, or without its disk): step {self.step} is not saved"
+            )
         with self.meters.pause():
             self.engine.average_statistics()
             return self.checkpoints.save(self.progress())

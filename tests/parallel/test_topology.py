@@ -43,6 +43,16 @@ BATCH_SCRIPT = {
     "SLURM_NTASKS": "16",
     "SLURM_NNODES": "2",
 }
+# as mpirun of Open MPI 4.1 sets them
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+    "PMIX_RANK": "5",
+    "PMIX_NAMESPACE": "1764360193",
+}
+HYDRA = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
 
 
 def test_a_process_alone_is_a_world_of_one() -> None:
@@ -108,3 +118,54 @@ def test_a_free_port_is_none_that_outgoing_connections_take() -> None:
     assert min(ports) >= 20000 and max(ports) < 32768
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", min(ports)))
+
+
+def test_mpiruns_variables() -> None:
+    topology = topology_from(OPEN_MPI)
+    assert (topology.world_size, topology.global_rank, topology.local_rank) == (8, 5, 1)
+    assert topology.master_addr == "127.0.0.1" and topology.is_launched
+    ports = {topology_from({**OPEN_MPI, "OMPI_COMM_WORLD_RANK": str(rank)}).master_port for rank in range(8)}
+    assert len(ports) == 1
+    assert topology_from({**OPEN_MPI, "PMIX_NAMESPACE": "1764360194"}).master_port not in ports
+    assert topology_from({**HYDRA, "MASTER_ADDR": "n1"}).global_rank == 5
+    mvapich = {name.replace("OMPI", "MV2"): value for name, value in OPEN_MPI.items() if "PMIX" not in name}
+    assert topology_from(mvapich).world_size == 8
+
+
+def test_mpirun_over_several_nodes_needs_an_address() -> None:
+    with pytest.raises(UserError, match="MASTER_ADDR is not set for 8 processes"):
+        topology_from({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"})
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        topology_from(HYDRA)
+
+
+def test_an_mpi_inside_a_slurm_job_counts_not_the_srun_that_started_its_helpers() -> None:
+    helper = {**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "MASTER_ADDR": "n1"}
+    assert topology_from({**helper, **OPEN_MPI}).world_size == 8
+    assert topology_from({**helper, **HYDRA}).world_size == 8
+    # srun itself sets PMI's variables, too
+    assert topology_from({**SRUN, "PMI_RANK": "9", "PMI_SIZE": "16", "PMIX_RANK": "9"}).world_size == 16
+
+
+@pytest.mark.parametrize(
+    "partial",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"},
+        {"PMI_RANK": "1"},
+        {"PMI_RANK": "1", "PMI_SIZE": "4"},
+        {"PMIX_RANK": "1"},
+        {"MV2_COMM_WORLD_RANK": "0"},
+        {"RANK": "0"},
+        {"WORLD_SIZE": "4"},
+    ],
+)
+def test_what_only_a_part_of_is_there_is_refused_by_name(partial: dict[str, str]) -> None:
+    for name, value in partial.items():
+        with pytest.raises(UserError, match=f"{name}={value}.*Start by torchrun.*set RANK, WORLD_SIZE"):
+            topology_from(partial)
+
+
+def test_who_was_launched_is_known() -> None:
+    assert topology_from(TORCHRUN).is_launched and topology_from(SRUN).with_tp(2).is_launched
+    assert not topology_from({}).is_launched and not topology_from(BATCH_SCRIPT).is_launched

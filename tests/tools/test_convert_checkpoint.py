@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from git_scale.checkpoint import folder as folder_module
+from git_scale.training.lease import acquire
 from tools.convert_checkpoint import main
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "dog"]
@@ -201,3 +202,11 @@ def test_a_full_disk(
     error = fails(capsys, "import", hub, tmp_path / "out")
     assert "No space left on device" in error and "nothing was changed" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_says_who_holds_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a run without a checkpoint yet."""
+    held = acquire(tmp_path)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().out.startswith(f"held by    process {os.getpid()} on ")
+    held.release()

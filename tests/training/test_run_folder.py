@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from git_scale.config import RunConfig
-from git_scale.errors import ConfigError
+from git_scale.errors import ConfigError, UserError
+from git_scale.processes import find_process
 from git_scale.recipes import load_run
+from git_scale.training import lease
 from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
 
 
@@ -25,7 +29,7 @@ def refusals(run: RunConfig) -> list[str]:
 
 def test_a_new_folder_is_made_and_holds_the_whole_recipe(tmp_path: Path) -> None:
     run = a_run(tmp_path / "runs" / "new")
-    claim_run_folder(run)
+    claim_run_folder(run).release()
     config = tmp_path / "runs" / "new" / "config.yaml"
     assert load_run(str(config)) == run
     assert list(config.parent.iterdir()) == [config]
@@ -150,3 +154,25 @@ def test_the_tokenizers_copy_follows_a_corrected_file_until_there_is_a_checkpoin
     own = RunConfig.model_validate({"run_dir": str(run_dir), "data": {"tokenizer": str(copy)}})
     source.unlink()
     assert keep_tokenizer(own).read_bytes() == b"right"
+
+
+def test_a_second_start_of_the_same_run_is_refused_while_the_first_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim_run_folder(a_run(tmp_path)).release()
+    before = (tmp_path / "config.yaml").read_bytes()
+    parent = find_process(os.getppid())
+    assert parent is not None
+    other = dataclasses.replace(lease.this_holder(), pid=parent.pid, started=parent.started, host="n7")
+    (tmp_path / lease.LEASE).write_bytes(other.to_bytes())
+    monkeypatch.setattr(lease, "WAIT_S", 0.0)
+    with pytest.raises(UserError, match=f"held by another start: process {parent.pid} on n7, since"):
+        claim_run_folder(a_run(tmp_path, "log.every=7"))
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_a_start_that_was_killed_before_it_wrote_the_recipe_can_be_repeated(tmp_path: Path) -> None:
+    dead = dataclasses.replace(lease.this_holder(), started=1)
+    (tmp_path / lease.LEASE).write_bytes(dead.to_bytes())
+    claim_run_folder(a_run(tmp_path)).release()
+    assert (tmp_path / "config.yaml").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from git_scale.checkpoint import layout
+from git_scale.errors import UserError
 from git_scale.parallel.topology import Topology
 from git_scale.stop import Stopped, StopRequest, stop_requested
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
+from git_scale.training.lease import LEASE, this_holder
 
 SECTIONS: dict[str, Any] = {
     "train": {"steps": 6, "micro_batch": 2},
@@ -153,3 +156,32 @@ def stopped_while_building(
 @pytest.mark.distributed
 def test_a_stop_during_the_start_ends_all_ranks(squares: Path, tmp_path: Path) -> None:
     assert run_distributed(stopped_while_building, 2, squares, tmp_path / "run") == [("stopped", False)] * 2
+
+
+def taken_over(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> str:
+    """Another start takes the folder during the second step; what this one says."""
+    trainer = build(topology, device, squares, run_dir)
+    plain = trainer.train_step
+
+    def step(stop: bool = False) -> Any:
+        if trainer.step == 1 and trainer.lease is not None:
+            (run_dir / LEASE).unlink()
+            (run_dir / LEASE).write_bytes(replace(this_holder(), host="n7").to_bytes())
+            trainer.lease.renew()  # as its thread does, every 10 s
+        return plain(stop)
+
+    trainer.train_step = step
+    with StopRequest() as stop_request:
+        try:
+            return str(trainer.fit(stop_request))
+        except UserError as error:
+            return str(error)
+
+
+@pytest.mark.distributed
+def test_a_run_whose_folder_was_taken_over_writes_nothing_more(squares: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for said in run_distributed(taken_over, 2, squares, run_dir):
+        assert "another start has taken this run over" in said and "is not saved" in said
+    assert layout.published(run_dir) == []
+    assert json.loads((run_dir / LEASE).read_text())["host"] == "n7"
