@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,14 +42,29 @@ class Process(NamedTuple):
     """In clock ticks since the machine was booted."""
 
 
+class Listener(NamedTuple):
+    """srun on this node: no parent of its tasks, whose keepers (slurmstepd) outlive it, but it listens for them."""
+
+    address: str
+    port: int
+
+
 def find_process(pid: int) -> Process | None:
     """None when there is none of this number, or its parent has not taken note of its end yet."""
     fields = _stat(pid)
     return Process(pid, int(fields[19])) if fields and fields[0] not in "ZX" else None
 
 
-def is_alive(known: Process) -> bool:
-    return find_process(known.pid) == known
+def is_alive(known: Process | Listener) -> bool:
+    if isinstance(known, Process):
+        return find_process(known.pid) == known
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that are over do not count
+        try:
+            probe.bind(known)
+        except OSError:
+            return True
+    return False
 
 
 def namespace() -> str:
@@ -63,13 +79,18 @@ def namespace() -> str:
 _PARENT = os.getppid()
 
 
-def launcher_processes() -> list[Process] | None:
-    """The processes that this one, a rank, is to end with: its parents up to its launcher and the launcher's own.
+def launcher_processes() -> list[Process | Listener] | None:
+    """What this process, a rank, is to end with: its parents up to its launcher and the launcher's own, and srun.
 
-    Without a known launcher the parent alone, unless that is a shell. None when the parent is gone already.
+    Without a known launcher the parent alone, unless that is a shell. None when the parent is gone already. An srun
+    on another node cannot be watched without a word from it at each look.
     """
     if os.getppid() != _PARENT:
         return None
+    return [*_parents(), *_srun(os.environ)]
+
+
+def _parents() -> list[Process]:
     parents: list[Process] = []
     found = False
     pid = _PARENT
@@ -85,17 +106,29 @@ def launcher_processes() -> list[Process] | None:
     return [parent for parent in parents[:1] if _name(parent.pid) not in SHELLS]
 
 
-def end_with(parents: list[Process] | None, grace_s: float = GRACE_S) -> None:
-    """Stops this process as a signal would once one of `parents` is gone, and kills it `grace_s` later.
+def _srun(environment: Mapping[str, str]) -> list[Listener]:
+    try:
+        listener = Listener(environment["SLURM_LAUNCH_NODE_IPADDR"], int(environment["SLURM_SRUN_COMM_PORT"]))
+        with socket.socket() as here:
+            here.bind((listener.address, 0))  # fails for an address of another node
+    except (KeyError, ValueError, OSError):
+        return []
+    return [listener] if is_alive(listener) else []
+
+
+def end_with(known: Sequence[Process | Listener] | None, grace_s: float = GRACE_S) -> None:
+    """Stops this process as a signal would once one of `known` is gone, and kills it `grace_s` later.
 
     None: one of them is gone already.
     """
-    if parents != []:
-        threading.Thread(target=_watch, args=(parents, grace_s, threading.Event().wait), daemon=True).start()
+    if known is None or known:
+        threading.Thread(target=_watch, args=(known, grace_s, threading.Event().wait), daemon=True).start()
 
 
-def _watch(parents: list[Process] | None, grace_s: float, pause: Callable[[float], object]) -> None:
-    while parents is not None and all(map(is_alive, parents)):
+def _watch(
+    known: Sequence[Process | Listener] | None, grace_s: float, pause: Callable[[float], object]
+) -> None:
+    while known is not None and all(map(is_alive, known)):
         pause(LOOK_EVERY_S)
     if grace_s:
         log.error("the launcher of this process is gone: it stops, within %d s", grace_s)

@@ -1,7 +1,8 @@
 # How one tool runs on all tasks of a job, and what its exit code leads to. Sourced by the batch scripts.
 set -uo pipefail
 
-RESUMABLE=75                                     # stopped early with a checkpoint (git_scale/training/outcome.py)
+RESUMABLE=75                                     # stopped early, to go on (git_scale/training/outcome.py)
+DATA_UNUSABLE=76                                 # too many samples cannot be used: the next start would meet them again
 MAX_RESTARTS="${GIT_SCALE_MAX_RESTARTS:-100}"    # requeues after which a job stays ended
 
 # run TOOL ARGUMENT...: ends the script with the tool's exit code, or requeues the job where that is 75.
@@ -27,6 +28,9 @@ run() {
 
     if ((code == RESUMABLE)); then
         requeue "$restarts"
+    elif ((code == DATA_UNUSABLE)); then
+        echo "== not requeued: the data cannot be used (see above); with other data or another data.max_bad_share the" \
+            "same sbatch command goes on from the checkpoint"
     fi
     echo "== $(date '+%F %T') job $SLURM_JOB_ID ended with exit code $code"
     exit "$code"
@@ -38,7 +42,7 @@ requeue() {
         echo "== not requeued after $1 restarts (GIT_SCALE_MAX_RESTARTS): the same sbatch command goes on"
         return
     fi
-    echo "== $(date '+%F %T') job $SLURM_JOB_ID stopped early with a checkpoint: asks for a requeue"
+    echo "== $(date '+%F %T') job $SLURM_JOB_ID stopped early: asks for a requeue"
     if scontrol requeue "$SLURM_JOB_ID"; then
         exit "$RESUMABLE"
     fi

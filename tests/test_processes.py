@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from git_scale import processes
 from git_scale.parallel.topology import free_port
-from git_scale.processes import Process, find_process, is_alive, launcher_processes
+from git_scale.processes import Listener, Process, find_process, is_alive, launcher_processes
 from git_scale.stop import StopRequest
 
 LIMIT_S = 300
@@ -175,7 +176,7 @@ def chain(monkeypatch: pytest.MonkeyPatch, *parents: tuple[str, str]) -> list[in
     monkeypatch.setattr(processes, "_name", lambda pid: named[pid][0])
     monkeypatch.setattr(processes, "_command", lambda pid: named[pid][1])
     found = launcher_processes()
-    return None if found is None else [parent.pid - 100 for parent in found]
+    return None if found is None else [known.pid - 100 for known in found if isinstance(known, Process)]
 
 
 def test_what_is_watched_reaches_up_to_the_launcher_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +209,24 @@ def test_nothing_is_watched_where_nothing_is_to_be() -> None:
     before = threading.active_count()
     processes.end_with([])
     assert threading.active_count() == before
+
+
+def test_srun_is_known_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_parents", list)
+    with socket.socket() as srun:
+        srun.bind(("0.0.0.0", 0))
+        srun.listen()
+        port = srun.getsockname()[1]
+        monkeypatch.setenv("SLURM_SRUN_COMM_PORT", str(port))
+        assert launcher_processes() == []
+        monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "192.0.2.77")  # another node's
+        assert launcher_processes() == []
+        monkeypatch.setenv("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+        assert launcher_processes() == [Listener("127.0.0.1", port)]
+        with socket.create_connection(("127.0.0.1", port)), srun.accept()[0]:
+            assert is_alive(Listener("127.0.0.1", port))
+    assert not is_alive(Listener("127.0.0.1", port))
+    assert launcher_processes() == [], "left over in the environment"
 
 
 def test_a_process_is_known_by_its_start_and_not_by_its_number_alone() -> None:

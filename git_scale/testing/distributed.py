@@ -90,9 +90,10 @@ def _run_rank(
 
     from git_scale.parallel.engine import start_processes, stop_processes
 
-    # the server that this process was forked from ends with the test process
-    parent = find_process(os.getppid())
-    end_with([parent] if parent else None, grace_s=0)
+    tester = mp.parent_process()  # not the server that this process was forked from, which outlives it
+    assert tester is not None and tester.pid is not None
+    known = find_process(tester.pid)
+    end_with([known] if known else None, grace_s=0)
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from slurm_cluster import SlurmCluster
+from slurm_cluster import SlurmCluster, poll
 
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import tiny_run
@@ -132,3 +134,30 @@ def test_finetune_then_evaluate(cluster: SlurmCluster, squares: Path, checkout: 
     assert cluster.ended(evaluation)["JobState"] == "COMPLETED"
     metrics = json.loads((checkout / f"evaluation-{evaluation}" / "metrics.json").read_text())
     assert metrics["eval/texts"] == 7
+
+
+TASK = """
+import os, sys, threading
+sys.path.insert(0, sys.argv[1])
+import git_scale.leave
+from git_scale.processes import end_with, launcher_processes
+from git_scale.stop import StopRequest
+with StopRequest() as stop:
+    end_with(launcher_processes())
+    open(f"ready-{os.environ['SLURM_PROCID']}", "w").close()
+    while not stop:
+        threading.Event().wait(0.05)
+open(f"stopped-{os.environ['SLURM_PROCID']}", "w").close()
+"""
+
+
+def test_tasks_end_with_an_srun_that_is_killed(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """SLURM itself leaves them running: their parent is slurmstepd, and the job is still there."""
+    (tmp_path / "task.py").write_text(TASK)
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "task.py", str(ROOT)]
+    srun = subprocess.Popen(command, cwd=tmp_path, env=cluster.environment)
+    poll(lambda: len(list(tmp_path.glob("ready-*"))) == 2, 120, lambda: "the tasks do not start")
+    for process in (*psutil.Process(srun.pid).children(), psutil.Process(srun.pid)):
+        process.kill()
+    srun.wait()
+    poll(lambda: len(list(tmp_path.glob("stopped-*"))) == 2, 60, lambda: "the tasks go on")
