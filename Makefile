@@ -29,9 +29,9 @@ format: $(VENV)/ready
 sweep: $(VENV)/ready
 	$(PYTHON) tools/encoder_sweep.py --markdown docs/encoders.md
 
-# Uses the interpreter it is given as it is: no set-up, no network.
+# Uses the interpreter it is given as it is: no set-up, no network. STAGES: names, or sets 1, 2, 3; none: all.
 gpu-check:
-	$(PYTHON) tools/gpu_check.py
+	$(PYTHON) tools/gpu_check.py --stages "$(STAGES)"
 
 # torch is asked for first and alone: a resolver that meets it among others may pick a newer, CUDA-only build.
 $(VENV)/ready: setup.py

@@ -29,6 +29,7 @@ from git_scale.recipes import load_run
 
 PAD, BEGIN, END = 0, 101, 102  # of the BERT vocabulary
 AIMS = {"captions, ratio": ">= 4", "5 questions, ratio": ">= 10"}
+CPU = torch.device("cpu")
 Action = Callable[[int], list[list[int]]]  # number of pictures -> new tokens of each text
 
 
@@ -42,6 +43,7 @@ def run(
     new_tokens: int = 20,
     threads: int = 2,
     budget_s: float = 300,
+    device: torch.device = CPU,
 ) -> dict[str, Any]:
     """Pictures per second and ratios: medians over the rounds that fit `budget_s`, after a picture to warm up.
 
@@ -53,7 +55,7 @@ def run(
         config, images, {"captions": (1, 0), f"{questions} questions": (questions, question_tokens)}
     )
     decoding = Decoding(new_tokens, new_tokens, beams=beams)
-    times, texts = measure(build_actions(config, images, prompts, decoding), images, budget_s)
+    times, texts = measure(build_actions(config, images, prompts, decoding, device), images, budget_s)
     return {
         "recipe": recipe,
         "images": images,
@@ -61,7 +63,7 @@ def run(
         "beams": beams,
         "new_tokens": new_tokens,
         "tokens of a question": question_tokens,
-        "precision": "fp32",
+        "precision": "fp32" if device.type == "cpu" else "bf16",
         "threads": threads,
         "torch": torch.__version__,
         "transformers": _transformers().__version__,
@@ -96,13 +98,20 @@ def draw_prompts(config: ModelConfig, images: int, shapes: dict[str, tuple[int, 
 
 
 def build_actions(
-    config: ModelConfig, images: int, prompts: dict[str, Prefixes], decoding: Decoding
+    config: ModelConfig,
+    images: int,
+    prompts: dict[str, Prefixes],
+    decoding: Decoding,
+    device: torch.device = CPU,
 ) -> dict[str, Action]:
+    """Both sides in fp32 on a CPU and in bf16 elsewhere."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     ours = GitModel(config).eval()
-    theirs = copy_to_transformers(ours, config)
+    theirs = copy_to_transformers(ours, config).to(device, dtype)
+    ours = ours.to(device, dtype)
     side = config.encoder.image_size
-    pixels = torch.randn(images, 1, 3, side, side)
+    pixels = torch.randn(images, 1, 3, side, side).to(device, dtype)
     actions: dict[str, Action] = {}
     for name, prefixes in prompts.items():
         actions[f"{name}, git_scale"] = _ours(ours, pixels, prefixes, decoding)
@@ -148,7 +157,9 @@ def _ours(model: GitModel, pixels: Tensor, prefixes: Prefixes, decoding: Decodin
 
 
 def _theirs(model: Any, pixels: Tensor, prefixes: Prefixes, decoding: Decoding) -> Action:
-    prompts = torch.tensor(prefixes)  # [B, K, T]: of equal lengths, which spares them the padding
+    prompts = torch.tensor(
+        prefixes, device=pixels.device
+    )  # [B, K, T]: of equal lengths, which spares them the padding
 
     def act(count: int) -> list[list[int]]:
         tokens = prompts[:count].flatten(0, 1)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu_train, train_step
-from benchmarks.gpu_train import SETTINGS
+from benchmarks import train_step
 from benchmarks.products import ProductReplay, count_flops, record_products
 from benchmarks.synthetic import synthetic_batch
-from git_scale.models.compiled import compile_blocks
 from git_scale.recipes import load_run
-from git_scale.testing.distributed import run_distributed
 
 TINY = (
     "model.encoder.name=convnext_atto",
@@ -93,32 +87,3 @@ def test_train_step_measures_each_action_in_each_round(one_thread: None) -> None
     }
     assert 0 < result["products' share of the step's FLOPs"] < 1
     assert result["by wall clock"]["attained with 1 text"] > 0
-
-
-def gpu_cases(topology: Any, device: torch.device) -> list[dict[str, Any]]:
-    gpu_train.PROBES, gpu_train.MICRO_BATCHES, gpu_train.TEXT_TOKENS = (1, 2), (3,), 6
-    gpu_train.compile_blocks = functools.partial(
-        compile_blocks, backend="eager"
-    )  # its kernels take minutes here
-    return list(gpu_train.measure_recipe("demo", topology, device, (*TINY, "train.precision=bf16")))
-
-
-@pytest.mark.distributed
-def test_gpu_train_runs_every_case_through_the_engine() -> None:
-    cases = run_distributed(gpu_cases, 1)[0]
-    assert [{name: case[name] for name in asdict(SETTINGS[0])} for case in cases] == [
-        asdict(setting) for setting in SETTINGS
-    ]
-    for case in cases:
-        assert case["micro_batch"] == 3
-        assert case["images_per_s"] == pytest.approx(4 * 3 / case["step_s"], rel=0.01)
-        assert case["last_loss"] < case["first_loss"]  # it trains on the one batch that it sees
-        assert case["mfu"] > 0
-
-
-def test_a_model_whose_states_do_not_fit_is_skipped_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_train, "memory_gib", lambda device: 80.0)
-    reason = gpu_train.reason_to_skip(load_run("git2"), torch.device("cpu"))
-    assert reason is not None
-    assert "5.1" in reason
-    assert gpu_train.reason_to_skip(load_run("git_large"), torch.device("cpu")) is None

@@ -1,15 +1,23 @@
-"""The checks that need a CUDA GPU, in at most 8 minutes: the gpu-marked tests, then the GPU benchmarks.
+"""The checks that need a CUDA GPU: the gpu-marked tests, then measurements, in stages of at most two minutes.
 
-    make gpu-check PYTHON=python3
+    make gpu-check PYTHON=python3                       all stages
+    make gpu-check PYTHON=python3 STAGES=1              a set of at most four minutes: 1, 2 or 3, in this order
+    make gpu-check PYTHON=python3 STAGES=tests,large    some by name
+    python tools/gpu_check.py --tables                  no GPU: the tables of benchmarks/README.md from the results
 
-Runs with the interpreter that it is given, sets nothing up and needs no network. Prints as it goes; what has been
-found so far is always in benchmarks/results/gpu.json. Exit codes: 0 nothing failed, 1 something failed, 2 no GPU.
-A part that was not run is named so and is no success.
+Runs with the interpreter that it is given, sets nothing up and needs no network. Every result is written to
+benchmarks/results/gpu.json as soon as it is there, with card, date, versions and commit, so that a run is useful
+whenever it is cut. A stage that is done for the present code and card is not run again. Exit codes: 0 nothing
+failed, 1 something failed or was cut, 2 no GPU. A stage that was not run is named so and is no success.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import datetime
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,7 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,74 +37,131 @@ sys.path.insert(0, str(ROOT))  # nothing is installed there
 
 from git_scale.console import tool  # noqa: E402
 
+if TYPE_CHECKING:
+    from benchmarks.gpu.stages import Stage
+
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-TESTS_BUDGET_S = 110
-# Seconds for each recipe's process, its imports included; the whole stays below 8 minutes.
-BENCHMARK_BUDGETS_S = {"git_base": 90, "git_large": 110, "git2": 160}
-NEEDED = ("deepspeed", "timm", "pydantic", "yaml", "numpy", "PIL", "xxhash")
+README = ROOT / "benchmarks" / "README.md"
+NEEDED = ("deepspeed", "timm", "pydantic", "yaml", "numpy", "PIL", "xxhash", "safetensors", "pycocoevalcap")
+VERSIONS = ("torch", "deepspeed", "timm", "transformers", "triton")
+SOURCES = ("git_scale/**/*.py", "git_scale/**/*.yaml", "ds_configs/*.json", "benchmarks/**/*.py")
 
 Report = dict[str, Any]
 
 
 @tool
 def main(argv: list[str] | None = None) -> int:
-    if not torch.cuda.is_available():
+    args = parse_args(argv)
+    if args.tables:
+        return write_tables()
+    if not args.tiny and not torch.cuda.is_available():
         print("gpu-check needs a CUDA GPU, and torch finds none: nothing was run.", file=sys.stderr)
         return 2
     if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
         print(f"gpu-check: {sys.executable} lacks {', '.join(missing)}: nothing was run.", file=sys.stderr)
         return 2
-    started = time.monotonic()
-    report = describe_machine()
-    report["tests"] = run_tests()
-    write(report)
-    for recipe, budget_s in BENCHMARK_BUDGETS_S.items():
-        print(f"== benchmark {recipe}, at most {budget_s} s", flush=True)
-        report[recipe] = {"cases": []}
-        for line in run_part(
-            [sys.executable, "-m", "benchmarks.gpu_train", recipe], budget_s, report[recipe]
-        ):
-            print(line, flush=True)
-            if line.startswith("{"):
-                report[recipe]["cases"].append(json.loads(line))
-                write(report)
-        write(report)
-    report["seconds"] = round(time.monotonic() - started, 1)
-    write(report)
-    outcomes = {name: report[name]["outcome"] for name in ("tests", *BENCHMARK_BUDGETS_S)}
-    print(f"== {outcomes}\n== {RESULTS}")
-    return int(any(not outcome.startswith(("done", "not run")) for outcome in outcomes.values()))
+    here = describe_machine()
+    outcomes = {stage.name: run_stage(stage, here, args.results, args.tiny) for stage in chosen(args.stages)}
+    print(f"== {outcomes}\n== {args.results}")
+    return int(any(outcome.startswith(("failed", "stopped")) for outcome in outcomes.values()))
+
+
+def chosen(names: str) -> list[Stage]:
+    """Stages by name or number of their set, in the order of the table. Raises ConfigError for others."""
+    from benchmarks.gpu.stages import STAGES
+    from git_scale.errors import ConfigError
+
+    asked = set(filter(None, names.split(",")))
+    known = {stage.name for stage in STAGES} | {str(stage.set) for stage in STAGES}
+    if asked - known:
+        unknown = ", ".join(sorted(asked - known))
+        raise ConfigError([f"STAGES={names}: no stage {unknown}; there are {', '.join(sorted(known))}"])
+    return [stage for stage in STAGES if not asked or {stage.name, str(stage.set)} & asked]
+
+
+def run_stage(stage: Stage, here: Report, results: Path, tiny: bool) -> str:
+    """Runs a stage unless it is done; its results replace older ones as soon as the first is there."""
+    report = read_results(results)
+    before = report["stages"].get(stage.name, {})
+    same = all(before.get(key) == here[key] for key in ("card", "code"))
+    if same and before.get("outcome") == "done":
+        print(f"== {stage.name}: done already for this code on this card", flush=True)
+        return "done already"
+    print(f"== {stage.name} ({stage.shows}), at most {stage.budget_s} s", flush=True)
+    entry: Report = {**here, "outcome": "running", "results": []}
+    for line in run_part(command_of(stage, tiny), stage.budget_s, entry):
+        print(line, flush=True)
+        if stage.measure is None:
+            entry["summary"] = line.strip("= ") or entry.get("summary", "")
+        elif line.startswith("{"):
+            entry["results"].append(json.loads(line))
+            report["stages"][stage.name] = entry
+            write(results, report)
+    if stage.measure is None and "passed" not in entry.get("summary", ""):
+        entry["outcome"] = f"failed: no test passed ({entry.get('summary', '')})"
+    elif stage.measure is not None and entry["outcome"] == "done":
+        entry["outcome"] = outcome_of(entry["results"])
+    if entry["results"] or stage.measure is None:
+        report["stages"][stage.name] = entry
+        write(results, report)
+    return str(entry["outcome"])
+
+
+def outcome_of(results: list[Report]) -> str:
+    """A stage whose results all say why they are none was skipped."""
+    if not results:
+        return "failed: no result"
+    return f"skipped: {results[0]['skipped']}" if all("skipped" in item for item in results) else "done"
+
+
+def command_of(stage: Stage, tiny: bool) -> list[str]:
+    if stage.measure is not None:
+        return [sys.executable, "-m", "benchmarks.gpu.stages", stage.name, *(["--tiny"] if tiny else [])]
+    # Only files that hold such tests: the others' imports may be missing here.
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [
+        *(sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"),
+        *(str(path) for path in tests if "@requires_gpu" in path.read_text(encoding="utf-8")),
+    ]
 
 
 def describe_machine() -> Report:
-    gpu = torch.cuda.get_device_properties(0)
+    """What every figure depends on."""
+    on_gpu = torch.cuda.is_available()
     return {
-        "gpu": gpu.name,
-        "memory_gib": round(gpu.total_memory / 2**30, 1),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "card": torch.cuda.get_device_name(0) if on_gpu else "none",
+        "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if on_gpu else 0.0,
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "python": sys.version.split()[0],
+        "cuda": torch.version.cuda,
+        "versions": {name: version_of(name) for name in VERSIONS},
+        "commit": commit(),
+        "code": code_digest(),
     }
 
 
-def run_tests() -> Report:
-    """The tests marked gpu; `outcome` is done only when pytest ran and all of them passed."""
-    print(f"== tests marked gpu, at most {TESTS_BUDGET_S} s", flush=True)
-    if not importlib.util.find_spec("pytest"):
-        print("not run: pytest is not installed", flush=True)
-        return {"outcome": "not run: pytest is not installed"}
-    # Only files that hold such tests: the others' imports may be missing here.
-    files = [
-        str(path)
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if "@requires_gpu" in path.read_text()
-    ]
-    report: Report = {}
-    for line in run_part([sys.executable, "-m", "pytest", "-m", "gpu", *files], TESTS_BUDGET_S, report):
-        print(line, flush=True)
-        if line.strip():
-            report["summary"] = line.strip("= ")
-    return report
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """None in a copy without its history."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    with contextlib.suppress(OSError):
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    return None
+
+
+def code_digest() -> str:
+    """Of all that a measurement runs: committing the results leaves it as it is, and a copy has it, too."""
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in ROOT.glob(pattern)):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def run_part(command: list[str], budget_s: float, report: Report) -> Iterator[str]:
@@ -131,11 +196,41 @@ def _end_session(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
-def write(report: Report) -> None:
+def read_results(path: Path) -> Report:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"stages": {}}
+
+
+def write(path: Path, report: Report) -> None:
     from git_scale.files import replaced_atomically
 
-    with replaced_atomically(RESULTS) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def write_tables() -> int:
+    from benchmarks.gpu.tables import with_tables
+    from git_scale.files import replaced_atomically
+
+    text = with_tables(README.read_text(encoding="utf-8"), read_results(RESULTS))
+    with replaced_atomically(README) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", default="", metavar="NAME,...", help="default: all")
+    parser.add_argument("--tables", action="store_true", help="write the tables of benchmarks/README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--tiny", action="store_true", help="rehearse with tiny shapes, also on a CPU: with --results"
+    )
+    args = parser.parse_args(argv)
+    if args.tiny and args.results == RESULTS:
+        parser.error("--tiny rehearses: give it a file of its own with --results FILE")
+    return args
 
 
 if __name__ == "__main__":
