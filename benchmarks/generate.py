@@ -157,9 +157,7 @@ def _ours(model: GitModel, pixels: Tensor, prefixes: Prefixes, decoding: Decodin
 
 
 def _theirs(model: Any, pixels: Tensor, prefixes: Prefixes, decoding: Decoding) -> Action:
-    prompts = torch.tensor(
-        prefixes, device=pixels.device
-    )  # [B, K, T]: of equal lengths, which spares them the padding
+    prompts = torch.tensor(prefixes, device=pixels.device)  # [B, K, T]: of equal lengths, without padding
 
     def act(count: int) -> list[list[int]]:
         tokens = prompts[:count].flatten(0, 1)

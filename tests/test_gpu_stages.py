@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.gpu import timeline, training
 from benchmarks.gpu.shapes import FULL, TINY
@@ -19,6 +18,7 @@ from benchmarks.gpu.stages import STAGES
 from benchmarks.gpu.tables import with_tables
 from git_scale.testing.distributed import run_distributed
 
+ROOT = Path(__file__).parents[1]
 MEASURED = {stage.name: stage for stage in STAGES if stage.measure}
 
 
@@ -123,7 +123,8 @@ def test_busy_time_is_a_union() -> None:
         ("triton_poi_fused_gelu_0", "element-wise, compiled"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>", "element-wise"),
         ("void at::native::reduce_kernel<512, 1>", "reductions"),
-        ("ncclDevKernel_AllReduce", "other"),
+        ("ncclDevKernel_AllReduce", "collectives"),
+        ("a kernel of tomorrow", "other"),
     ],
 )
 def test_kernels_are_told_apart_by_their_names(kernel: str, kind: str) -> None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 Overrides = tuple[str, ...]
 
 _TINY_DECODER = (
-    "model.decoder={layers: 2, width: 32, heads: 2, ffn: 64, positions: 64}",
+    "model.decoder={layers: 2, width: 32, heads: 2, ffn: 64, positions: 64, dropout: 0.0}",
     "model.vocab_size=200",
+    "optimizer.encoder_lr=1e-3",  # so that two steps lower the loss
+    "optimizer.decoder_lr=1e-3",
 )
 _TINY_VIT = (
     "model.encoder.options={embed_dim: 64, depth: 2, num_heads: 1, dynamic_img_size: true}",
@@ -45,7 +47,7 @@ class Shapes:
 
 FULL = Shapes(recipes={})
 
-# Every path of every stage in seconds on a CPU: what fails here would have failed on a GPU that is lent by the minute.
+# Every path of every stage in seconds on a CPU: what fails here would have failed on a GPU.
 TINY = Shapes(
     recipes={
         "git_base": ("model.encoder.image_size=32", "data.image_sizes=[32]", *_TINY_VIT),
@@ -58,6 +60,7 @@ TINY = Shapes(
     },
     text_tokens=6,
     accumulation=2,
+    timed=1,
     micro_batches=(2,),
     base_micro_batches=(1, 2),
     probes=(1, 2),

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
@@ -24,6 +24,7 @@ from benchmarks.gpu.training import Case, Session, Setting, synchronise
 
 # The first pattern that matches decides. Names are those of CUDA kernels, or of operators on a CPU.
 CLASSES = {
+    "collectives": r"nccl",
     "attention": r"flash|fmha|sdpa|attention|mha_",
     "convolution": r"conv|dgrad|wgrad|fprop|depthwise",
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|aten::(mm|addmm|bmm)$",
@@ -38,6 +39,12 @@ CLASSES = {
 OTHER = "other"
 CLOCK_INTERVAL_S = 0.05  # nvidia-smi answers some twenty times a second
 Span = tuple[float, float]  # microseconds
+
+
+class Kernel(NamedTuple):
+    name: str
+    span: Span
+    us: float
 
 
 def measure_timeline(session: Session, setting: Setting, micro_batch: int) -> Case:
@@ -60,8 +67,8 @@ def measure_timeline(session: Session, setting: Setting, micro_batch: int) -> Ca
         synchronise(session.device)
     kernels = kernels_of(trace.events(), session.device)
     by_class = Counter[str]()
-    for name, (begin, end) in kernels:
-        by_class[class_of(name)] += end - begin
+    for kernel in kernels:
+        by_class[class_of(kernel.name)] += kernel.us
     return {
         "recipe": session.recipe,
         "compile": setting.compile,
@@ -69,20 +76,24 @@ def measure_timeline(session: Session, setting: Setting, micro_batch: int) -> Ca
         "accumulation": session.shapes.accumulation,
         "step_ms": round(untraced_s * 1e3, 2),
         "kernels": len(kernels),
-        "busy_share": round(busy_share([span for _, span in kernels]), 4),
+        "busy_share": round(busy_share([kernel.span for kernel in kernels]), 4),
         "sm_clock_mhz": round(sum(clocks) / len(clocks)) if clocks else None,
         "ms_by_class": {name: round(us / 1e3, 3) for name, us in by_class.most_common()},
         "depthwise_ms": round(depthwise_us(trace.events(), session.device) / 1e3, 3),
     }
 
 
-def kernels_of(events: Iterable[Any], device: torch.device) -> list[tuple[str, Span]]:
-    """What ran on the device: kernels and copies on a GPU; on a CPU the operators that call no other."""
-    if device.type == "cuda":
-        chosen = [event for event in events if event.device_type == DeviceType.CUDA and event.name]
-    else:
-        chosen = [event for event in events if event.name.startswith("aten::") and not event.cpu_children]
-    return [(event.name, (event.time_range.start, event.time_range.end)) for event in chosen]
+def kernels_of(events: Iterable[Any], device: torch.device) -> list[Kernel]:
+    """What ran on the device: kernels and copies on a GPU; on a CPU operators, without those that they call."""
+    on_gpu = device.type == "cuda"
+    found = []
+    for event in events:
+        span = event.time_range.start, event.time_range.end
+        if on_gpu and event.device_type == DeviceType.CUDA:
+            found.append(Kernel(event.name, span, span[1] - span[0]))
+        elif not on_gpu and event.name.startswith("aten::"):
+            found.append(Kernel(event.name, span, event.self_cpu_time_total))
+    return found
 
 
 def class_of(name: str) -> str:

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "gpu.json").read_text())
 CASES = [
     case
-    for recipe in ("git_base", "git_large", "git2")
-    for case in RESULTS[recipe]["cases"]
-    if "peak_gib" in case and not case["compile"]  # compiled blocks are not modelled
+    for stage in ("base", "large", "large_bf16_gradients", "git2", "git2_bf16_gradients")
+    for case in RESULTS["stages"].get(stage, {"results": []})["results"]
+    if "mfu" in case and not case["compile"]  # compiled blocks are not modelled
 ]
 
 
@@ -32,7 +32,7 @@ def planned_gib(case: dict[str, Any]) -> float:
             f"train.activation_checkpointing={case['activation_checkpointing']}",
             f"data.texts_per_image={case['texts']}",
             f"data.max_text_tokens={case['text_tokens']}",
-            f"train.gradient_precision={case.get('gradient_precision', 'bf16')}",  # as all were before it was said
+            f"train.gradient_precision={case['gradient_precision']}",
         ],
     )
     ds_config = read_ds_config(ROOT / "ds_configs" / "zero1.json")
