@@ -10,10 +10,9 @@ losses of every step, the evaluations and the best checkpoint are compared with 
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -155,11 +154,9 @@ class Run:
 def _kill(process: subprocess.Popen[bytes], one_rank: bool) -> None:
     """SIGKILL to the launcher and all ranks, or to one rank, after which the launcher ends the others."""
     children = psutil.Process(process.pid).children(recursive=True)
-    if one_rank and children:
-        children[-1].kill()
-    else:
-        os.killpg(process.pid, signal.SIGKILL)
-        for child in children:  # ranks have sessions of their own
-            child.kill()
+    victims = children[-1:] if one_rank and children else [*children, psutil.Process(process.pid)]
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
     process.wait(TIMEOUT_S)
     psutil.wait_procs(children, TIMEOUT_S)
