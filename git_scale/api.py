@@ -105,15 +105,15 @@ class ImageToText:
     ) -> list[list[Scored]]:
         """The `count` best captions in each picture's beam search, best first, scored as the search ranks them.
 
+        `count` is at most `beams`. Raises ConfigError for numbers that are no search, as `caption` and `answer` do.
+
         >>> best, second = model.candidates("photo.png", count=2)[0]
         >>> best.text, best.score > second.score
         ('a big red square', True)
         """
         begin = self._caption_prefix(prefix)
-        new = max_new_tokens or self._room(len(begin))
-        decoding = Decoding(
-            max_new_tokens=new, beams=max(beams, count), length_penalty=length_penalty, n_best=count
-        )
+        new = self._room(len(begin)) if max_new_tokens is None else max_new_tokens
+        decoding = Decoding(max_new_tokens=new, beams=beams, length_penalty=length_penalty, n_best=count)
         items = _listed(images)
         found = self.predictor.generate(items, [[begin]] * len(items), decoding)
         return [[self._scored(text, begin) for text in texts] for (texts,) in found]
@@ -135,7 +135,7 @@ class ImageToText:
         [['a big red square', 'a big red square']]
         """
         begin = self._caption_prefix(prefix)
-        new = max_new_tokens or self._room(len(begin))
+        new = self._room(len(begin)) if max_new_tokens is None else max_new_tokens
         decoding = Decoding(
             max_new_tokens=new, n_best=count, temperature=temperature, top_k=top_k, top_p=top_p
         )
@@ -173,7 +173,8 @@ class ImageToText:
         items = _listed(images)
         asked = per_image(questions, len(items), "questions")
         prefixes = [[self._question_prefix(question) for question in row] for row in asked]
-        new = max_new_tokens or self._room(self._run.data.max_text_tokens - 1)
+        room = self._room(self._run.data.max_text_tokens - 1)
+        new = room if max_new_tokens is None else max_new_tokens
         decoding = Decoding(max_new_tokens=new, beams=beams, length_penalty=length_penalty)
         found = self.predictor.generate(items, prefixes, decoding)
         answers = [[self._tokenizer.decode(texts[0].tokens) for texts in row] for row in found]

@@ -6,41 +6,68 @@ Nothing here imports torch, so that a login node, a SLURM script or a test can r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from git_scale.errors import ConfigError
+from git_scale.paths import expanded
+
+Text = Annotated[str, Field(min_length=1)]
+UserPath = Annotated[Text, AfterValidator(expanded)]
+"""A path; `~` and `$NAME` are taken for what they stand for."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`train.steps=yes` would pass as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        given = value if isinstance(value, list | tuple) else [value]
+        is_switch = cls.model_fields[str(info.field_name)].annotation is bool
+        if not is_switch and any(isinstance(item, bool) for item in given):
             raise ValueError("a switch was given where none is asked for")
         return value
 
 
+def renamed(encoder: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's section with `start` in the place of the switch `pretrained`, which it had before."""
+    if "start" in encoder or not isinstance(encoder.get("pretrained"), bool):
+        return encoder
+    kept = {key: value for key, value in encoder.items() if key != "pretrained"}
+    return {**kept, "start": "timm" if encoder["pretrained"] else "scratch"}
+
+
 class EncoderConfig(Section):
-    name: str = "vit_base_patch16_clip_quickgelu_224"
+    name: Text = "vit_base_patch16_clip_quickgelu_224"
     """Any timm architecture that yields feature tokens or a feature grid."""
     image_size: int = Field(224, ge=8)
     """Side of the square input in pixels, for evaluation and (unless data.image_sizes) for training."""
-    pretrained: bool = False
-    """Start from timm's published weights of that name (needs a download or a cache)."""
+    start: UserPath = "scratch"
+    """Where its first weights come from: an encoder's folder or file (tools/convert_checkpoint.py imports one; of a
+    whole GIT its encoder is taken), timm (its published weights of that name, downloaded or cached), or scratch. Not
+    asked when init_from brings an encoder, nor when a run goes on."""
     position_std: float | None = Field(None, gt=0)
     """Of a ViT's first table of positions; none: timm's 0.02, which is little beside the embeddings of patches. From
     scratch and with few pictures, 0.5 shows places to the first attention at once."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_an_older_recipe(cls, value: Any) -> Any:
+        return renamed(value) if isinstance(value, dict) else value
 
 
 class DecoderConfig(Section):
@@ -70,11 +97,11 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: str = "data/train"
+    train: UserPath = "data/train"
     """Folder of tar shards to train on."""
-    heldout: str | None = None
+    heldout: UserPath | None = None
     """Folder of tar shards for evaluation; none: no evaluation."""
-    tokenizer: str = "data/tokenizer.model"
+    tokenizer: UserPath = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
     task: Literal["caption", "vqa"] = "caption"
     """vqa: questions as prefixes, the loss on the answer and the end token; one of the answers is drawn per epoch."""
@@ -125,7 +152,7 @@ class TrainConfig(Section):
     """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[Text, ...] = ()
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
@@ -158,6 +185,8 @@ class EvalConfig(Section):
     max_new_tokens: int = Field(40, ge=1)
     beams: int = Field(1, ge=1)
     """1: greedy. The paper's captions come from 4."""
+    on_training_data: bool = False
+    """Allow data.heldout to be data.train, as when a few samples are overfitted on purpose; else that is refused."""
     length_penalty: float = Field(0.6, ge=0)
     """Exponent of the length in a beam's score; see git_scale/models/decoding.py."""
 
@@ -167,7 +196,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one more is written at the end."""
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
-    best: str | None = None
+    best: Text | None = None
     """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, exact_match, cider, vqa_accuracy.
     Of equal values the one with the lower held-out loss is kept, then the later one."""
 
@@ -178,10 +207,10 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
-    run_dir: str = "runs/git"
+    run_dir: UserPath = "runs/git"
     """Everything a run writes: config.yaml, checkpoints/, tensorboard/, metrics.jsonl, pictures/."""
     seed: int = Field(0, ge=0)
-    init_from: str | None = None
+    init_from: UserPath | None = None
     """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
     imported image encoder. None: random. A run that goes on takes its own checkpoint."""
     model: ModelConfig = ModelConfig()
@@ -217,79 +246,3 @@ def check_world(run: RunConfig, dp: int) -> None:
                 f" x {dp} ranks = {per_pass}: set train.global_batch={nearest} or another train.micro_batch"
             ]
         )
-
-
-def contradictions(run: RunConfig) -> Iterator[str]:
-    """Problems between fields, each with what to change."""
-    decoder, data, train = run.model.decoder, run.data, run.train
-    if decoder.width % decoder.heads:
-        yield (
-            f"model.decoder.heads={decoder.heads} does not divide model.decoder.width={decoder.width}:"
-            f" set model.decoder.heads={_nearest_divisor(decoder.width, decoder.heads)}"
-        )
-    if data.max_text_tokens > decoder.positions:
-        yield (
-            f"data.max_text_tokens={data.max_text_tokens} exceeds model.decoder.positions={decoder.positions}:"
-            f" set data.max_text_tokens={decoder.positions} or less"
-        )
-    if run.eval.max_new_tokens >= decoder.positions:
-        yield (
-            f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
-            f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
-        )
-    if data.task == "vqa" and data.max_text_tokens + run.eval.max_new_tokens > decoder.positions:
-        yield (
-            f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
-            f" (answer) exceed model.decoder.positions={decoder.positions}: set eval.max_new_tokens lower"
-        )
-    if data.resize == "fit" and train.micro_batch > 1:
-        yield (
-            f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
-            " its own shape: set train.micro_batch=1 or data.resize=pad"
-        )
-    yield from _contradictions_of_computation(run)
-    if run.parallel.sequence and train.micro_batch % run.parallel.tp:
-        yield (
-            f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"
-            f" parallel.sequence divides its pictures: set"
-            f" train.micro_batch={-(-train.micro_batch // run.parallel.tp) * run.parallel.tp} or"
-            " parallel.sequence=false"
-        )
-    if run.checkpoint.best is not None and data.heldout is None:
-        yield f"checkpoint.best={run.checkpoint.best!r} is measured on held-out data: set data.heldout"
-    low, high = data.crop_scale
-    if not 0 < low <= high <= 1:
-        yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"
-    if any(size < 8 for size in data.image_sizes):
-        yield f"data.image_sizes={list(data.image_sizes)}: sides of at least 8 pixels are needed"
-    if run.optimizer.warmup_steps >= train.steps:
-        yield (
-            f"optimizer.warmup_steps={run.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}:"
-            f" set optimizer.warmup_steps={train.steps // 10}"
-        )
-    if not all(0 <= beta < 1 for beta in run.optimizer.betas):
-        yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
-
-
-def _contradictions_of_computation(run: RunConfig) -> Iterator[str]:
-    train = run.train
-    if train.precision == "fp32" and train.gradient_precision == "bf16":
-        yield (
-            "train.gradient_precision=bf16 is for runs in bf16, and train.precision=fp32: leave"
-            " train.gradient_precision out or set train.precision=bf16"
-        )
-    if train.compile and run.parallel.tp > 1:
-        yield (
-            f"train.compile=true does not go with parallel.tp={run.parallel.tp}, whose layers exchange numbers within"
-            " a block: set train.compile=false"
-        )
-    if train.compile and run.data.resize == "fit":
-        yield (
-            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
-            " train.compile=false or data.resize=pad"
-        )
-
-
-def _nearest_divisor(number: int, wish: int) -> int:
-    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-    return min(divisors, key=lambda candidate: abs(candidate - wish))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from git_scale.config import RunConfig, contradictions
-from git_scale.errors import ConfigError
+from git_scale import text_files
+from git_scale.config import RunConfig, renamed
+from git_scale.contradictions import contradictions
+from git_scale.errors import ConfigError, UserError
+from git_scale.paths import expanded
+from git_scale.yaml_tree import read_text, read_tree, text_kind, type_of
+
+log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "configs"
 
@@ -31,65 +38,143 @@ def load_run(recipe: str, overrides: Iterable[str] = (), start: Start | None = N
     `start` is asked for what lies below the recipe when the run has an `init_from`.
     Raises ConfigError with every problem at once; an unknown key is answered with the nearest known one.
     """
-    tree = _read_recipe(recipe)
-    problems = [problem for text in overrides if (problem := _apply(tree, text))]
-    if start and isinstance(init_from := tree.get("init_from"), str):
-        tree = _laid_over(start(init_from, str(tree.get("run_dir", RunConfig().run_dir))), tree)
-    return validated(tree, problems)
+    run, problems = draft_run(recipe, overrides, start)
+    if problems:
+        raise ConfigError(problems)
+    return run
+
+
+def draft_run(
+    recipe: str, overrides: Iterable[str] = (), start: Start | None = None
+) -> tuple[RunConfig, list[str]]:
+    """As load_run, and what is wrong with it: the run then has defaults in the places of what cannot be used.
+
+    Raises ConfigError for a recipe that cannot be read at all.
+    """
+    tree, problems = _read_recipe(recipe)
+    before, given = copy.deepcopy(tree), dict[str, str]()
+    for text in overrides:
+        problems += _apply(tree, text, given)
+    problems += _left_behind(before, tree, given)
+    try:
+        if start and isinstance(init_from := tree.get("init_from"), str):
+            run_dir = str(tree.get("run_dir", RunConfig().run_dir))
+            tree = _laid_over(start(expanded(init_from), expanded(run_dir)), tree)
+    except UserError as error:
+        problems.append(f"init_from: {error}")
+    except ValueError:
+        pass  # a path that cannot be expanded, which the tree says better
+    return _validated(tree, problems)
 
 
 def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
     """The run with `section.key=value` overrides. Raises ConfigError with every problem at once."""
     tree = run.model_dump(mode="json")
-    problems = [problem for text in overrides if (problem := _apply(tree, text))]
-    return validated(tree, problems)
-
-
-def validated(tree: dict[str, Any], problems: list[str]) -> RunConfig:
-    """The tree as a run; raises ConfigError with `problems` and everything else that is wrong with it."""
-    try:
-        run = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += [_explain(item) for item in error.errors()]
-        # The rest, with defaults in the place of what is wrong, may hold contradictions to report as well.
-        run = RunConfig.model_validate(_without(tree, [item["loc"] for item in error.errors()]))
-    if problems := problems + list(contradictions(run)):
+    problems: list[str] = []
+    given: dict[str, str] = {}
+    for text in overrides:
+        problems += _apply(tree, text, given)
+    run, problems = _validated(tree, problems)
+    if problems:
         raise ConfigError(problems)
     return run
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    path = Path(recipe) if recipe.endswith((".yaml", ".yml")) else RECIPES / f"{recipe}.yaml"
+def _validated(tree: dict[str, Any], problems: list[str]) -> tuple[RunConfig, list[str]]:
+    """The tree as a run, and `problems` with everything else that is wrong with it."""
+    try:
+        run = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = problems + [_explain(item) for item in error.errors()]
+        # The rest, with defaults in the place of what is wrong, may hold contradictions to report as well.
+        run = RunConfig.model_validate(_without(tree, [item["loc"] for item in error.errors()]))
+    return run, problems + list(contradictions(run))
+
+
+def _read_recipe(recipe: str) -> tuple[dict[str, Any], list[str]]:
+    """The tree of a recipe, and what is wrong with how it is written."""
+    path = _recipe_path(recipe)
     if not path.is_file():
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
         hint = _nearest(recipe, known)
         raise ConfigError([f"--config {recipe}: no such recipe or file{hint}; recipes: {', '.join(known)}"])
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree, problems = read_tree(text_files.read_text(path), RunConfig)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError([f"{path}: not valid YAML: {error}"]) from None
+    except OSError as error:
+        raise ConfigError([f"--config {path}: {error.strerror}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}"])
-    return tree
+    encoder = _get(tree, "model.encoder")
+    if isinstance(encoder, dict) and (new := renamed(encoder)) is not encoder:
+        log.warning("%s: model.encoder.pretrained is read as model.encoder.start=%s", path, new["start"])
+        tree["model"]["encoder"] = new
+    return tree, [f"{path}: {problem}" for problem in problems]
 
 
-def _apply(tree: dict[str, Any], override: str) -> str | None:
-    """Writes one `section.key=value` into the tree; returns the problem, if any."""
+def _recipe_path(recipe: str) -> Path:
+    if not recipe.endswith((".yaml", ".yml")):
+        return RECIPES / f"{recipe}.yaml"
+    try:
+        return Path(expanded(recipe))
+    except ValueError as error:
+        raise ConfigError([f"--config {recipe}: {error}"]) from None
+
+
+def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[str]:
+    """Writes one `section.key=value` into the tree and `given` (key -> override); returns the problems."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        return f"{override!r}: an override is written section.key=value"
+        return [f"{override!r}: an override is written section.key=value"]
+    wanted = type_of(RunConfig, key)
+    problems: list[str] = []
     try:
-        value = yaml.load(text, _Loader)
+        if (kind := text_kind(wanted)) == "other":
+            value, problems = read_tree(text, wanted)
+        else:
+            value = read_text(text, is_optional=kind == "optional")
     except yaml.YAMLError:
-        return f"{override!r}: the value is not valid YAML"
+        hint = "; a word with * or : in it stands in quotes" if "*" in text else ""
+        return [f"{override!r}: the value is not valid YAML{hint}"]
+    if given.setdefault(key, override) != override:
+        log.warning("%s: takes the place of %s, given before it", override, given[key])
+    given[key] = override
+    if key == "model.encoder.pretrained" and isinstance(value, bool):  # as recipes had it before
+        key, value = "model.encoder.start", renamed({"pretrained": value})["start"]
+        log.warning("%s: the key is model.encoder.start now, and this is read as %s=%s", override, key, value)
     *sections, last = key.split(".")
     node = tree
     for section in sections:
         node = node.setdefault(section, {})
         if not isinstance(node, dict):
-            return f"{override!r}: {section} is a value, not a section"
-    node[last] = value
-    return None
+            return [f"{override!r}: {section} is a value, not a section"]
+    above = {last: value}
+    node.update(_laid_over(node, above))
+    return [f"{override!r}: {problem}" for problem in problems]
+
+
+def _left_behind(before: dict[str, Any], tree: dict[str, Any], given: Iterable[str]) -> Iterator[str]:
+    """Values of the recipe that go with one which an override has changed."""
+    size, sizes = "model.encoder.image_size", "data.image_sizes"
+    old, new, stay = _get(before, size), _get(tree, size), _get(tree, sizes)
+    if sizes in given or not (
+        isinstance(old, int) and isinstance(new, int) and isinstance(stay, list) and stay
+    ):
+        return
+    if old != new and stay == _get(before, sizes) and all(isinstance(side, int) for side in stay):
+        step = math.gcd(*stay)
+        scaled = sorted({max(step, round(side * new / old / step) * step) for side in stay})
+        yield (
+            f"{size}={new}, but the recipe trains at {sizes}={stay}, made for {old} pixels: set {sizes}={scaled}"
+            f" as well, or {sizes}=[] for the one size"
+        )
+
+
+def _get(tree: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -99,17 +184,6 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "options"
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that reads 1e-4 as a number, as YAML 1.2 does; 1.1 wants 1.0e-4 and makes a string of the other."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def _without(tree: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:
@@ -131,7 +205,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"{key}={error['input']!r}: unknown key{_nearest(key, list(known_keys()))}"
-    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

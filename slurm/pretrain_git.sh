@@ -4,6 +4,8 @@
 #   sbatch --time=24:00:00 slurm/pretrain_git.sh [section.key=value ...]
 #   sbatch --time=24:00:00 --nodes=2 slurm/pretrain_git.sh --config git_base
 #
+# The image encoder is imported before, into the folder under model.encoder.start of the recipe (README, Pretrain).
+#
 # Any line below is overridden by the same option before the script's name, and the recipe or DeepSpeed JSON by another
 # --config or --ds_config after it. docs/slurm.md has the rest.
 #SBATCH --job-name=git

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Pretrains GIT2 (5.1B parameters) on 128 GPUs under ZeRO-3:
 #
-#   sbatch --time=24:00:00 slurm/pretrain_git2.sh [section.key=value ...]
+#   sbatch --time=24:00:00 slurm/pretrain_git2.sh model.encoder.start=FOLDER [section.key=value ...]
+#
+# FOLDER: a DaViT of that size, contrastively pretrained as the paper's, of which none is published; or scratch, with
+# rates for that (git_scale/configs/git2.yaml).
 #
 # Any line below is overridden by the same option before the script's name, and the recipe or DeepSpeed JSON by another
 # --config or --ds_config after it. docs/slurm.md has the rest.

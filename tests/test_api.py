@@ -136,6 +136,23 @@ def test_length_and_its_default(model: ImageToText) -> None:
         model.caption(picture("red", "big"), max_new_tokens=500)
 
 
+@pytest.mark.parametrize("name", ["beams", "max_new_tokens"])
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_numbers_that_are_no_search(model: ImageToText, name: str, number: float) -> None:
+    image = picture("red", "big")
+    for ask in (
+        lambda: model.caption(image, **{name: number}),
+        lambda: model.candidates(image, count=1, **{name: number}),
+        lambda: model.answer(image, "what colour?", **{name: number}),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}={number}"):
+            ask()
+    with pytest.raises(ConfigError, match="max_new_tokens=0"):
+        model.sample(image, max_new_tokens=0)
+    with pytest.raises(ConfigError, match="n_best=8 exceeds beams=4: set beams=8"):
+        model.candidates(image, count=8)
+
+
 def test_samples(model: ImageToText) -> None:
     pictures = [picture("red", "big"), picture("blue", "tiny")]
     hot = model.sample(pictures, count=6, temperature=5.0, seed=1)

@@ -42,7 +42,7 @@ def test_a_stage_runs(name: str, measured: dict[str, list[dict[str, Any]]]) -> N
     for result in found:
         if "images_per_s" in result:
             batch = result["accumulation"] * result["micro_batch"]
-            assert result["images_per_s"] == pytest.approx(batch / result["step_s"], rel=0.01)
+            assert result["images_per_s"] == pytest.approx(batch / result["step_s"], rel=0.01, abs=0.06)
         if "mfu" in result:
             assert result["mfu"] > 0
             assert result["last_loss"] < result["first_loss"], "it trains on the one batch that it sees"

@@ -15,7 +15,7 @@ from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
 from git_scale.checkpoint.huggingface_check import check_as_a_user
 from git_scale.checkpoint.names import Row, cut, huggingface_rows
-from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, tokenizer_of
+from git_scale.checkpoint.opened import Opened, open_checkpoint, tokenizer_of
 from git_scale.checkpoint.probe import (
     ExportReport,
     compare,
@@ -50,7 +50,7 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
         )
     tokenizer = tokenizer_of(opened)
     with torch.device("meta"):
-        model = GitModel(architecture(opened))
+        model = GitModel(opened.run.model)
     vision = _vision_config(model, opened.run.model)
     rows = huggingface_rows(opened.run.model, vision["num_hidden_layers"])
     shapes = _shapes(rows, model)

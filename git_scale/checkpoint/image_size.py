@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint.names import ENCODER
-from git_scale.checkpoint.opened import Opened, architecture
+from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig
 from git_scale.errors import CheckpointError
@@ -43,7 +43,7 @@ def with_image_size(opened: Opened, image_size: int) -> Opened:
     if image_size == encoder.image_size:
         return opened
     with torch.device("meta"):
-        vit = ImageEncoder(architecture(opened).encoder).backbone
+        vit = ImageEncoder(opened.run.model.encoder).backbone
     if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
         return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
     patch = vit.patch_embed.patch_size

@@ -28,11 +28,10 @@ from git_scale.checkpoint.card import (
 )
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG, MANIFEST
-from git_scale.checkpoint.opened import Opened, architecture, open_checkpoint, read_run, tokenizer_of
+from git_scale.checkpoint.opened import Opened, open_checkpoint, read_run, tokenizer_of
 from git_scale.checkpoint.probe import ExportReport, compare, probe
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
 from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, read_finite
-from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer, WordPieceTokenizer
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, write_bytes
@@ -90,7 +89,7 @@ def export_native(
     """
     tokenizer = None if opened.holds_encoder_only else tokenizer_of(opened, tokenizer_file)
     with torch.device("meta"):
-        config = architecture(opened)
+        config = opened.run.model
         module = ImageEncoder(config.encoder) if opened.holds_encoder_only else GitModel(config)
     prefix = "encoder." if opened.holds_encoder_only else ""
     state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
@@ -124,7 +123,6 @@ def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> li
         written.append(write_tokenizer(tokenizer, folder))
         name = written[0].name
         run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": name})})
-    run = RunConfig.model_validate(run.model_dump() | {"model": architecture(opened).model_dump()})
     texts = {
         CONFIG: without_local_paths(run).to_yaml(),
         ORIGIN: json.dumps({"source": opened.kind, "step": opened.step}),

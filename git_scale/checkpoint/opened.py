@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.lookalikes import refuse_lookalike_folder
 from git_scale.checkpoint.weights import TrainingWeights, Weights, check_files, check_names, read_finite
-from git_scale.config import ModelConfig, RunConfig
+from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
 from git_scale.models.deferred import Deferred
@@ -29,7 +29,6 @@ from git_scale.models.git import GitModel
 
 __all__ = [
     "Opened",
-    "architecture",
     "check_names",
     "load_encoder",
     "load_model",
@@ -101,7 +100,7 @@ def read_run(checkpoint: Path) -> RunConfig:
 def load_model(opened: Opened) -> GitModel:
     """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
     refuse_encoder_alone(opened)
-    model: GitModel = _filled(lambda: GitModel(architecture(opened)), opened, prefix="")
+    model: GitModel = _filled(lambda: GitModel(opened.run.model), opened, prefix="")
     if opened.run.model.decoder.tied:
         model.decoder.head.weight = model.decoder.embedding.words.weight
     return model
@@ -135,16 +134,8 @@ def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
 
 def load_encoder(opened: Opened) -> ImageEncoder:
     """The image encoder alone, as load_model."""
-    encoder: ImageEncoder = _filled(
-        lambda: ImageEncoder(architecture(opened).encoder), opened, prefix="encoder."
-    )
+    encoder: ImageEncoder = _filled(lambda: ImageEncoder(opened.run.model.encoder), opened, prefix="encoder.")
     return encoder
-
-
-def architecture(opened: Opened) -> ModelConfig:
-    """The recipe's model without its wish for published first weights."""
-    encoder = opened.run.model.encoder.model_copy(update={"pretrained": False})
-    return opened.run.model.model_copy(update={"encoder": encoder})
 
 
 def _filled(build: Callable[[], torch.nn.Module], opened: Opened, prefix: str) -> Any:

@@ -99,9 +99,16 @@ def load_predictor(
     folder: Path, device: str | torch.device | None, dtype: torch.dtype, tokenizer: Path | None
 ) -> Predictor:
     """Raises CheckpointError when no model or no tokenizer of it is there, UserError for a missing device."""
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"device={device}: no device of torch; cpu, cuda and cuda:0 are some") from None
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device}: torch finds no GPU here; use device=cpu")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={device}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0"
+        )
     opened = open_checkpoint(folder)
     words = tokenizer_of(opened, tokenizer)
     model = load_model(opened).to(target, dtype).eval().requires_grad_(False)

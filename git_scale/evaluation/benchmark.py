@@ -11,7 +11,6 @@ import torch
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened import (
     Opened,
-    architecture,
     open_checkpoint,
     refuse_encoder_alone,
     tokenizer_of,
@@ -63,7 +62,7 @@ def evaluate_checkpoint(
 
 def benchmark_run(opened: Opened, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
     """The checkpoint's recipe with the benchmark's data and task, on one rank per copy. Raises ConfigError."""
-    run = opened.run.model_copy(update={"model": architecture(opened), "parallel": ParallelConfig()})
+    run = opened.run.model_copy(update={"parallel": ParallelConfig()})
     given = [f"data.heldout={data}"] + ([f"data.task={task}"] if task else [])
     return adjusted(run, [*given, *overrides])
 

@@ -46,17 +46,19 @@ class Decoding:
 
     def _problems_of_lengths(self) -> list[str]:
         problems = [
-            f"{name}={value}: at least 1 is needed"
+            f"{name}={value}: {'at least 1' if _is_whole(value) else 'a whole number'} is needed"
             for name in ("max_new_tokens", "beams", "n_best")
-            if (value := getattr(self, name)) < 1
+            if not _is_whole(value := getattr(self, name)) or value < 1
         ]
+        if problems:
+            return problems
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             problems.append(
                 f"min_new_tokens={self.min_new_tokens} does not lie in 0..max_new_tokens={self.max_new_tokens}"
             )
         if not math.isfinite(self.length_penalty):
             problems.append(f"length_penalty={self.length_penalty}: a finite number is needed")
-        if self.n_best > max(self.beams, 1) and not self.samples:
+        if self.n_best > self.beams and not self.samples:
             problems.append(f"n_best={self.n_best} exceeds beams={self.beams}: set beams={self.n_best}")
         return problems
 
@@ -69,8 +71,8 @@ class Decoding:
             problems.append(f"temperature={self.temperature}: a number above 0 is needed")
         if self.beams != 1:
             problems.append(f"temperature={self.temperature} samples, which needs beams=1 (is {self.beams})")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k={self.top_k}: at least 1 is needed")
+        if self.top_k is not None and not (_is_whole(self.top_k) and self.top_k >= 1):
+            problems.append(f"top_k={self.top_k!r}: a whole number of at least 1 is needed")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top_p={self.top_p} does not lie in (0, 1]")
         return problems
@@ -79,6 +81,10 @@ class Decoding:
         """Scores of texts with these sums of log-probabilities and lengths."""
         divisor = ((5 + torch.as_tensor(lengths, dtype=sums.dtype)) / 6) ** self.length_penalty
         return sums / divisor.to(sums.device)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

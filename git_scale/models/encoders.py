@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
+import inspect
+import math
 from typing import Any
 
 import torch
@@ -16,6 +18,22 @@ from git_scale.errors import ConfigError
 from git_scale.models.attention import take_over_attentions
 
 Grid = tuple[int, int]
+
+# Keyword arguments of timm.create_model that are no option of an architecture, and who has them instead
+TAKEN_OPTIONS = {
+    "img_size": "set model.encoder.image_size",
+    "in_chans": "pictures have three channels",
+    "num_classes": "a GIT has no classifier",
+    "global_pool": "a GIT takes all tokens",
+    "features_only": "a GIT takes the last features",
+    **dict.fromkeys(
+        ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+        "first weights come from model.encoder.start",
+    ),
+    **dict.fromkeys(
+        ("scriptable", "exportable", "no_jit"), "the model is neither scripted nor exported by timm"
+    ),
+}
 
 # Keeps the declared operators alive: torch.library drops them with the object.
 _TORCHVISION_STAND_IN: list[torch.library.Library] = []
@@ -88,14 +106,16 @@ class ImageEncoder(nn.Module):
     A ViT keeps its class token (GIT uses all tokens after the last norm); a feature grid is read row by row.
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, published: bool = False) -> None:
+        """Random first values, whatever config.start says; `published`: timm's weights of that name."""
         super().__init__()
         self._name = config.name
-        self.backbone: Any = _create_timm_model(config)  # timm's models share no typed base class
+        self.backbone: Any = _create_timm_model(config, published)  # timm's models share no typed base class
         if config.position_std is not None:
             _scale_positions(self.backbone, config.name, config.position_std)
         # of what leaves the model: some families widen the last grid in their head
         self.width = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        self.size_step = _size_step(self.backbone)  # pixels per token and side
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
 
@@ -130,7 +150,7 @@ class ImageEncoder(nn.Module):
             self.backbone.grad_checkpointing = False
 
 
-def _create_timm_model(config: EncoderConfig) -> Any:
+def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
     declare_torchvision_operators()
     import timm
 
@@ -138,16 +158,19 @@ def _create_timm_model(config: EncoderConfig) -> Any:
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError([f"model.encoder.name={config.name!r}: timm has no such model{hint}"])
+    if taken := TAKEN_OPTIONS.keys() & config.options.keys():
+        raise ConfigError([f"model.encoder.options.{key}: {TAKEN_OPTIONS[key]}" for key in sorted(taken)])
     options = copy.deepcopy(config.options)  # timm changes lists that it is given
     if timm.get_pretrained_cfg(config.name, allow_unregistered=True).fixed_input_size:
         options["img_size"] = config.image_size
     try:
         backbone = timm.create_model(
-            config.name, pretrained=config.pretrained, num_classes=0, global_pool="", **options
+            config.name, pretrained=published, num_classes=0, global_pool="", **options
         )
     except (TypeError, AssertionError, ValueError, LookupError) as error:
+        hint = _nearest_options(config) if isinstance(error, TypeError) else ""
         raise ConfigError(
-            [f"model.encoder: timm refuses {config.name!r} with options {options}: {error}"]
+            [f"model.encoder: timm refuses {config.name!r} with options {options}: {error}{hint}"]
         ) from error
     is_vit = isinstance(backbone, timm.models.VisionTransformer)
     if is_vit and backbone.dynamic_img_size and backbone.pos_embed is not None:
@@ -155,6 +178,31 @@ def _create_timm_model(config: EncoderConfig) -> Any:
     _replace_modules(backbone, timm.layers.QuickGELU, QuickGelu)
     take_over_attentions(backbone)
     return backbone
+
+
+def _nearest_options(config: EncoderConfig) -> str:
+    """Of the options that the architecture does not name, the nearest that it does."""
+    import timm
+
+    with torch.device("meta"):
+        kind = type(timm.create_model(config.name))
+    known = [name for name in inspect.signature(kind.__init__).parameters if name not in TAKEN_OPTIONS]
+    close = {
+        name: match[0]
+        for name in config.options
+        if name not in known and (match := difflib.get_close_matches(name, known, n=1))
+    }
+    return "".join(f"; did you mean {match} for {name}?" for name, match in close.items())
+
+
+def _size_step(backbone: Any) -> int:
+    """The stride of the last features, or that of the patches."""
+    stages = getattr(backbone, "feature_info", None)
+    stride = stages[-1].get("reduction") if isinstance(stages, list) and stages else None
+    if isinstance(stride, int):
+        return stride
+    patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
+    return math.lcm(*patch) if isinstance(patch, tuple | list) else int(patch)
 
 
 def _scale_positions(backbone: Any, name: str, std: float) -> None:

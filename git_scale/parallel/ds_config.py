@@ -7,6 +7,7 @@ from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.parallel.ds_keys import key_problems
 from git_scale.text_files import read_json
 
 # DeepSpeed key -> where the run holds that value. A second owner could only disagree.
@@ -60,6 +61,9 @@ def read_ds_config(path: str | Path | None) -> dict[str, Any]:
     zero = tree.get("zero_optimization", {})
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         problems.append(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, found {zero!r}")
+        zero = {}
+    others = {key: value for key, value in tree.items() if key not in OWNED_BY_THE_RUN}
+    problems += [f"{path}: {problem}" for problem in key_problems({**others, "zero_optimization": zero})]
     if problems:
         raise ConfigError(problems)
     return tree

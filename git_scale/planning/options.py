@@ -103,7 +103,7 @@ def model_flops(run: RunConfig) -> int:
     Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder as one that learns. Raises
     ConfigError when the encoder does not take pictures of that size.
     """
-    return _model_flops(run.model_copy(update={"train": RunConfig().train, "run_dir": ""}).to_yaml())
+    return _model_flops(run.model_copy(update={"train": RunConfig().train, "run_dir": "any"}).to_yaml())
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ import torch
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
 from git_scale.data.coverage import report_coverage
-from git_scale.data.images import longest_side
 from git_scale.data.loader import build_train_loader
 from git_scale.data.shards import ShardSet
-from git_scale.data.tokenizer import Tokenizer, load_tokenizer
-from git_scale.errors import ConfigError
+from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.scores import check_metric
 from git_scale.models.compiled import compile_blocks
@@ -30,9 +29,17 @@ from git_scale.parallel.topology import Topology
 from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
-from git_scale.training.start import build_model, encoder_learns, first_values
+from git_scale.training.preflight import (
+    check_data,
+    check_image_sizes,
+    load_fitting_tokenizer,
+    training_shapes,
+)
+from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer
+from git_scale.training.start import build_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def build_trainer(
@@ -46,10 +53,12 @@ def build_trainer(
     check_world(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_metric(run.data.task, run.checkpoint.best)
+    run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
     shards = open_shards_together(topology, run.data.train)
     heldout = run.data.heldout
     heldout_shards = open_shards_together(topology, heldout) if heldout else None
+    first_rank_first(topology, lambda: check_data(run, shards, heldout_shards))
     if topology.is_writer:
         report_coverage(tokenizer, shards)
     lease = first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
@@ -58,6 +67,8 @@ def build_trainer(
     )
 
     deferred = build_model(run)
+    check_image_sizes(run, deferred.module.encoder)
+    log.info("parameters: %s", parameters_in_words(deferred.module))
     values = first_rank_first(topology, lambda: first_values(deferred, run))
     placed = place_model(deferred, run, values, ds_config, topology, device)
     if run.train.compile:
@@ -82,27 +93,6 @@ def build_trainer(
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease)
-
-
-def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
-    """(height, width) of the pictures to come; of data.resize=fit, which has any, a wide and a high one."""
-    squares = [(size, size) for size in run.train_image_sizes]
-    if run.data.resize != "fit":
-        return squares
-    wide = [(size, longest_side(run.data, size)) for size, _ in squares]
-    return squares + wide + [(width, height) for height, width in wide]
-
-
-def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(run.data.tokenizer)
-    if tokenizer.vocab_size != run.model.vocab_size:
-        raise ConfigError(
-            [
-                f"model.vocab_size={run.model.vocab_size}, but {run.data.tokenizer} has {tokenizer.vocab_size}"
-                f" pieces: set model.vocab_size={tokenizer.vocab_size} or take the fitting tokenizer"
-            ]
-        )
-    return tokenizer
 
 
 def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:

@@ -5,39 +5,30 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from git_scale.config import RunConfig, check_world
 from git_scale.console import path, whole
-from git_scale.data.shards import open_shards
 from git_scale.errors import ConfigError
 from git_scale.leave import leaving_within
-from git_scale.models.git import GitModel, count_parameters
-from git_scale.monitoring.tables import format_table
 from git_scale.parallel.collectives import first_rank_first
-from git_scale.parallel.ds_config import check_ds_config, read_ds_config
-from git_scale.parallel.splits import describe_splits, splits_of
+from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import Topology, is_first_rank, topology_from
 from git_scale.planning import (
     Cluster,
-    Plan,
-    accelerator_named,
-    cluster_of,
     plan,
     refuse_if_too_large,
     this_cluster,
 )
 from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
-from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.processes import end_with, launcher_processes
-from git_scale.recipes import load_run
+from git_scale.recipes import draft_run
 from git_scale.stop import Stopped, StopRequest
+from git_scale.training.dry_run import dry_run
 from git_scale.training.outcome import Outcome
-from git_scale.training.start import freeze, settled_by
+from git_scale.training.preflight import Problems, check_inputs
+from git_scale.training.start import settled_by
 
 log = logging.getLogger(__name__)
 
@@ -83,29 +74,37 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     here = topology_from(os.environ)
     if here.is_launched:
         end_with(launcher_processes())
-    topology = _planned_topology(args) or here
-    run = load_run(args.config, args.overrides, settled_by)
+    logging.basicConfig(
+        level=logging.INFO if here.is_writer else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    planned = _planned_topology(args)
+    run, found = draft_run(args.config, args.overrides, settled_by)
+    problems = Problems(found)
     if from_checkpoint and run.init_from is None:
-        raise ConfigError(["init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR"])
-    topology = topology.with_tp(run.parallel.tp)
-    ds_config = read_ds_config(args.ds_config)
-    check_world(run, topology.dp)
-    if not args.dry_run:
-        try:
-            return _train(run, ds_config, topology)
-        except Stopped:
-            log.warning("stopped before the first step: the same command starts again")
-            return Outcome.STOPPED
-    cluster = _cluster(args, run, topology)
-    check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda")
-    planned = plan(run, ds_config, cluster)
-    room = room_of(run)
-    if here.is_writer:
-        print(f"{describe(run, planned)}\n\n{describe_room(room)}")  # noqa: T201
-    refuse_if_too_large(planned)
-    if args.world_size is None:  # else it is planned for another machine, whose disk is not known here
-        refuse_if_none_fits(room)
-    return 0
+        found.append("init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR")
+    topology = problems.of(lambda: (planned or here).with_tp(run.parallel.tp))
+    ds_config = problems.of(lambda: read_ds_config(args.ds_config))
+    if topology is not None:
+        problems.of(lambda: check_world(run, topology.dp))
+    inputs = Problems(list(found))
+    if planned is None:  # a plan for other machines needs nothing of this one
+        check_inputs(run, inputs)
+    if found or topology is None or ds_config is None:  # there is no run to plan or to start
+        raise ConfigError(inputs.found)
+    if args.dry_run:
+        text = dry_run(run, ds_config, topology, args.world_size is not None, inputs)
+        if text and here.is_writer:
+            print(text)  # noqa: T201
+    inputs.raise_all()
+    if args.dry_run:
+        return 0
+    try:
+        return _train(run, ds_config, topology)
+    except Stopped:
+        log.warning("stopped before the first step: the same command starts again")
+        return Outcome.STOPPED
 
 
 def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
@@ -114,11 +113,6 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
         from git_scale.parallel.engine import start_processes, stop_processes
         from git_scale.training.build import build_trainer
 
-        logging.basicConfig(
-            level=logging.INFO if topology.is_writer else logging.ERROR,
-            format="%(asctime)s %(levelname)s %(message)s",
-            datefmt="%H:%M:%S",
-        )
         device = start_processes(topology)
         cluster = this_cluster(device, run.train.precision, topology.world_size)
         first_rank_first(topology, lambda: announce(run, ds_config, cluster) if topology.is_writer else None)
@@ -149,44 +143,3 @@ def _planned_topology(args: argparse.Namespace) -> Topology | None:
             ["--world-size goes with --dry-run: the launcher sets the number of processes of a run"]
         )
     return Topology(world_size=args.world_size)
-
-
-def _cluster(args: argparse.Namespace, run: RunConfig, topology: Topology) -> Cluster:
-    """This machine's devices; GPUs are asked for and not here: H100s in nodes of 8."""
-    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.world_size is not None and here.type == "cpu":
-        return cluster_of(accelerator_named("H100"), run.train.precision, topology.world_size, per_node=8)
-    return this_cluster(here, run.train.precision, topology.world_size)
-
-
-def describe(run: RunConfig, planned: Plan) -> str:
-    """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
-    with on_meta():
-        model = GitModel(run.model)
-    freeze(model, run.train.freeze)
-    own = planned.own
-    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    parts = [(name, f"{count_parameters(part):,}") for name, part in model.named_children()]
-    rows = [
-        *parts,
-        ("all, unique", f"{count_parameters(model):,}"),
-        ("of these learn", f"{learning:,}"),
-        ("tensor-parallel ranks", str(own.setting.tp)),
-        ("data-parallel ranks", str(planned.cluster.world_size // own.setting.tp)),
-        ("ZeRO stage", str(own.setting.stage)),
-        ("micro-batches per step and rank", str(own.accumulation)),
-        ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
-        ("training shards", _shards_in_words(run.data.train)),
-    ]
-    texts = [run.to_yaml(), format_table(rows, ("parameters and plan", "value")), "", describe_plan(planned)]
-    if run.parallel.tp > 1:
-        texts += ["", describe_splits(model, run.parallel, splits_of(model, run.parallel))]
-    return "\n".join(texts)
-
-
-def _shards_in_words(folder: str) -> str:
-    """Raises DataError for shards that are there and cannot be used."""
-    if not Path(folder).exists():
-        return f"{folder} is not there"
-    shards = open_shards(folder)
-    return f"{len(shards):,} samples in {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import yaml
 
 from git_scale.checkpoint.layout import CONFIG, published
-from git_scale.config import RunConfig
+from git_scale.config import EncoderConfig, RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
 from git_scale.training.lease import LEASE, Lease, acquire
@@ -26,10 +27,23 @@ IDENTITY = (
     "data.max_text_tokens",
     "train.freeze",
 )
-
-
+# Where first weights came from: as_begun keeps what was, under its name of today and the one before.
+ORIGIN = ("model.encoder.start", "model.encoder.pretrained")
 PATHS = ("init_from",)
 """Of these, the same place under another name is the same: relative, or through a link."""
+
+log = logging.getLogger(__name__)
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Raises ConfigError where another run, or anything else, lives."""
+    folder = Path(run.run_dir)
+    if (folder / CONFIG).is_file():
+        _refuse_other_run(folder / CONFIG, run)
+    elif folder.exists() and (not folder.is_dir() or any(_visible(folder))):
+        raise ConfigError(
+            [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
+        )
 
 
 def claim_run_folder(run: RunConfig) -> Lease:
@@ -39,12 +53,12 @@ def claim_run_folder(run: RunConfig) -> Lease:
     """
     folder = Path(run.run_dir)
     config, text = folder / CONFIG, run.to_yaml()
-    _refuse_foreign(folder, run)
+    check_run_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lease = acquire(folder)
         lease.keep()
-        _refuse_foreign(folder, run)  # the start that it waited for may have made it another run's
+        check_run_folder(run)  # the start that it waited for may have made it another run's
         if config.is_file() and config.read_text(encoding="utf-8") == text:
             return lease  # a full disk stops no run that goes on as it was
         with replaced_atomically(config) as temporary:
@@ -54,14 +68,17 @@ def claim_run_folder(run: RunConfig) -> Lease:
     return lease
 
 
-def _refuse_foreign(folder: Path, run: RunConfig) -> None:
-    config = folder / CONFIG
-    if config.is_file():
-        _refuse_other_run(config, run)
-    elif folder.exists() and (not folder.is_dir() or any(_visible(folder))):
-        raise ConfigError(
-            [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
-        )
+def as_begun(run: RunConfig) -> RunConfig:
+    """The run with the start of its encoder that it really had: once there is a checkpoint, another has no effect."""
+    folder = Path(run.run_dir)
+    if not published(folder):
+        return run
+    theirs = EncoderConfig.model_validate(_get(_read(folder / CONFIG), "model.encoder")).start
+    if theirs == run.model.encoder.start:
+        return run
+    log.info("model.encoder.start=%s has no effect: this run began from %s", run.model.encoder.start, theirs)
+    encoder = run.model.encoder.model_copy(update={"start": theirs})
+    return run.model_copy(update={"model": run.model.model_copy(update={"encoder": encoder})})
 
 
 def keep_tokenizer(run: RunConfig) -> Path:
@@ -87,16 +104,13 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _refuse_other_run(config: Path, run: RunConfig) -> None:
-    try:
-        theirs = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{config}: damaged: {error}; restore it, or choose another run_dir"]) from None
+    theirs = _read(config)
     ours = yaml.safe_load(run.to_yaml())
     differences = [
         f"{key}={ours_value!r}, but {run.run_dir} is a run with {theirs_value!r}: use that, or another run_dir"
         for top in IDENTITY
         for key, ours_value, theirs_value in _differences(top, _get(ours, top), _get(theirs, top))
-        if not (key in PATHS and _same_place(ours_value, theirs_value))
+        if key not in ORIGIN and not (key in PATHS and _same_place(ours_value, theirs_value))
     ]
     if differences:
         raise ConfigError(differences)
@@ -104,6 +118,13 @@ def _refuse_other_run(config: Path, run: RunConfig) -> None:
 
 def _same_place(ours: Any, theirs: Any) -> bool:
     return bool(ours and theirs) and Path(ours).resolve() == Path(theirs).resolve()
+
+
+def _read(config: Path) -> Any:
+    try:
+        return yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{config}: damaged: {error}; restore it, or choose another run_dir"]) from None
 
 
 def _get(tree: Any, dotted: str) -> Any:

@@ -12,15 +12,20 @@ import yaml
 from torch import Tensor, nn
 
 from git_scale.checkpoint import layout
+from git_scale.checkpoint.encoder_start import SCRATCH, open_encoder_start
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened import open_checkpoint
-from git_scale.config import RunConfig
+from git_scale.config import RunConfig, renamed
 from git_scale.errors import ConfigError
 from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import has_batch_norm
-from git_scale.models.git import GitModel
+from git_scale.models.git import GitModel, count_parameters
 
 log = logging.getLogger(__name__)
+
+SLOW_FROM_SCRATCH = (
+    1e-4  # the paper's 1e-5 is for an encoder that has learned; CLIP's own began at 4e-4 to 5e-4
+)
 
 
 def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
@@ -31,13 +36,14 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
     begun = Path(run_dir) / layout.CONFIG
     if begun.is_file() and layout.published(Path(run_dir)):
         tree = yaml.safe_load(begun.read_text(encoding="utf-8"))
+        tree["model"]["encoder"] = renamed(tree["model"]["encoder"])
         own = Path(run_dir) / Path(tree["data"]["tokenizer"]).name
         return {"model": tree["model"], "data": {"tokenizer": str(own)}}
     opened = open_checkpoint(Path(init_from))
     model = opened.run.model.model_dump(mode="json")
     if opened.holds_encoder_only:
         model = {"encoder": model["encoder"]}
-    model["encoder"]["pretrained"] = False
+    del model["encoder"]["start"]  # it went into these weights
     return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
 
 
@@ -59,17 +65,29 @@ def build_model(run: RunConfig) -> Deferred:
 
 
 def first_values(deferred: Deferred, run: RunConfig) -> Callable[[str], Tensor]:
-    """Name -> first value: from `init_from` where that has it, which is logged, else the random start.
+    """Name -> first value: from `init_from`, else for the encoder from model.encoder.start, where these have it,
+    which is logged; else the random start.
 
     Raises CheckpointError when the source does not fit.
     """
     if layout.published(Path(run.run_dir)):
         return deferred.blank_value  # the run's own checkpoint follows
-    if run.init_from is None:
+    encoder, origin = run.model.encoder, f"init_from={run.init_from}"
+    if run.init_from is not None:
+        values, lines = values_from(deferred, run.model, open_checkpoint(Path(run.init_from)))
+    elif encoder.start == SCRATCH:
+        if encoder_learns(deferred.module) and run.optimizer.encoder_lr < SLOW_FROM_SCRATCH:
+            log.warning(
+                "model.encoder.start=scratch at optimizer.encoder_lr=%g: a rate for an encoder that has learned;"
+                " from scratch CLIP's were 4e-4 to 5e-4, for both parts, with optimizer.warmup_steps=2000",
+                run.optimizer.encoder_lr,
+            )
         return deferred.first_value
-    values, lines = values_from(deferred, run.model, open_checkpoint(Path(run.init_from)))
+    else:
+        origin = f"model.encoder.start={encoder.start}"
+        values, lines = values_from(deferred, run.model, open_encoder_start(encoder))
     for line in lines:
-        log.info("init_from %s: %s", run.init_from, line)
+        log.info("%s: %s", origin, line)
     return values
 
 
@@ -94,6 +112,17 @@ def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:
             module.training = False  # its statistics stay as well
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError([f"train.freeze={list(patterns)} leaves nothing to learn"])
+
+
+def parameter_counts(model: GitModel) -> list[tuple[str, int]]:
+    """(part, numbers) of each part, of all, and of what learns; a tied table counts once."""
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parts = [(name, count_parameters(part)) for name, part in model.named_children()]
+    return [*parts, ("all, unique", count_parameters(model)), ("of these learn", learning)]
+
+
+def parameters_in_words(model: GitModel) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in parameter_counts(model))
 
 
 def encoder_learns(model: GitModel) -> bool:

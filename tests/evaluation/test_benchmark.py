@@ -40,7 +40,7 @@ def ragged_run(folder: Path) -> Any:
         data={"max_text_tokens": LONGEST + 4, "texts_per_image": 1, "crop_scale": (1.0, 1.0)},
         train={"steps": 120, "global_batch": 7, "micro_batch": 7, "label_smoothing": 0.0},
         optimizer={"encoder_lr": 3e-3, "decoder_lr": 3e-3, "warmup_steps": 5},
-        eval={"max_new_tokens": LONGEST, "images": 7},
+        eval={"max_new_tokens": LONGEST, "images": 7, "on_training_data": True},
     )
     decoder = run.model.decoder.model_copy(update={"positions": 2 * LONGEST})
     return run.model_copy(update={"model": run.model.model_copy(update={"decoder": decoder})})

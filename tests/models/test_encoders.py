@@ -75,6 +75,29 @@ def test_a_vit_keeps_all_tokens_after_its_last_norm() -> None:
     torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(1, 17), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({**VIT, "patch_sise": 16}, "did you mean patch_size for patch_sise?"),
+        ({**VIT, "no_such_thing": 1}, "no_such_thing"),
+        ({**VIT, "img_size": 64}, "options.img_size: set model.encoder.image_size"),
+        ({**VIT, "pretrained": True}, "options.pretrained: first weights come from model.encoder.start"),
+        ({**VIT, "checkpoint_path": "x.pt"}, "options.checkpoint_path: first weights come from"),
+        ({**VIT, "in_chans": 1}, "options.in_chans: pictures have three channels"),
+    ],
+)
+def test_an_option_that_the_encoder_does_not_know_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build("vit_tiny_patch16_224", **options)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "davit_tiny", "mobilevit_s"])
+def test_no_family_swallows_an_option(name: str) -> None:
+    with pytest.raises(ConfigError, match="no_such_option"), torch.device("meta"):
+        build(name, no_such_option=1)
+
+
 @pytest.mark.parametrize(("side", "tokens"), [(16, 5), (24, 10), (32, 17), (48, 37)])
 def test_a_vit_takes_other_sizes_when_asked_to(side: int, tokens: int) -> None:
     encoder = build("vit_tiny_patch16_224", dynamic_img_size=True, **VIT)

@@ -65,6 +65,20 @@ def test_what_the_run_owns_is_refused_with_its_owner(key: str, tmp_path: Path) -
     ]
 
 
+def test_nothing_that_the_run_owns_is_forgotten() -> None:
+    """By name: the test above would lose a key together with the table."""
+    assert OWNED_BY_THE_RUN.keys() >= {
+        *(
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
+        ),
+        *("optimizer", "scheduler", "bf16", "bfloat16", "fp16", "amp", "torch_autocast", "steps_per_print"),
+        *("tensorboard", "wandb", "csv_monitor", "data_efficiency", "curriculum_learning"),
+    }
+
+
 def test_every_owner_is_a_key_of_the_run() -> None:
     known = set(known_keys())
     for owner in OWNED_BY_THE_RUN.values():

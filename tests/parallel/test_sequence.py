@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from git_scale.config import ModelConfig, ParallelConfig, contradictions
+from git_scale.config import ModelConfig, ParallelConfig
+from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import splits_of

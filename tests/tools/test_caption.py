@@ -135,6 +135,18 @@ def test_a_name_that_is_no_text(run: Run, tmp_path: Path) -> None:
     assert json.loads(lines[0])["image"] == str(path)
 
 
+@pytest.mark.parametrize("beams", ["0", "-2", "many", "1.5"])
+def test_beams_that_are_none(run: Run, beams: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run("--beams", beams, "a.png")
+    assert end.value.code == 2 and "--beams" in capsys.readouterr().err
+
+
+def test_a_device_that_is_none(tool: ModuleType, taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--checkpoint", str(taught), "--device", "gpu", "a.png"]) == 2
+    assert capsys.readouterr().err == "device=gpu: no device of torch; cpu, cuda and cuda:0 are some\n"
+
+
 def test_no_checkpoint_is_one_message(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ import pretrain  # noqa: E402
 
 from git_scale.planning import Cluster, disk  # noqa: E402
 from git_scale.testing.tiny import tiny_run  # noqa: E402
-from git_scale.training import cli  # noqa: E402
+from git_scale.training import cli, dry_run  # noqa: E402
 
 SMALL = [
     "model.encoder.name=vit_tiny_patch16_224",
@@ -54,6 +54,7 @@ def test_wrong_usage_is_one_message(
 
 def test_a_dry_run_for_any_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config", "git_base", "--dry-run", "--world-size", "256", "parallel.tp=2", *SMALL]
+    command.append("data.image_sizes=[]")
     assert pretrain.main([*command, "train.micro_batch=32"]) == 0
     text = capsys.readouterr().out
     assert "plan for 256 x H100 in 32 nodes: tp 2, dp 128" in text
@@ -83,12 +84,30 @@ def test_a_start_whose_disk_takes_no_checkpoint_is_refused(
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 GiB for a rank, of which half a GiB is set aside."""
     small = Cluster("CPU", "cpu", 1, 1, 2 * 2**30, 1e12, 1e9, 1e9)
-    monkeypatch.setattr(cli, "this_cluster", lambda *_: small)
+    for room in (cli, dry_run):
+        monkeypatch.setattr(room, "this_cluster", lambda *_: small)
+
+
+@pytest.fixture
+def here(squares: Path, tmp_path: Path) -> list[str]:
+    """A run that could start on this machine."""
+    return [
+        *SMALL,
+        "model.vocab_size=34",
+        "model.encoder.start=scratch",
+        "data.image_sizes=[]",
+        f"data.train={squares / 'train'}",
+        f"data.heldout={squares / 'heldout'}",
+        f"data.tokenizer={squares / 'tokenizer.model'}",
+        f"run_dir={tmp_path / 'run'}",
+    ]
 
 
 @pytest.mark.usefixtures("small_machine")
-def test_a_dry_run_says_what_a_start_here_would_say(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--config", "git_base", "--dry-run", *SMALL]
+def test_a_dry_run_says_what_a_start_here_would_say(
+    here: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config", "git_base", "--dry-run", *here]
     assert pretrain.main([*command, "train.micro_batch=1"]) == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
     assert pretrain.main([*command, "train.micro_batch=1024"]) == 2
@@ -110,8 +129,8 @@ def test_a_dry_run_refuses_what_the_json_does_not_go_with(
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["--config", "git_base", "--dry-run", *SMALL, "train.micro_batch=1"], 0),
-        (["--config", "git_base", "--dry-run", *SMALL, "train.micro_batch=1024"], 2),
+        (["--config", "git_base", "--dry-run", "HERE", "train.micro_batch=1"], 0),
+        (["--config", "git_base", "--dry-run", "HERE", "train.micro_batch=1024"], 2),
         (["--config", "git_base", "--dry-run", "--world-size", "8", "parallel.tp=3"], 2),
         (["--config", "git_base", "--world-size", "8"], 2),
         (["--config", "git_base", "--no-such-option"], 2),
@@ -119,8 +138,13 @@ def test_a_dry_run_refuses_what_the_json_does_not_go_with(
     ],
 )
 def test_of_a_launchers_ranks_the_first_one_speaks(
-    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    here: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    arguments = [word for item in arguments for word in (here if item == "HERE" else [item])]
     for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     said = []

@@ -14,7 +14,7 @@ from git_scale.errors import ConfigError, UserError
 from git_scale.processes import find_process
 from git_scale.recipes import load_run
 from git_scale.training import lease
-from git_scale.training.run_folder import claim_run_folder, keep_tokenizer
+from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer
 
 
 def a_run(folder: Path, *overrides: str) -> RunConfig:
@@ -77,6 +77,10 @@ def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path
             "model.encoder.options.ls_init_value=1",
             "model.encoder.options.ls_init_value=1, but {} is a run with None",
         ),
+        ("data.task=vqa", "data.task='vqa', but {} is a run with 'caption'"),
+        ("data.resize=pad", "data.resize='pad', but {} is a run with 'crop'"),
+        ("data.texts_per_image=2", "data.texts_per_image=2, but {} is a run with 1"),
+        ("train.freeze=[encoder.*]", "train.freeze=['encoder.*'], but {} is a run with []"),
         ("init_from=elsewhere", "init_from='elsewhere', but {} is a run with None"),
         ("data.max_text_tokens=20", "data.max_text_tokens=20, but {} is a run with 24"),
     ],
@@ -112,6 +116,29 @@ def test_a_full_disk_is_one_message_and_none_where_nothing_is_to_be_written(
 
 def _no_space(_: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_run_that_has_begun_keeps_the_start_of_its_encoder(tmp_path: Path) -> None:
+    claim_run_folder(a_run(tmp_path, "model.encoder.start=models/clip"))
+    assert as_begun(a_run(tmp_path)).model.encoder.start == "scratch", (
+        "without a checkpoint it can still be another"
+    )
+    claim_run_folder(a_run(tmp_path, "model.encoder.start=models/clip"))
+    (tmp_path / "checkpoints" / "step_00000001" / "state").mkdir(parents=True)
+    going_on = as_begun(a_run(tmp_path, "model.encoder.start=/moved/clip"))
+    assert going_on == a_run(tmp_path, "model.encoder.start=models/clip")
+    claim_run_folder(going_on)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_run_with_the_older_switch_goes_on(tmp_path: Path, pretrained: bool) -> None:
+    claim_run_folder(a_run(tmp_path))
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("start: scratch", f"pretrained: {str(pretrained).lower()}"))
+    (tmp_path / "checkpoints" / "step_00000001" / "state").mkdir(parents=True)
+    run = as_begun(a_run(tmp_path, "model.encoder.start=models/clip"))
+    assert run.model.encoder.start == ("timm" if pretrained else "scratch")
+    claim_run_folder(run)
 
 
 def test_all_differences_are_reported_at_once(tmp_path: Path) -> None:

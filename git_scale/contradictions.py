@@ -1,0 +1,107 @@
+"""What two values of a run may be alone, and not together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from git_scale.config import RunConfig
+
+
+def contradictions(run: RunConfig) -> Iterator[str]:
+    """Problems between fields, each with what to change."""
+    decoder, data, train = run.model.decoder, run.data, run.train
+    if decoder.width % decoder.heads:
+        yield (
+            f"model.decoder.heads={decoder.heads} does not divide model.decoder.width={decoder.width}:"
+            f" set model.decoder.heads={_nearest_divisor(decoder.width, decoder.heads)}"
+        )
+    if data.max_text_tokens > decoder.positions:
+        yield (
+            f"data.max_text_tokens={data.max_text_tokens} exceeds model.decoder.positions={decoder.positions}:"
+            f" set data.max_text_tokens={decoder.positions} or less"
+        )
+    if run.eval.max_new_tokens >= decoder.positions:
+        yield (
+            f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
+            f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
+        )
+    if data.task == "vqa" and data.max_text_tokens + run.eval.max_new_tokens > decoder.positions:
+        yield (
+            f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
+            f" (answer) exceed model.decoder.positions={decoder.positions}: set eval.max_new_tokens lower"
+        )
+    if data.resize == "fit" and train.micro_batch > 1:
+        yield (
+            f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
+            " its own shape: set train.micro_batch=1 or data.resize=pad"
+        )
+    yield from _of_computation(run)
+    if run.parallel.sequence and train.micro_batch % run.parallel.tp:
+        yield (
+            f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"
+            f" parallel.sequence divides its pictures: set"
+            f" train.micro_batch={-(-train.micro_batch // run.parallel.tp) * run.parallel.tp} or"
+            " parallel.sequence=false"
+        )
+    if run.checkpoint.best is not None and data.heldout is None:
+        yield f"checkpoint.best={run.checkpoint.best!r} is measured on held-out data: set data.heldout"
+    yield from _of_encoder(run)
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
+        yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"
+    if any(size < 8 for size in data.image_sizes):
+        yield f"data.image_sizes={list(data.image_sizes)}: sides of at least 8 pixels are needed"
+    if run.optimizer.warmup_steps >= train.steps:
+        yield (
+            f"optimizer.warmup_steps={run.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}:"
+            f" set optimizer.warmup_steps={train.steps // 10}"
+        )
+    if not all(0 <= beta < 1 for beta in run.optimizer.betas):
+        yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+
+
+def _of_computation(run: RunConfig) -> Iterator[str]:
+    train = run.train
+    if train.precision == "fp32" and train.gradient_precision == "bf16":
+        yield (
+            "train.gradient_precision=bf16 is for runs in bf16, and train.precision=fp32: leave"
+            " train.gradient_precision out or set train.precision=bf16"
+        )
+    if train.compile and run.parallel.tp > 1:
+        yield (
+            f"train.compile=true does not go with parallel.tp={run.parallel.tp}, whose layers exchange numbers within"
+            " a block: set train.compile=false"
+        )
+    if train.compile and run.data.resize == "fit":
+        yield (
+            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
+            " train.compile=false or data.resize=pad"
+        )
+
+
+def _of_encoder(run: RunConfig) -> Iterator[str]:
+    encoder = run.model.encoder
+    for name in _without_value(encoder.options):
+        yield (
+            f"model.encoder.options: {name!r} has no value"
+            + (": a space is needed behind its colon" if ":" in name else ", and timm would pass over it")
+        )
+    if encoder.position_std is not None and encoder.start != "scratch" and run.init_from is None:
+        yield (
+            f"model.encoder.position_std={encoder.position_std} is of a first table of positions, but"
+            f" model.encoder.start={encoder.start} brings one: leave it out, or set model.encoder.start=scratch"
+        )
+
+
+def _without_value(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _without_value(value)
+        elif value is None:
+            yield name
+
+
+def _nearest_divisor(number: int, wish: int) -> int:
+    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    return min(divisors, key=lambda candidate: abs(candidate - wish))

@@ -1,0 +1,102 @@
+"""What a run would be, and what its start would refuse, without starting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from git_scale.config import RunConfig
+from git_scale.data.shards import ShardSet, open_shards
+from git_scale.models.git import GitModel
+from git_scale.monitoring.tables import format_table
+from git_scale.parallel.ds_config import check_ds_config
+from git_scale.parallel.splits import describe_splits, splits_of
+from git_scale.parallel.topology import Topology
+from git_scale.planning import (
+    Cluster,
+    Plan,
+    accelerator_named,
+    cluster_of,
+    plan,
+    refuse_if_too_large,
+    this_cluster,
+)
+from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
+from git_scale.planning.meta import on_meta
+from git_scale.planning.report import describe_plan
+from git_scale.training.costs import StepCosts
+from git_scale.training.preflight import (
+    Problems,
+    check_data,
+    check_image_sizes,
+    problem_of_shards,
+    training_shapes,
+)
+from git_scale.training.start import freeze, parameter_counts
+
+
+def dry_run(
+    run: RunConfig, ds_config: dict[str, Any], topology: Topology, is_elsewhere: bool, problems: Problems
+) -> str:
+    """The run with its parameters and plan, and in `problems` what a start would refuse; empty without a plan.
+
+    is_elsewhere: it is planned for other machines, so that nothing is asked of this one's data.
+    """
+    cluster = _cluster(run, topology, is_elsewhere)
+    problems.of(lambda: check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda"))
+    with on_meta():
+        model = problems.of(lambda: GitModel(run.model))
+    if model is None:
+        return ""
+    problems.of(lambda: freeze(model, run.train.freeze))
+    if problems.of(lambda: check_image_sizes(run, model.encoder)):
+        costs = StepCosts(run.model, topology.dp)
+        problems.of(lambda: [costs.image_tokens(*shape) for shape in training_shapes(run)])
+    shards = _opened(run.data.train, problems)
+    if shards is not None and not is_elsewhere:
+        heldout = _opened(run.data.heldout, problems)
+        problems.of(lambda: check_data(run, shards, heldout))
+    planned, room = problems.of(lambda: plan(run, ds_config, cluster)), problems.of(lambda: room_of(run))
+    if planned is None or room is None:
+        return ""
+    problems.of(lambda: refuse_if_too_large(planned))
+    if not is_elsewhere:
+        problems.of(lambda: refuse_if_none_fits(room))
+    folder = run.data.train
+    words = f"{folder} is not there" if shards is None else f"{len(shards):,} samples in {folder}"
+    return f"{describe(run, model, planned, words)}\n\n{describe_room(room)}"
+
+
+def _opened(folder: str | None, problems: Problems) -> ShardSet | None:
+    """None where there are none, which check_inputs says, and for damaged ones, which is a problem."""
+    if folder is None or problem_of_shards(Path(folder)):
+        return None
+    return problems.of(lambda: open_shards(folder))
+
+
+def _cluster(run: RunConfig, topology: Topology, is_elsewhere: bool) -> Cluster:
+    """This machine's devices; GPUs are asked for and not here: H100s in nodes of 8."""
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if is_elsewhere and here.type == "cpu":
+        return cluster_of(accelerator_named("H100"), run.train.precision, topology.world_size, per_node=8)
+    return this_cluster(here, run.train.precision, topology.world_size)
+
+
+def describe(run: RunConfig, model: GitModel, planned: Plan, shards: str) -> str:
+    """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
+    own = planned.own
+    rows = [
+        *((name, f"{count:,}") for name, count in parameter_counts(model)),
+        ("tensor-parallel ranks", str(own.setting.tp)),
+        ("data-parallel ranks", str(planned.cluster.world_size // own.setting.tp)),
+        ("ZeRO stage", str(own.setting.stage)),
+        ("micro-batches per step and rank", str(own.accumulation)),
+        ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
+        ("training shards", shards),
+    ]
+    texts = [run.to_yaml(), format_table(rows, ("parameters and plan", "value")), "", describe_plan(planned)]
+    if run.parallel.tp > 1:
+        texts += ["", describe_splits(model, run.parallel, splits_of(model, run.parallel))]
+    return "\n".join(texts)

@@ -1,0 +1,200 @@
+"""What a start would refuse, looked for before anything is begun and reported all at once.
+
+A dry run asks the same, so that it ends with the code of a start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from git_scale.checkpoint.encoder_start import check_encoder_start
+from git_scale.checkpoint.layout import published
+from git_scale.config import DataConfig, RunConfig
+from git_scale.data.captions import TextRecord, clean_caption
+from git_scale.data.images import longest_side
+from git_scale.data.shards import ShardSet
+from git_scale.data.tokenizer import Tokenizer, load_tokenizer
+from git_scale.errors import ConfigError, DataError, UserError
+from git_scale.evaluation.scores import check_metric
+from git_scale.models.encoders import ImageEncoder
+from git_scale.training.run_folder import check_run_folder
+
+LOOKED_AT = 64  # samples, over all shards, whose texts say which task the data can serve
+PICTURES_LOOKED_AT = 8
+Result = TypeVar("Result")
+
+
+class Problems:
+    """What has been found so far; ConfigError holds all of it."""
+
+    def __init__(self, found: list[str]) -> None:
+        self.found = found
+
+    def of(self, check: Callable[[], Result]) -> Result | None:
+        """The result of a check, or None and its problems noted."""
+        try:
+            return check()
+        except ConfigError as error:
+            self.found += error.problems
+        except UserError as error:
+            self.found.append(str(error))
+        return None
+
+    def raise_all(self) -> None:
+        if self.found:
+            raise ConfigError(self.found)
+
+
+def check_inputs(run: RunConfig, problems: Problems) -> None:
+    """Notes everything that the run reads or continues and that is not there or does not fit; opens no shard."""
+    has_fitting_model = (
+        not problems.found
+    )  # else the model may be the default's, and not what the tokenizer is for
+    problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
+    for key, folder in (("data.train", run.data.train), ("data.heldout", run.data.heldout)):
+        if folder is not None and (problem := problem_of_shards(Path(folder))):
+            problems.found.append(f"{key}={folder}: {problem}; tools/prepare_data.py makes it")
+    if has_fitting_model:
+        problems.of(lambda: load_fitting_tokenizer(run))
+    elif run.data.tokenizer != DataConfig().tokenizer:  # that of init_from, where this is not there
+        problems.of(lambda: load_tokenizer(run.data.tokenizer))
+    problems.of(lambda: check_run_folder(run))
+    if run.init_from is None and not published(Path(run.run_dir)):
+        problems.of(lambda: check_encoder_start(run.model.encoder))
+
+
+def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
+    """Raises ConfigError when it is another model's, DataError when it cannot be read."""
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    if tokenizer.vocab_size != run.model.vocab_size:
+        raise ConfigError(
+            [
+                f"model.vocab_size={run.model.vocab_size}, but {run.data.tokenizer} has {tokenizer.vocab_size}"
+                f" pieces: set model.vocab_size={tokenizer.vocab_size} or take the fitting tokenizer"
+            ]
+        )
+    return tokenizer
+
+
+def check_image_sizes(run: RunConfig, encoder: ImageEncoder) -> bool:
+    """True; raises ConfigError for sizes of which the encoder would see a part."""
+    step = encoder.size_step
+    problems = [
+        f"{key}={size}: no multiple of the {step} pixels that a token of {run.model.encoder.name} stands for; the"
+        f" nearest are {max(1, size // step) * step} and {(size // step + 1) * step}"
+        for key, sizes in (
+            ("model.encoder.image_size", [run.model.encoder.image_size]),
+            ("data.image_sizes", run.data.image_sizes),
+        )
+        for size in sizes
+        if size % step
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return True
+
+
+def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
+    """(height, width) of the pictures to come; of data.resize=fit, which has any, a wide and a high one."""
+    squares = [(size, size) for size in run.train_image_sizes]
+    if run.data.resize != "fit":
+        return squares
+    wide = [(size, longest_side(run.data, size)) for size, _ in squares]
+    return squares + wide + [(width, height) for height, width in wide]
+
+
+def check_data(run: RunConfig, train: ShardSet, heldout: ShardSet | None) -> None:
+    """Raises ConfigError for shards that cannot serve the task, or that are trained on and held out."""
+    problems = [
+        problem
+        for key, shards in (("data.train", train), ("data.heldout", heldout))
+        if shards is not None and (problem := _problem_of_task(run, shards, key))
+    ]
+    if heldout is not None and not run.eval.on_training_data:
+        shared = {path.resolve() for path in train.paths} & {path.resolve() for path in heldout.paths}
+        if shared or _is_same_content(train, heldout):
+            what = (
+                f"the shard {min(shared).name} of it" if shared and len(shared) < len(train.paths) else "it"
+            )
+            problems.append(
+                f"data.heldout={run.data.heldout}: {what} is trained on (data.train={run.data.train}), so its scores"
+                " would say nothing of other pictures: hold out other shards, or set data.heldout=null; to overfit on"
+                " purpose, eval.on_training_data=true"
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _is_same_content(train: ShardSet, heldout: ShardSet) -> bool:
+    """As far as names, sizes and counts, and the texts of some samples, say."""
+    if train.fingerprint != heldout.fingerprint:
+        return False
+    return all(_read(train.read_text, number) == _read(heldout.read_text, number) for number in _some(train))
+
+
+def _some(shards: ShardSet) -> list[int]:
+    """Numbers of at most LOOKED_AT samples, over all shards."""
+    return [int(number) for number in np.unique(np.linspace(0, len(shards) - 1, LOOKED_AT).astype(int))]
+
+
+def problem_of_shards(folder: Path) -> str:
+    """Why there are none to open; empty when there are."""
+    if folder.is_file():
+        return "" if folder.suffix == ".tar" else "no folder of tar shards"
+    if not folder.is_dir():
+        return "no such folder of tar shards"
+    return "" if any(folder.glob("*.tar")) else "no *.tar inside"
+
+
+def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:
+    """What a look at some samples says of data.task and model.frames; empty when one of them serves, or none says."""
+    numbers = _some(shards)
+    texts = [text for number in numbers if (text := _read(shards.read_text, number)) is not None]
+    of_answers = key == "data.train"  # held-out questions may be a test split's, without answers
+    found = {
+        "caption": ("captions", any(map(_has_caption, texts))),
+        "vqa": (
+            "questions" + " with answers" * of_answers,
+            any(_has_question(text, of_answers) for text in texts),
+        ),
+    }
+    wanted, is_served = found[run.data.task]
+    if texts and not is_served:
+        others = [(task, what) for task, (what, is_there) in found.items() if is_there]
+        remedy = "".join(f"they have {what}: set data.task={task}, or " for task, what in others)
+        return (
+            f"{key}: none of {len(texts)} samples looked at has {wanted}, for data.task={run.data.task};"
+            f" {remedy}take other shards"
+        )
+    raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(shards.read, number)) is not None]
+    if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):
+        return (
+            f"{key}: none of {len(raws)} samples looked at has frames (KEY.0.jpg, KEY.1.jpg, ...), for"
+            f" model.frames={run.model.frames}: set model.frames=1, or take shards of clips"
+        )
+    if run.model.frames == 1 and raws and not any(raw.image for raw in raws):
+        return f"{key}: none of {len(raws)} samples looked at has a picture, but frames of clips: set model.frames"
+    return ""
+
+
+def _has_caption(text: TextRecord) -> bool:
+    return any(map(clean_caption, text.clip_captions))
+
+
+def _has_question(text: TextRecord, with_answers: bool) -> bool:
+    return any(
+        clean_caption(item["question"])
+        and (not with_answers or any(map(clean_caption, item.get("answers", []))))
+        for item in text.questions
+    )
+
+
+def _read(read: Callable[[int], Result], number: int) -> Result | None:
+    try:
+        return read(number)
+    except DataError:  # the loader's to count
+        return None
