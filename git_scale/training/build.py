@@ -35,7 +35,7 @@ from git_scale.training.preflight import (
     load_fitting_tokenizer,
     training_shapes,
 )
-from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer
+from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
 from git_scale.training.start import build_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.trainer import Trainer
 
@@ -87,6 +87,7 @@ def build_trainer(
     torch.manual_seed(random_seed(run.seed, topology, step=0))
     progress = first_progress(shards, tokenizer, topology, engine)
     progress = checkpoints.resume(progress) or progress
+    first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
     batches = build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples)
     batches = shared_over_tp(batches)

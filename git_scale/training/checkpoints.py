@@ -185,8 +185,8 @@ class Checkpoints:
             return replace(saved, **{name: getattr(start, name) for name in kept})
         if candidates:
             raise CheckpointError(
-                f"all {len(candidates)} checkpoints in {self._folder} are damaged: restore one, or choose"
-                " another run_dir to start afresh"
+                f"all {len(candidates)} checkpoints in {self._folder} are damaged, {candidates[0].name}:"
+                f" {damaged[candidates[0]]}; restore one, or choose another run_dir to start afresh"
             )
         return None
 

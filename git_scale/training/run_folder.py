@@ -47,25 +47,34 @@ def check_run_folder(run: RunConfig) -> None:
 
 
 def claim_run_folder(run: RunConfig) -> Lease:
-    """Makes the folder, takes its lease and writes config.yaml.
+    """Makes the folder, takes its lease and writes the config.yaml of a new run.
 
     Raises ConfigError where another run, or anything else, lives; UserError where another start is at work.
     """
     folder = Path(run.run_dir)
-    config, text = folder / CONFIG, run.to_yaml()
     check_run_folder(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lease = acquire(folder)
         lease.keep()
-        check_run_folder(run)  # the start that it waited for may have made it another run's
+    except OSError as error:
+        raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
+    check_run_folder(run)  # the start that it waited for may have made it another run's
+    if not (folder / CONFIG).is_file():
+        renew_recipe(run)
+    return lease
+
+
+def renew_recipe(run: RunConfig) -> None:
+    """Writes config.yaml, once the run's checkpoint has taken this start for its own. Raises ConfigError."""
+    config, text = Path(run.run_dir) / CONFIG, run.to_yaml()
+    try:
         if config.is_file() and config.read_text(encoding="utf-8") == text:
-            return lease  # a full disk stops no run that goes on as it was
+            return  # a full disk stops no run that goes on as it was
         with replaced_atomically(config) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
-    return lease
 
 
 def as_begun(run: RunConfig) -> RunConfig:

@@ -20,7 +20,7 @@ from git_scale.errors import CheckpointError, UserError
 from git_scale.files import digest
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import tiny_run, write_squares
 
 GOLDEN = Path(__file__).parent / "data" / "run_format_1.tar.gz"
 
@@ -201,11 +201,19 @@ def test_the_same_data_at_another_path_goes_on_and_other_data_does_not(
     assert go_on(scratch, run_dir, 5) == (4, [True])
     relative = Path(os.path.relpath(scratch))
     assert go_on(relative, run_dir, 6) == (5, [True])
-    from git_scale.testing.tiny import write_squares
-
+    recipe = (run_dir / "config.yaml").read_bytes()
+    shard = scratch / "train" / "squares-000000.tar"
+    content = shard.read_bytes()
+    assert content.count(b"a small red square") > 0
+    shard.write_bytes(content.replace(b"a small red square", b"a small tan square"))
+    answer = str(go_on(scratch, run_dir, 7))
+    assert "cannot be resumed with these settings (training data: other texts or pictures" in answer
+    assert (run_dir / "config.yaml").read_bytes() == recipe
     shutil.rmtree(scratch / "train")
     write_squares(scratch / "train", 44)
-    assert "cannot be resumed with these settings (training data" in str(go_on(scratch, run_dir, 7))
+    assert "cannot be resumed with these settings (training data: other shards" in str(
+        go_on(scratch, run_dir, 7)
+    )
 
 
 def resume_golden(topology: Topology, device: torch.device, data: Path, run_dir: Path) -> tuple[int, float]:

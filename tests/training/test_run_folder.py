@@ -14,7 +14,7 @@ from git_scale.errors import ConfigError, UserError
 from git_scale.processes import find_process
 from git_scale.recipes import load_run
 from git_scale.training import lease
-from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer
+from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
 
 
 def a_run(folder: Path, *overrides: str) -> RunConfig:
@@ -64,6 +64,7 @@ def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path
     claim_run_folder(a_run(tmp_path))
     changed = a_run(tmp_path, override)
     claim_run_folder(changed)
+    renew_recipe(changed)
     assert load_run(str(tmp_path / "config.yaml")) == changed
 
 
@@ -111,7 +112,10 @@ def test_a_full_disk_is_one_message_and_none_where_nothing_is_to_be_written(
     claim_run_folder(a_run(tmp_path))
     monkeypatch.setattr("git_scale.files.os.fsync", _no_space)
     claim_run_folder(a_run(tmp_path))
-    assert "cannot be written: [Errno 28] No space left" in refusals(a_run(tmp_path, "train.steps=2000"))[0]
+    renew_recipe(a_run(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot be written: \[Errno 28\] No space left"):
+        renew_recipe(a_run(tmp_path, "train.steps=2000"))
+    assert "cannot be written: [Errno 28] No space left" in refusals(a_run(tmp_path / "new"))[0]
 
 
 def _no_space(_: int) -> None:
