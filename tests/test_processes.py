@@ -214,6 +214,7 @@ def test_nothing_is_watched_where_nothing_is_to_be() -> None:
 def test_srun_is_known_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_parents", list)
     with socket.socket() as srun:
+        srun.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as SLURM does; else 60 s later
         srun.bind(("0.0.0.0", 0))
         srun.listen()
         port = srun.getsockname()[1]
