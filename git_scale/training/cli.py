@@ -26,6 +26,7 @@ from git_scale.processes import end_with, launcher_processes
 from git_scale.recipes import draft_run
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.dry_run import dry_run
+from git_scale.training.out_of_memory import OutOfMemory, explain, in_phase
 from git_scale.training.outcome import Outcome
 from git_scale.training.preflight import Problems, check_inputs
 from git_scale.training.start import settled_by
@@ -116,8 +117,13 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
         device = start_processes(topology)
         cluster = this_cluster(device, run.train.precision, topology.world_size)
         first_rank_first(topology, lambda: announce(run, ds_config, cluster) if topology.is_writer else None)
-        trainer = build_trainer(run, ds_config, topology, device)
-        outcome = trainer.fit(stop_request)
+        try:
+            with in_phase("the start"):
+                trainer = build_trainer(run, ds_config, topology, device)
+            outcome = trainer.fit(stop_request)
+        except OutOfMemory as failure:  # of this rank alone: the others lose it, and end
+            log.error("%s", explain(failure, topology.global_rank, run, ds_config, cluster))
+            return Outcome.REFUSED
         with leaving_within(LEAVE_S, outcome):  # a disk or a rank that does not answer holds nobody back
             trainer.writer.close()
             stop_processes()  # not after an exception: it would wait for ranks that wait for this one

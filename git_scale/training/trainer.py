@@ -29,6 +29,7 @@ from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
 from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
+from git_scale.training.out_of_memory import in_phase
 from git_scale.training.outcome import Outcome
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ class Trainer:
         owed = not self.catch_up()
         stopped, saved = owed, True
         while self.step < self.run.train.steps and not stopped:
-            stopped = self.train_step(bool(stop_request)).stop
+            with in_phase(f"step {self.step + 1}"):
+                stopped = self.train_step(bool(stop_request)).stop
             self.step += 1
             if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
                 self.report()
@@ -210,7 +212,7 @@ class Trainer:
         """False when a stop cut it off: then nothing of it is kept."""
         assert self.evaluator is not None, "no evaluation is due without held-out data"
         try:
-            with self.meters.pause():
+            with self.meters.pause(), in_phase(f"the evaluation of step {self.step}"):
                 self.engine.average_statistics()
                 evaluation = self.evaluator.evaluate(self.engine)
         except Stopped:
@@ -245,7 +247,7 @@ class Trainer:
                 f"run_dir={self.run.run_dir}: another start has taken this run over, which had not renewed its"
                 f" {LEASE} for {STALE_S:.0f} s (suspended, or without its disk): step {self.step} is not saved"
             )
-        with self.meters.pause():
+        with self.meters.pause(), in_phase(f"the checkpoint of step {self.step}"):
             self.engine.average_statistics()
             return self.checkpoints.save(self.progress())
 
