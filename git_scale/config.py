@@ -124,6 +124,9 @@ class DataConfig(Section):
     ends with a checkpoint and exit code 76; so does one whose first 64 are all unusable. 1: no bound."""
     workers: int = Field(4, ge=0)
     """Loader processes per rank; 0 loads in the training process."""
+    sample_timeout_s: float = Field(300, gt=0, le=500)
+    """Seconds that reading and decoding one sample may take; then the run ends, to be started again. Below the 10
+    minutes that other ranks wait for this one."""
 
 
 class OptimizerConfig(Section):

@@ -25,6 +25,10 @@ class DataError(UserError):
     """Shards, pictures or captions that cannot be used."""
 
 
+class LoaderError(UserError):
+    """The processes that load the data cannot go on."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another run."""
 

@@ -12,25 +12,22 @@ worker that made it, nor on when the run was started. The state of the loader is
 
 from __future__ import annotations
 
-import atexit
 import functools
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from multiprocessing.synchronize import Event
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, Text, black, collate, collate_eval
+from git_scale.data.batches import Source, WorkerBatches, batches_here
 from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import SampleOrder
+from git_scale.data.quarantine import Quarantine
+from git_scale.data.reader import Reader
 from git_scale.data.shards import RawSample, ShardSet, naming
 from git_scale.data.tasks import build_task
 from git_scale.data.tokenizer import Tokenizer
@@ -38,26 +35,33 @@ from git_scale.errors import DataError
 
 GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is then a few hundredths of a nat
 OTHERS_TRIED = 16  # next samples among which one with other texts is looked for
-PREFETCH = 4  # batches per worker: rides out a slow read, at 5 MB per batch of 32 pictures
 
 
-class TrainSamples(Dataset[Sample]):
+class Samples(Protocol):
+    """Samples by whatever a task consists of, read through one reader."""
+
+    reader: Reader
+
+    def __getitem__(self, item: Any) -> Any: ...
+
+
+class TrainSamples:
     """The sample of (position, image_size), prepared for training."""
 
-    def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer) -> None:
-        self.run, self.shards = run, shards
+    def __init__(self, run: RunConfig, reader: Reader, tokenizer: Tokenizer) -> None:
+        self.run, self.reader = run, reader
         self.task = build_task(run, tokenizer)
         self.blank = Text([tokenizer.bos_id, tokenizer.eos_id], [False, False])
-        self.order = SampleOrder(shards.counts, run.seed)
+        self.order = SampleOrder(reader.shards.counts, run.seed)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         position, size = item
         epoch, index = self.order.sample(position)
         rng = np.random.default_rng((self.run.seed, epoch, index))
         try:
-            return self._prepare(self.shards.read(index), size, rng)
+            return self._prepare(self.reader.read(index), size, rng)
         except DataError as error:
-            key = self.shards.key(index)
+            key = self.reader.key(index)
             return Sample(key, black(self.run.model.frames, size), self._fill([]), problem=str(error))
 
     def _prepare(self, raw: RawSample, size: int, rng: np.random.Generator) -> Sample:
@@ -80,14 +84,14 @@ class TrainSamples(Dataset[Sample]):
         return texts + [self.blank] * (self.run.data.texts_per_image - len(texts))
 
 
-class EvalSamples(Dataset[EvalSample]):
+class EvalSamples:
     """Sample number `index`, prepared for an evaluation; an empty slot for -1."""
 
-    def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer) -> None:
-        self.data, self.shards = run.data, shards
+    def __init__(self, run: RunConfig, reader: Reader, tokenizer: Tokenizer) -> None:
+        self.data, self.reader = run.data, reader
         self.task = build_task(run, tokenizer)
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
-        self.asked, self.count = run.eval.images, scored_images(run, shards)
+        self.asked, self.count = run.eval.images, scored_images(run, reader.shards)
 
     def __getitem__(self, index: int) -> EvalSample:
         if index < 0:
@@ -95,13 +99,13 @@ class EvalSamples(Dataset[EvalSample]):
         try:
             sample = self._prepare(index)
         except DataError as error:
-            return EvalSample(index, self.shards.key(index), black(self.frames, self.size), [], str(error))
+            return EvalSample(index, self.reader.key(index), black(self.frames, self.size), [], str(error))
         queries = sample.queries if index < self.asked else []  # the others are for the held-out loss alone
         other = self._other_picture(sample) if index < GAIN_IMAGES else None
         return replace(sample, queries=queries, other=other)
 
     def _prepare(self, index: int) -> EvalSample:
-        raw = self.shards.read(index)
+        raw = self.reader.read(index)
         with naming(raw.key):
             pictures = decode_pictures(raw, self.frames, 0.5)
             images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
@@ -175,67 +179,64 @@ def eval_indices(images: int, micro_batch: int, dp_rank: int, dp: int) -> list[l
     return [slots[first : first + micro_batch] for first in range(0, len(slots), micro_batch)]
 
 
+@dataclass(frozen=True)
+class Loader(Iterable[Any]):
+    """Batches of samples, from the beginning whenever it is iterated over."""
+
+    samples: Samples
+    batches: Iterable[list[Any]]
+    collate: Callable[[list[Any]], Any]
+    workers: int
+    timeout_s: float
+
+    def __iter__(self) -> Iterator[Any]:
+        source = Source(self.samples.reader, self.make, _pinned, self.timeout_s)
+        if self.workers:
+            return WorkerBatches(source, self.batches, self.workers)
+        return batches_here(source, self.batches)
+
+    def make(self, items: list[Any]) -> Any:
+        batch = self.collate([self.samples[item] for item in items])
+        self.samples.reader.rest()
+        return batch
+
+
 def build_train_loader(
-    run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, dp_rank: int, dp: int, start_position: int
+    run: RunConfig,
+    shards: ShardSet,
+    tokenizer: Tokenizer,
+    dp_rank: int,
+    dp: int,
+    start_position: int,
+    quarantine: Quarantine | None = None,
 ) -> Iterable[Batch]:
     """Endless micro-batches of this rank from `start_position` (samples seen so far) on.
 
-    A step takes run.accumulation(dp) of them.
+    A step takes run.accumulation(dp) of them. Waiting for one raises Stopped after a stop request or when a sample
+    takes too long, LoaderError when workers keep dying.
     """
-    samples = TrainSamples(run, shards, tokenizer)
+    samples = TrainSamples(run, Reader(shards, quarantine), tokenizer)
     positions = TrainPositions(run, dp_rank, dp, start_position)
     collate_fn = functools.partial(collate, pad_id=tokenizer.pad_id)
-    return _build_loader(samples, positions, collate_fn, run.data.workers)
+    return Loader(samples, positions, collate_fn, run.data.workers, run.data.sample_timeout_s)
 
 
 def build_eval_loader(
-    run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, dp_rank: int, dp: int
+    run: RunConfig,
+    shards: ShardSet,
+    tokenizer: Tokenizer,
+    dp_rank: int,
+    dp: int,
+    quarantine: Quarantine | None = None,
 ) -> Iterable[EvalBatch]:
     """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
     batches = eval_indices(scored_images(run, shards), run.train.micro_batch, dp_rank, dp)
-    samples = EvalSamples(run, shards, tokenizer)
+    samples = EvalSamples(run, Reader(shards, quarantine), tokenizer)
     collate_fn = functools.partial(collate_eval, pad_id=tokenizer.pad_id)
-    return _build_loader(samples, batches, collate_fn, min(run.data.workers, len(batches)))
+    workers = min(run.data.workers, len(batches))
+    return Loader(samples, batches, collate_fn, workers, run.data.sample_timeout_s)
 
 
-def _build_loader(
-    samples: Dataset[Any], batches: Iterable[list[Any]], collate_fn: Callable[[Any], Any], workers: int
-) -> DataLoader[Any]:
-    options: dict[str, Any] = {}
-    if workers:
-        # fork: spawn would import torch in each worker (2.5 s of a core, 64 times on a node of 8 ranks);
-        # workers of a forkserver take its death for their parent's, and a SIGTERM to the job step kills it
-        options = {
-            "multiprocessing_context": multiprocessing.get_context("fork"),
-            "worker_init_fn": functools.partial(_outlive_signals, _closing()),
-            "prefetch_factor": PREFETCH,
-            "persistent_workers": True,
-        }
-    return DataLoader(
-        samples,
-        batch_sampler=batches,
-        collate_fn=collate_fn,
-        num_workers=workers,  # torch itself gives each of them one thread
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # of its own: the start of a loader must not move the run's random state
-        **options,
-    )
-
-
-@functools.cache
-def _closing() -> Event:
-    """Set when this process comes to its end, before multiprocessing's own clean-up (registered earlier)."""
-    event = multiprocessing.get_context("fork").Event()
-    atexit.register(event.set)
-    return event
-
-
-def _outlive_signals(closing: Event, worker: int) -> None:
-    """Lets a worker go on when the whole job step gets a signal: its parent still wants to save a checkpoint.
-
-    It also replaces the parent's handlers, which a fork inherits. When the parent is at its end, SIGTERM is
-    multiprocessing's way to end the workers that are left, and ends them.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if closing.is_set() else None)
+def _pinned(batch: Any) -> Any:
+    """Copies of pinned memory to a GPU run beside its computation."""
+    return batch.pin_memory() if torch.cuda.is_available() and isinstance(batch, Batch) else batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,12 @@ from torch import Tensor
 from git_scale.config import RunConfig
 from git_scale.data.batch import EvalBatch
 from git_scale.data.images import normalise
-from git_scale.data.loader import GAIN_IMAGES, build_eval_loader
+from git_scale.data.loader import GAIN_IMAGES, build_eval_loader, scored_images
+from git_scale.data.problems import Reasons, share
+from git_scale.data.quarantine import Quarantine
 from git_scale.data.shards import ShardSet
 from git_scale.data.tokenizer import Tokenizer
+from git_scale.errors import DataError
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
 from git_scale.evaluation.runner import Runner
 from git_scale.evaluation.scores import score
@@ -24,6 +28,8 @@ from git_scale.models.generate import Decoding, generate
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress
+
+log = logging.getLogger(__name__)
 
 # Silent where an evaluation takes seconds; in a log file a line every half minute.
 PROGRESS: dict[str, Any] = {
@@ -64,7 +70,15 @@ class Evaluator:
     The held-out loss is that of the same samples, or of the first 256 where those are fewer.
     """
 
-    def __init__(self, run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, topology: Topology) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        shards: ShardSet,
+        tokenizer: Tokenizer,
+        topology: Topology,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._quarantine = quarantine
         self._run = run
         self._shards = shards
         self._tokenizer = tokenizer
@@ -78,15 +92,17 @@ class Evaluator:
     def evaluate(self, runner: Runner) -> Evaluation:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology = self._topology
-        loader = build_eval_loader(self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp)
+        loader = build_eval_loader(
+            self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp, self._quarantine
+        )
         predictions: list[Prediction] = []
         losses: list[TextLoss] = []
         shown: list[tuple[int, np.ndarray]] = []
         problems: list[str] = []
         runner.model.eval()
         first = 0  # number of the batch's first sample on the first rank: the same on all of them
-        for batch in progress(loader, None, "batch", disable=not topology.is_writer, **PROGRESS):
-            collectives.check_stop_together(runner.device)
+        batches = collectives.each_together(loader, runner.device)
+        for batch in progress(batches, None, "batch", disable=not topology.is_writer, **PROGRESS):
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:
                 predictions += self._predict(runner, batch)
@@ -95,6 +111,8 @@ class Evaluator:
             problems += batch.problems
         runner.model.train()
         parts = collectives.gather_over_dp((predictions, shown, problems, losses))
+        problems = [message for part in parts for message in part[2]]
+        self._check_problems(problems)
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
         pictures = dict(item for part in parts for item in part[1])
         metrics = score(self._run.data.task, everything)
@@ -103,8 +121,20 @@ class Evaluator:
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,
             _draw(everything, pictures),
-            [message for part in parts for message in part[2]],
+            problems,
         )
+
+    def _check_problems(self, problems: list[str]) -> None:
+        """Says what could not be used; raises DataError where that is most of it, and a score would say nothing."""
+        if not problems:
+            return
+        images = scored_images(self._run, self._shards)
+        said = f"{share(len(problems), images)} held-out samples cannot be used:\n{Reasons(problems)}"
+        if 2 * len(problems) > images and self._run.data.max_bad_share < 1:
+            raise DataError(
+                f"{said}\nMend data.heldout, or set data.max_bad_share=1 to score the others alone."
+            )
+        log.warning("%s", said)
 
     def _predict(self, runner: Runner, batch: EvalBatch) -> list[Prediction]:
         def all_finished(ended: Tensor) -> bool:

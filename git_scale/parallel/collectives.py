@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from torch import Tensor
 from git_scale.errors import PeerFailedError, UserError
 from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.topology import Topology
-from git_scale.stop import Stopped, Work, request_stop, stop_requested
+from git_scale.stop import Stopped, Work, check_stop, request_stop, stop_requested
 
 T = TypeVar("T")
 
@@ -64,16 +65,24 @@ def shared_over_tp(items: Iterable[T]) -> Iterator[T]:
     """The items of the first rank of the tensor-parallel group, one by one, on all of the group.
 
     Only the first rank's `items` are asked: one reader per group instead of tp, and no two ranks of a group can see
-    different batches.
+    different batches. What asking for one raises there is raised on all of the group.
     """
     if GROUPS.tp is None:
         yield from items
         return
     source = iter(items) if dist.get_rank(GROUPS.tp) == 0 else None
     while True:
-        box = [next(source) if source is not None else None]
+        box: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if source is not None:
+            try:
+                box = [(next(source), None)]
+            except Exception as error:
+                box = [(None, error)]
         dist.broadcast_object_list(box, group=GROUPS.tp, group_src=0)
-        yield box[0]  # type: ignore[misc]
+        item, failure = box[0]
+        if failure is not None:
+            raise failure
+        yield item  # type: ignore[misc]
 
 
 def from_first_rank(item: T) -> T:
@@ -148,3 +157,43 @@ def check_stop_together(device: torch.device) -> None:
     """Raises Stopped on all ranks when any was asked to stop: between two units of work that is collective."""
     if any_rank(stop_requested(), device):
         raise Stopped
+
+
+def raise_together(error: Exception | None) -> NoReturn:
+    """Ends what all ranks do, of which at least one has an error. Collective.
+
+    A UserError or, where there is none, Stopped is raised on all ranks alike; any other error is raised where it
+    happened, and PeerFailedError on the others.
+    """
+    if error is not None and not isinstance(error, UserError | Stopped):
+        gather_objects((None, True))
+        raise error
+    states: list[tuple[UserError | Stopped | None, bool]] = gather_objects((error, False))
+    if any(failed for _, failed in states):
+        raise PeerFailedError
+    errors = [found for found, _ in states if found is not None]
+    raise next(
+        (found for found in errors if isinstance(found, UserError)), max(errors, key=lambda e: len(str(e)))
+    )
+
+
+def each_together(items: Iterable[T], device: torch.device) -> Iterator[T]:
+    """The items of every rank, which all have the same number of them.
+
+    Raises Stopped on all ranks when any was asked to stop; what asking for an item raises on one rank ends all, as
+    raise_together says.
+    """
+    source = iter(items)
+    while True:
+        error: Exception | None = None
+        found: list[T] = []
+        try:
+            found += islice(source, 1)
+            check_stop()
+        except Exception as failure:
+            error = failure
+        if any_rank(error is not None, device):
+            raise_together(error)
+        if not found:
+            return
+        yield found[0]

@@ -12,6 +12,8 @@ from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
 from git_scale.data.coverage import report_coverage
 from git_scale.data.loader import build_train_loader
+from git_scale.data.quarantine import FILE as QUARANTINE
+from git_scale.data.quarantine import Quarantine
 from git_scale.data.shards import ShardSet
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation.evaluator import Evaluator
@@ -81,7 +83,11 @@ def build_trainer(
     costs = StepCosts(run.model, topology.dp, encoder_learns(placed.model))
     for shape in training_shapes(run):
         costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
-    evaluator = Evaluator(run, heldout_shards, tokenizer, topology) if heldout_shards else None
+    evaluator = (
+        Evaluator(run, heldout_shards, tokenizer, topology, _quarantine(run, "heldout"))
+        if heldout_shards
+        else None
+    )
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.
     torch.manual_seed(random_seed(run.seed, topology, step=0))
@@ -89,11 +95,23 @@ def build_trainer(
     progress = checkpoints.resume(progress) or progress
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
-    batches = build_train_loader(run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples)
+    batches = build_train_loader(
+        run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
+    )
     batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease)
+
+
+def _quarantine(run: RunConfig, data: str) -> Quarantine:
+    """That of an earlier start goes on."""
+    quarantine = Quarantine(Path(run.run_dir) / QUARANTINE, data)
+    if quarantine:
+        log.warning(
+            "data.%s: not read, because %s says so: %s", data, quarantine.where, ", ".join(quarantine.held)
+        )
+    return quarantine
 
 
 def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:

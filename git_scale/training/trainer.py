@@ -15,7 +15,7 @@ from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
-from git_scale.errors import CheckpointError, UserError
+from git_scale.errors import CheckpointError, LoaderError, UserError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.health import Metrics, findings, loss_rise
 from git_scale.monitoring.meters import Meters
@@ -99,8 +99,11 @@ class Trainer:
         owed = not self.catch_up()
         stopped, saved = owed, True
         while self.step < self.run.train.steps and not stopped:
-            with in_phase(f"step {self.step + 1}"):
-                stopped = self.train_step(bool(stop_request)).stop
+            try:
+                with in_phase(f"step {self.step + 1}"):
+                    stopped = self.train_step(bool(stop_request)).stop
+            except (Stopped, LoaderError) as cut:  # the same on all ranks: there was no batch for a step
+                return self.cut_off(cut)
             self.step += 1
             if self.is_due(self.run.log.every) or self.step == 1:  # a first line without a wait
                 self.report()
@@ -115,6 +118,16 @@ class Trainer:
             self.unusable.explain(self.step)
             return Outcome.DATA_UNUSABLE
         return Outcome.STOPPED if owed or self.step < self.run.train.steps else Outcome.DONE
+
+    def cut_off(self, cut: Stopped | LoaderError) -> Outcome:
+        """Ends a run that gets no batches, with a checkpoint of the steps it has done."""
+        saved = self.step == self._first_progress.step or self.save()
+        if isinstance(cut, LoaderError):
+            raise cut
+        log.warning("step %d is the last of this start: %s", self.step, str(cut) or "a stop")
+        if not saved:
+            raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
+        return Outcome.STOPPED
 
     def catch_up(self) -> bool:
         """What an earlier start was cut off before: the evaluation of the step it ended at, or the mark of the best.
@@ -147,9 +160,11 @@ class Trainer:
         token losses divided by it, whatever the ranks, micro-batches and ragged captions.
         """
         waited_from = time.perf_counter()
-        batches = [next(self._batches) for _ in range(self._accumulation)]
+        batches, failure = self._load()
         wait_s = time.perf_counter() - waited_from
-        targets = int(self._sum_over_dp(sum(batch.num_targets for batch in batches))[0])
+        targets, failures = map(int, self._sum_over_dp(_targets_of(batches), int(failure is not None)))
+        if failures:
+            collectives.raise_together(failure)
         self.engine.set_learning_rates(self.lr_factor())
         loss, report = self._update(batches, targets) if targets else NOTHING_TO_LEARN
         bad_here = [problem for batch in batches for problem in batch.problems]
@@ -169,6 +184,13 @@ class Trainer:
             wait_s=wait_s,
         )
         return result
+
+    def _load(self) -> tuple[list[Batch], Exception | None]:
+        """The micro-batches of a step; or what one rank has to say when it has none, before others wait for it."""
+        try:
+            return [next(self._batches) for _ in range(self._accumulation)], None
+        except Exception as error:
+            return [], error
 
     def _update(self, batches: list[Batch], targets: int) -> tuple[float, StepReport]:
         """Forward, backward and step; this rank's part of the loss."""
@@ -215,8 +237,8 @@ class Trainer:
             with self.meters.pause(), in_phase(f"the evaluation of step {self.step}"):
                 self.engine.average_statistics()
                 evaluation = self.evaluator.evaluate(self.engine)
-        except Stopped:
-            log.warning("step %d: the evaluation was cut off; the next start makes up for it", self.step)
+        except Stopped as cut:
+            log.warning("step %d: evaluation cut off, the next start makes up for it. %s", self.step, cut)
             return False
         if (rise := loss_rise(self.evaluations, evaluation.metrics)) is not None:
             evaluation.metrics["eval/loss_rise"] = rise
@@ -268,6 +290,10 @@ class Trainer:
     def _sum_over_dp(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         return collectives.sum_over_dp(tensor).tolist()
+
+
+def _targets_of(batches: list[Batch]) -> int:
+    return sum(batch.num_targets for batch in batches)
 
 
 def _highest(rates: dict[str, float], tower: str) -> float:
