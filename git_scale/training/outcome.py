@@ -1,15 +1,30 @@
-"""How a run ended; the values are the exit codes of the training tools."""
+"""What a step did, and how a run ended."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 
 class Outcome(IntEnum):
-    """What tools/pretrain.py and tools/finetune.py end with; slurm/run.sh acts on it."""
+    """How a run ended: the exit codes of tools/pretrain.py and tools/finetune.py; slurm/run.sh acts on them."""
 
     DONE = 0
     FAILED = 1
     REFUSED = 2  # something that the user gave, or a device that is too small: a message says what
     STOPPED = 75  # EX_TEMPFAIL: the same command goes on
     DATA_UNUSABLE = 76  # too many samples cannot be used: the same command goes on once the data is mended
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step over all ranks."""
+
+    loss: float
+    """Mean over the target tokens of the global batch."""
+    grad_norm: float
+    skipped: bool
+    targets: int
+    bad_samples: int
+    stop: bool
+    """Some rank was asked to stop, or too many samples cannot be used."""

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -30,23 +30,9 @@ from git_scale.training.guards import Guards
 from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
 from git_scale.training.out_of_memory import in_phase
-from git_scale.training.outcome import Outcome
+from git_scale.training.outcome import Outcome, StepResult
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step over all ranks."""
-
-    loss: float
-    """Mean over the target tokens of the global batch."""
-    grad_norm: float
-    skipped: bool
-    targets: int
-    bad_samples: int
-    stop: bool
-    """Some rank was asked to stop, or too many samples cannot be used."""
 
 
 NOTHING_TO_LEARN = math.nan, StepReport(grad_norm=math.nan, skipped=True)
