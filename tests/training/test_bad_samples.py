@@ -174,7 +174,7 @@ def test_the_share_of_all_ranks_ends_a_run_and_all_their_reasons_are_said(
 
 @pytest.mark.distributed
 def test_without_a_bound_a_run_that_learns_nothing_still_ends(squares: Path, tmp_path: Path) -> None:
-    write_squares_of(tmp_path / "data", 16, lambda number: True, kind="text")
+    write_squares_of(tmp_path / "data", 16, lambda number: True)
     data = {"train": str(tmp_path / "data"), "max_bad_share": 1.0}
     (answer,) = run_distributed(fit, 1, squares, tmp_path / "run", 1, {"data": data, "train": {"steps": 50}})
     assert (answer["code"], answer["step"], answer["changed"]) == (76, 10, [])
