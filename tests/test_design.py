@@ -180,3 +180,9 @@ def test_a_long_function_and_a_print_are_found() -> None:
     assert long_functions(source, most=2) == {"long"}
     assert long_functions(source, most=3) == set()
     assert prints(source) == [5]
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports them by their names alone: of two it would collect one, and end with an error for the other."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
