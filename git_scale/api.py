@@ -162,8 +162,8 @@ class ImageToText:
     ) -> list[str] | list[list[str]]:
         """Answers to one question for all pictures, one for each, or a list for each; in the questions' shape.
 
-        The questions about a picture share its image pass. Of a question longer than data.max_text_tokens - 2
-        tokens (38 for GIT) the last ones count.
+        The questions about a picture share its image pass. Of a question's first data.max_text_tokens tokens (40 for
+        GIT) all but two count, the last ones, as in the authors' code.
 
         >>> model.answer("photo.png", "what colour?")
         ['red']

@@ -111,7 +111,6 @@ def test_a_full_disk_is_one_message_and_none_where_nothing_is_to_be_written(
 ) -> None:
     claim_run_folder(a_run(tmp_path))
     monkeypatch.setattr("git_scale.files.os.fsync", _no_space)
-    claim_run_folder(a_run(tmp_path))
     renew_recipe(a_run(tmp_path))
     with pytest.raises(ConfigError, match=r"cannot be written: \[Errno 28\] No space left"):
         renew_recipe(a_run(tmp_path, "train.steps=2000"))
