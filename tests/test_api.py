@@ -192,7 +192,9 @@ def test_wrong_questions(model: ImageToText, questions: list[str], message: str)
         model.answer([picture("red", "big"), picture("blue", "tiny")], questions)
 
 
-def test_of_a_long_question_the_last_of_its_first_tokens_count(model: ImageToText, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_a_long_questions_first_tokens_count(
+    model: ImageToText, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     def listen(images: list[object], prefixes: list[list[list[int]]], *more: object) -> list[object]:

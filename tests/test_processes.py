@@ -49,13 +49,20 @@ def environment() -> dict[str, str]:
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """In a session of its own: whatever is left of it at the end is killed."""
-    launcher = subprocess.Popen(command, env=environment(), start_new_session=True)
+    # a shell starts what runs in its background with SIGINT ignored, and children would inherit that
+    launcher = subprocess.Popen(
+        command, env=environment(), start_new_session=True, preexec_fn=_hear_interrupts
+    )
     try:
         yield launcher
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(launcher.pid, signal.SIGKILL)
         launcher.wait()
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(marks: list[Path], launcher: subprocess.Popen[bytes]) -> list[int]:
