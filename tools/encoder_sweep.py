@@ -18,8 +18,9 @@ from git_scale.console import path, tool
 from git_scale.files import replaced_atomically
 from git_scale.monitoring.tables import format_table
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.families import FamilyResult, families, try_families
+from git_scale.testing.families import FamilyResult, try_families
 from git_scale.testing.tiny import write_squares_data
+from git_scale.testing.tiny_encoders import families
 
 COLUMNS = ["family", "model", "tokens x width", "computed", "hf", "result"]
 HEADER = """# Image encoders

@@ -64,13 +64,15 @@ def check_names(path: Path, expected: dict[str, torch.Size], found: dict[str, to
         raise CheckpointError(f"{path}: its tensors do not fit its model: {'; '.join(problems[:5])}{more}")
 
 
-def read_finite(weights: Weights, name: str) -> Tensor:
-    """Raises CheckpointError when the tensor holds NaN or infinity.
+def is_open_bound(tensor: Tensor) -> bool:
+    """A single number that is infinite bounds nothing, as in Gemma's clipped layers: it is meant so."""
+    return tensor.ndim == 0 and bool(tensor.isinf())
 
-    A single number may be infinite: a bound that is off, as those of Gemma's clipped layers.
-    """
+
+def read_finite(weights: Weights, name: str) -> Tensor:
+    """Raises CheckpointError when the tensor holds NaN or infinity, other than as a bound."""
     tensor = weights.read(name)
-    if tensor.ndim == 0 and bool(tensor.isinf()):
+    if is_open_bound(tensor):
         return tensor
     # the sum is not finite if one number is not; a large finite tensor whose sum overflows is looked at again
     if tensor.is_floating_point() and not bool(tensor.sum().isfinite()) and not bool(tensor.isfinite().all()):

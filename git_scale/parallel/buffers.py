@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from git_scale.checkpoint.weights import is_open_bound
 from git_scale.parallel.groups import GROUPS
 
 
@@ -49,7 +50,7 @@ def average_statistics(model: nn.Module, dp: int) -> None:
     for _, statistic in named:
         torch.distributed.all_reduce(statistic, group=GROUPS.dp)
         statistic /= dp
-    if broken := [name for name, statistic in named if not statistic.isfinite().all()]:
+    if broken := [name for name, x in named if not (x.isfinite().all() or is_open_bound(x))]:
         raise RuntimeError(
             f"the running statistics {broken[0]} and {len(broken) - 1} more are not finite on some rank, though the"
             " gradients were: go on from an older checkpoint with lower learning rates"

@@ -113,3 +113,6 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
     large = torch.tensor([3e38, 3e38, 1.0])  # finite, but its sum is not
     assert read_finite(Fixed(large), "x") is large
     assert read_finite(Fixed(torch.tensor([3])), "x").dtype == torch.int64
+    assert read_finite(Fixed(torch.tensor(-torch.inf)), "x") == -torch.inf, "a bound that is open"
+    with pytest.raises(CheckpointError):
+        read_finite(Fixed(torch.tensor(torch.nan)), "x")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.families import LARGE, SAME, FamilyResult, families, try_families
+from git_scale.testing.families import SAME, FamilyResult, try_families
+from git_scale.testing.tiny_encoders import SLOW, families
 
 # with buffers that no checkpoint holds, and the one that transformers has
 ALWAYS = {"eva", "swin_transformer", "vision_transformer"}
@@ -16,8 +17,8 @@ ALWAYS = {"eva", "swin_transformer", "vision_transformer"}
 
 def a_third() -> list[str]:
     names = families()
-    small = [name for name in names if name not in LARGE]
-    return sorted({*random.Random(0).sample(small, len(names) // 3), *ALWAYS})
+    quick = [name for name in names if name not in SLOW]
+    return sorted({*random.Random(0).sample(quick, len(names) // 3), *ALWAYS})
 
 
 @pytest.mark.distributed
