@@ -19,7 +19,7 @@ from git_scale.recipes import load_run
 
 TINY = (
     "model.encoder.image_size=32",
-    "model.encoder.options={img_size: 32, embed_dim: 32, depth: 2, num_heads: 2}",
+    "model.encoder.options={embed_dim: 32, depth: 2, num_heads: 2}",
     "model.decoder={layers: 2, width: 32, heads: 4, ffn: 64, positions: 64, init_std: 0.3}",
     "model.vocab_size=150",
     "data.image_sizes=[]",

@@ -30,6 +30,7 @@ RUN = load_run(
         "model.encoder={name: vit_tiny_patch16_224, image_size: 64, options: {embed_dim: 64, num_heads: 4}}",
         "model.decoder={layers: 4, width: 64, heads: 4, ffn: 256}",
         "model.vocab_size=200",
+        "data.image_sizes=[]",
         "train.precision=fp32",
         "train.micro_batch=1",
         f"train.global_batch={WORLD}",

@@ -119,7 +119,7 @@ def test_the_best_checkpoint_outlives_newer_ones(squares: Path, tmp_path: Path, 
     assert (folder / "best").resolve() == (folder / "step_00000004").resolve()
     best = json.loads((folder / "best.json").read_text())
     assert best == {"step": 4, "metric": "vqa_accuracy", "value": 0.9, "loss": 0.3}
-    assert layout.find_checkpoint(folder / "best").name == "best"
+    assert layout.find_checkpoint(folder / "best").name == "step_00000004"
     assert layout.find_checkpoint(tmp_path / "run").name == "step_00000010"
 
 
@@ -204,7 +204,9 @@ def test_a_run_that_has_begun_does_not_need_what_it_started_from(tmp_path: Path,
     from git_scale.training.start import settled_by
 
     run = tiny_run(squares, tmp_path / "run")
-    (tmp_path / "run" / "checkpoints" / "step_00000010").mkdir(parents=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / layout.MANIFEST).touch()
     (tmp_path / "run" / "config.yaml").write_text(run.to_yaml(), encoding="utf-8")
     settled = settled_by(str(tmp_path / "gone"), str(tmp_path / "run"))
     assert settled["model"] == run.model.model_dump(mode="json")
