@@ -54,6 +54,7 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
     assert [ast.unparse(decorator).partition("(")[0] for decorator in main.decorator_list] == ["tool"]
     tries = [node for node in ast.walk(main) if isinstance(node, ast.Try)]
     assert tries == [], "console.tool says what went wrong"
+    assert ast.unparse(ast.parse(source.read_text()).body[-1].body[-1]) in ("sys.exit(main())", "leave(main)")
 
 
 @pytest.mark.parametrize(

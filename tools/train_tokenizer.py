@@ -89,4 +89,4 @@ class Texts:
 
 
 if __name__ == "__main__":
-    leave(main())  # the training of a tokenizer that was stopped would go on to its end
+    leave(main)  # the training of a tokenizer that was stopped would go on to its end

@@ -113,7 +113,7 @@ def _attention(case: dict[str, Any]) -> tuple[str, ...]:
 def _generation(found: dict[str, Any]) -> Rows:
     rates = found["by wall clock"]
     names = [name.removesuffix(", ratio") for name in rates if name.endswith(", ratio")]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         ours, theirs = (f"{rates[f'images/s, {name}, {side}']:.4g}" for side in ("git_scale", "transformers"))
         rows += [

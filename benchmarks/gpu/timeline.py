@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.training import Case, Session, Setting, synchronise
@@ -66,7 +66,7 @@ def measure_timeline(session: Session, setting: Setting, micro_batch: int) -> Ca
         session.step(batch)
         synchronise(session.device)
     kernels = kernels_of(trace.events(), session.device)
-    by_class = Counter[str]()
+    by_class = defaultdict[str, float](float)
     for kernel in kernels:
         by_class[class_of(kernel.name)] += kernel.us
     return {
@@ -78,7 +78,9 @@ def measure_timeline(session: Session, setting: Setting, micro_batch: int) -> Ca
         "kernels": len(kernels),
         "busy_share": round(busy_share([kernel.span for kernel in kernels]), 4),
         "sm_clock_mhz": round(sum(clocks) / len(clocks)) if clocks else None,
-        "ms_by_class": {name: round(us / 1e3, 3) for name, us in by_class.most_common()},
+        "ms_by_class": {
+            name: round(us / 1e3, 3) for name, us in sorted(by_class.items(), key=lambda item: -item[1])
+        },
         "depthwise_ms": round(depthwise_us(trace.events(), session.device) / 1e3, 3),
     }
 

@@ -109,9 +109,8 @@ def _serve(make: Callable[[Any], Any], place: np.ndarray, channel: socket.socket
     """The life of a worker."""
     try:
         _end_with(parent)
-        for (
-            number
-        ) in STOP_SIGNALS:  # the whole job step gets them: the parent still wants to save a checkpoint
+        # The whole job step gets them: the parent still wants to save a checkpoint.
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         _forget_sockets(channel.fileno())
         torch.set_num_threads(1)

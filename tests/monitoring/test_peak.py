@@ -78,3 +78,20 @@ def test_the_cpu_is_measured_once_and_the_log_says_so(caplog: pytest.LogCaptureF
     ]
     second = measure_peak(torch.device("cpu"), torch.float32)
     assert 0 < second / 10 < first < 10 * second  # a busy machine
+
+
+@pytest.mark.parametrize("flops", [1e8, 1e10, 1e12, 1e15])
+def test_a_slow_device_is_not_measured_for_long(flops: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that does `flops` in a second of its own clock; the first product of a size takes twice as long."""
+    clock, seen = [0.0], set[int]()
+
+    def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        side = len(left)
+        clock[0] += 2 * side**3 / flops * (1 if side in seen else 2) + 1e-6
+        seen.add(side)
+        return left
+
+    monkeypatch.setattr("torch.mm", multiply)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    assert measure_peak(torch.device("cpu"), torch.float32) == pytest.approx(min(flops, 2e15), rel=0.5)
+    assert clock[0] < 2
