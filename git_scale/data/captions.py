@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ CAPTION_NAMES = (
 CAPTION_PARTS = ("caption", "raw", "text")
 ANSWER_NAMES = ("answers", "answer")
 ANSWER_PARTS = ("answer",)
+# Control characters that are no white space, and lone surrogates, which json can spell and UTF-8 cannot.
+DROPPED = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 MAX_CAPTION_BYTES = 8192  # of utf-8: some 2000 words; a forged megabyte would cost seconds in the tokenizer
 
 
@@ -55,9 +58,7 @@ def decode_text(data: bytes) -> str:
 def clean_caption(text: str) -> str | None:
     """One line in NFC without control characters, cut to MAX_CAPTION_BYTES; None when nothing is left."""
     text = text[:MAX_CAPTION_BYTES]  # characters: bounds the work of what follows
-    # a lone surrogate (Cs), which json can spell, has no UTF-8; a control character (Cc) may be white space
-    kept = (c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
-    line = " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
+    line = " ".join(unicodedata.normalize("NFC", DROPPED.sub("", text)).split())
     return line.encode("utf-8")[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip() or None
 
 

@@ -184,7 +184,7 @@ class ShardSet:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        table = self.table(shard)
+        table = np.asarray(self.table(shard))  # still a map of the file, without what memmap adds to each row
         starts = np.searchsorted(table["sample"], np.arange(self.counts[shard] + 1))
         try:
             file = self.paths[shard].open("rb", buffering=0)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import unicodedata
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from git_scale.data.captions import (
+    DROPPED,
     MAX_CAPTION_BYTES,
     choose_captions,
     clean_caption,
@@ -39,6 +42,13 @@ def test_length_is_bounded_in_bytes(unit: str) -> None:
     cleaned = clean_caption(unit * 1_000_000)
     assert cleaned is not None
     assert MAX_CAPTION_BYTES - 4 <= len(cleaned.encode()) <= MAX_CAPTION_BYTES
+
+
+def test_no_character_is_dropped_but_control_characters_and_surrogates() -> None:
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        dropped = unicodedata.category(character) in ("Cc", "Cs") and not character.isspace()
+        assert bool(DROPPED.fullmatch(character)) == dropped, hex(code)
 
 
 def test_clean_captions() -> None:
