@@ -10,17 +10,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from git_scale.paths import special_kind
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's little-endian mark begins with the first
 
 
 def read_text(path: Path) -> str:
     """The file's text without its byte-order mark. Raises OSError, or ValueError for anything but UTF-8."""
-    return decode_utf8(path.read_bytes())
+    return decode_utf8(_read(path))
 
 
 def read_json(path: Path) -> Any:
     """What the JSON file holds. Raises OSError, or ValueError for anything but one well-formed JSON value."""
-    return parse_json(path.read_bytes())
+    return parse_json(_read(path))
+
+
+def _read(path: Path) -> bytes:
+    if kind := special_kind(path):
+        raise ValueError(f"it is {kind}; give a file")
+    return path.read_bytes()
 
 
 def decode_utf8(data: bytes) -> str:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "processes": {"stop"},
     "progress": set(),
     "stop": set(),
-    "text_files": set(),
+    "text_files": {"paths"},
     "console": {"errors", "paths", "stop"},
     "config": {"errors", "paths"},
     "yaml_tree": set(),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from git_scale.errors import CheckpointError
+from git_scale.paths import special_kind
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HTML = (b"<!doctype", b"<html", b"<?xml", b"<head")
@@ -15,6 +16,8 @@ OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "*.onnx",
 
 def refuse_lookalike_file(path: Path) -> None:
     """Raises CheckpointError for an empty file, a Git LFS pointer and a page of a web server."""
+    if kind := special_kind(path):
+        raise CheckpointError(f"{path}: {kind}; give a file")
     try:
         with path.open("rb") as file:
             start = file.read(512).lstrip()

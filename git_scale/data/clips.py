@@ -15,6 +15,7 @@ from git_scale.config import DataConfig
 from git_scale.data.images import check_size, decode, prepare, to_rgb
 from git_scale.data.video import ENDINGS, middles, read_frames
 from git_scale.errors import DataError
+from git_scale.paths import special_kind
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_ENDINGS = ENDINGS
@@ -88,6 +89,8 @@ def _open_picture(item: object) -> Image.Image:
 
 
 def _read(path: Path) -> Image.Image:
+    if kind := special_kind(path):
+        raise DataError(f"{path}: {kind}; give a file")
     try:
         return decode(path.read_bytes())
     except OSError as error:

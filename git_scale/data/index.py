@@ -106,6 +106,8 @@ def load(shard: Path) -> Index | None:
 def read(shard: Path) -> Index | None:
     """The saved index of `shard`, whether it fits or not; None when there is none, or a damaged one."""
     path = sidecar_of(shard)
+    if not path.is_file():  # nor is a named pipe, on which a read would wait for ever
+        return None
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
         if _well_formed(table, older_dtype_of):

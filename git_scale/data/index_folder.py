@@ -11,7 +11,7 @@ from git_scale.data.builders.parallel import map_in_order
 from git_scale.data.index import ShardFacts
 from git_scale.data.indexing import Indexed, make_indexes
 from git_scale.data.left_out import Reasons
-from git_scale.data.shard_report import copies, left_out_of
+from git_scale.data.shard_report import copies, left_out_of, unread_of
 from git_scale.data.shards import find_shards, read_facts
 from git_scale.errors import DataError
 from git_scale.progress import progress
@@ -46,6 +46,8 @@ def describe_folder(folder: Path, facts: Mapping[Path, ShardFacts]) -> Iterator[
             yield f"  {path.name}: {shard.samples:,} samples; {told}"
     for names in copies(facts):
         yield f"  the same samples lie in {' and '.join(names)}"
+    for unread in unread_of(folder):
+        yield f"  {unread}"
     samples = sum(shard.samples for shard in facts.values())
     size = sum(shard.size for shard in facts.values())
     left_out = left_out_of(facts, max_names=float("inf"))

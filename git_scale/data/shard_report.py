@@ -22,6 +22,29 @@ def other_archives(folder: Path) -> str:
     return f"{len(found)} other archives are not read (e.g. {found[0]}): unpack them to .tar" if found else ""
 
 
+def shards_below(folder: Path) -> str:
+    """How many shards lie in the folders of a folder, two levels deep, and what to do; empty for none."""
+    found = sorted(
+        path.relative_to(folder)
+        for pattern in ("*/*.tar", "*/*/*.tar")
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        return ""
+    return (
+        f"{len(found)} *.tar in its folders are not read (e.g. {found[0]}): give the folder {folder / found[0].parent},"
+        " or move them up"
+    )
+
+
+def unread_of(folder: Path) -> list[str]:
+    """What lies in a folder of shards and looks like data, and is not read."""
+    return (
+        [text for text in (shards_below(folder), other_archives(folder)) if text] if folder.is_dir() else []
+    )
+
+
 def left_out_of(facts: Mapping[Path, ShardFacts], max_names: float = MAX_NAMES) -> str:
     """Reasons, counts and shares over all shards; empty for nothing.
 
@@ -41,7 +64,7 @@ def announce(folder: Path, facts: Mapping[Path, ShardFacts]) -> None:
     if left_out := left_out_of(facts):
         samples = sum(shard.samples for shard in facts.values())
         log.warning("%s: %d samples; not used, or not as it may be meant: %s", folder, samples, left_out)
-    if folder.is_dir() and (unread := other_archives(folder)):
+    for unread in unread_of(folder):
         log.warning("%s: %s", folder, unread)
     for names in copies(facts):
         log.warning("%s: the same samples lie in %s", folder, " and ".join(names))

@@ -24,8 +24,9 @@ from git_scale.data.fingerprint import fingerprint_of
 from git_scale.data.index import SUFFIX, Index, ShardFacts, facts_of, load
 from git_scale.data.indexing import Indexed, make_indexes
 from git_scale.data.members import Kind
-from git_scale.data.shard_report import announce, left_out_of, other_archives
+from git_scale.data.shard_report import announce, left_out_of, other_archives, shards_below
 from git_scale.errors import DataError
+from git_scale.paths import special_kind
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +98,18 @@ def find_shards(folder: str | Path) -> list[Path]:
     if folder.is_file() and folder.suffix == ".tar":
         return [folder]
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of tar shards; tools/prepare_data.py makes one")
+        what = special_kind(folder) or "no such folder of tar shards"
+        raise DataError(f"{folder}: {what}; tools/prepare_data.py makes one")
     paths = sorted(folder.glob("*.tar"))
     if unfinished := next(folder.glob(f".*{PARTIAL}"), None):
         raise DataError(
             f"{folder}: a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
         )
     if not paths:
-        remedy = other_archives(folder) or "tools/prepare_data.py makes them"
+        remedy = shards_below(folder) or other_archives(folder) or "tools/prepare_data.py makes them"
         raise DataError(f"{folder}: no *.tar inside; {remedy}")
+    if special := [f"{path.name} is {kind}" for path in paths if (kind := special_kind(path))]:
+        raise DataError(f"{folder}: {', '.join(special)}; move it away, shards are files")
     return paths
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from git_scale.errors import DataError
+from git_scale.paths import special_kind
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def _build_wordpiece(numbers: dict[str, int]) -> FastTokenizer:
 
 
 def _read(path: Path) -> bytes:
+    if kind := special_kind(path):
+        raise DataError(f"{path}: the tokenizer cannot be read: it is {kind}; give a file")
     try:
         return path.read_bytes()
     except OSError as error:

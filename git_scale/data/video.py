@@ -17,6 +17,7 @@ from PIL import Image
 
 from git_scale.data.images import MAX_PIXELS, check_size
 from git_scale.errors import DataError, UserError
+from git_scale.paths import special_kind
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
 # No playlists: they would open further files and addresses.
@@ -33,6 +34,8 @@ def read_frames(source: str | Path | bytes, count: int) -> list[Image.Image]:
     """
     av = _import_av()
     name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and (kind := special_kind(Path(source))):
+        raise DataError(f"{name}: {kind}; give a file")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
             return _read(av, file, count)

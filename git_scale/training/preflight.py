@@ -16,6 +16,7 @@ from git_scale.checkpoint.layout import published
 from git_scale.config import DataConfig, RunConfig
 from git_scale.data.captions import TextRecord, clean_caption
 from git_scale.data.images import longest_side
+from git_scale.data.shard_report import shards_below
 from git_scale.data.shards import ShardSet
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
@@ -57,7 +58,7 @@ def check_inputs(run: RunConfig, problems: Problems) -> None:
     problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
     for key, folder in (("data.train", run.data.train), ("data.heldout", run.data.heldout)):
         if folder is not None and (problem := problem_of_shards(Path(folder))):
-            problems.found.append(f"{key}={folder}: {problem}; tools/prepare_data.py makes it")
+            problems.found.append(f"{key}={folder}: {problem}")
     if has_fitting_model:
         problems.of(lambda: load_fitting_tokenizer(run))
     elif run.data.tokenizer != DataConfig().tokenizer:  # that of init_from, where this is not there
@@ -142,12 +143,13 @@ def _some(shards: ShardSet) -> list[int]:
 
 
 def problem_of_shards(folder: Path) -> str:
-    """Why there are none to open; empty when there are."""
+    """Why there are none to open, and what to do; empty when there are."""
+    maker = "tools/prepare_data.py makes it"
     if folder.is_file():
-        return "" if folder.suffix == ".tar" else "no folder of tar shards"
+        return "" if folder.suffix == ".tar" else f"no folder of tar shards; {maker}"
     if not folder.is_dir():
-        return "no such folder of tar shards"
-    return "" if any(folder.glob("*.tar")) else "no *.tar inside"
+        return f"no such folder of tar shards; {maker}"
+    return "" if any(folder.glob("*.tar")) else f"no *.tar inside; {shards_below(folder) or maker}"
 
 
 def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:

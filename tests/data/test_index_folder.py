@@ -59,13 +59,17 @@ def test_each_shard_is_told_of_by_itself(folder: Path, write_shard: Callable, pi
         folder / "x.tar", [("a", {"jpg": picture(0), "txt": b"words", "cls": b"1"}), ("b", {"txt": b"t"})]
     )
     shutil.copy(folder / "tiny-000002.tar", folder / "y.tar")
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "x.tar", folder / "sub")
     lines = list(describe_folder(folder, fill_folder(folder, workers=1)))
-    assert lines[:2] == [
+    assert lines[:3] == [
         "  x.tar: 2 samples; unknown kind .cls: 1 of 4 members (25 %), e.g. 'a.cls';"
         " no picture of the text's name: 1 of 2 samples (50 %), e.g. 'b'",
         "  the same samples lie in tiny-000002.tar and y.tar",
+        "  1 *.tar in its folders are not read (e.g. sub/x.tar): give the folder "
+        f"{folder / 'sub'}, or move them up",
     ]
-    assert "name of a sample of another shard: 4 of 22 samples (18 %), e.g. 'y.tar:2-0'" in lines[2]
+    assert "name of a sample of another shard: 4 of 22 samples (18 %), e.g. 'y.tar:2-0'" in lines[3]
 
 
 def test_damaged_shards_are_named_when_the_others_are_done(folder: Path) -> None:

@@ -90,6 +90,33 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["pipe.tar", "link.tar"])
+def test_a_named_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    os.mkfifo(folder / "pipe.tar")
+    (folder / "link.tar").symlink_to("pipe.tar")
+    with pytest.raises(DataError, match="link.tar is a named pipe, pipe.tar is a named pipe; move"):
+        open_shards(folder)
+    with pytest.raises(DataError, match=f"{name}: a named pipe"):
+        open_shards(folder / name)
+
+
+def test_an_index_that_is_a_named_pipe_is_made_anew(folder: Path) -> None:
+    os.mkfifo(folder / "tiny-000001.tar.index.npy")
+    assert len(open_shards(folder)) == 16
+    assert (folder / "tiny-000001.tar.index.npy").is_file()
+
+
+def test_shards_in_folders_below_are_pointed_out(folder: Path, tmp_path: Path) -> None:
+    above = tmp_path / "above"
+    for below in ("x/y", ".hidden", "x/.hidden", "1/2/3"):
+        (above / below).mkdir(parents=True)
+        (above / below / "a.tar").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"no \*\.tar inside; 1 \*\.tar in its folders .*give the folder .*above/x/y"
+    ):
+        open_shards(above)
+
+
 def test_all_problems_come_in_one_error(folder: Path) -> None:
     os.truncate(folder / "tiny-000000.tar", 5000)
     (folder / "tiny-000003.tar").write_bytes(b"")
@@ -168,6 +195,8 @@ def test_what_is_not_used_is_said_at_the_start(
     )
     shutil.copy(folder / "tiny-000002.tar", folder / "y.tar")
     (folder / "old.tar.gz").write_bytes(b"")
+    (folder / "sub").mkdir()
+    shutil.copy(folder / "x.tar", folder / "sub")
     with caplog.at_level(logging.INFO):
         open_shards(folder)
     said = caplog.text
@@ -177,6 +206,7 @@ def test_what_is_not_used_is_said_at_the_start(
     assert "unknown kind .cls: 1 of 46 members (2.2 %), e.g. 'a.cls'" in said
     assert "the same samples lie in tiny-000002.tar and y.tar" in said
     assert "1 other archives are not read (e.g. old.tar.gz)" in said
+    assert f"1 *.tar in its folders are not read (e.g. sub/x.tar): give the folder {folder / 'sub'}" in said
     assert "5 of 5 shards have no digests" in said
 
 

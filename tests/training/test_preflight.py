@@ -97,6 +97,15 @@ def test_a_dry_run_without_data_still_prints_its_plan(
     assert "data.train=elsewhere: no such folder of tar shards" in printed.err
 
 
+def test_shards_below_the_folder_are_pointed_to(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write(tiny_run(squares, tmp_path / "run"), tmp_path)
+    assert pretrain.main(["--config", recipe, "--dry-run", f"data.train={squares}"]) == 2
+    errors = capsys.readouterr().err
+    assert f"data.train={squares}: no *.tar inside; " in errors and "give the folder" in errors
+
+
 def test_a_missing_init_from_hides_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config", "finetune_caption", "--dry-run", f"init_from={tmp_path / 'gone'}", "train.stepz=3"]
     assert finetune.main([*command, f"data.train={tmp_path / 'none'}"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import shutil
 import uuid
@@ -69,7 +70,7 @@ def _refuse_used(destination: Path) -> None:
         )
     if names:
         raise DataError(f"{destination}: exists already and is not empty; remove it or choose another folder")
-    for left in destination.parent.glob(f".{destination.name}.*{PARTIAL}"):
+    for left in destination.parent.glob(f".{glob.escape(destination.name)}.*{PARTIAL}"):
         log.warning("%s: left by a build that was cut off, or of one that is running; else remove it", left)
 
 

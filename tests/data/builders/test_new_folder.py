@@ -118,3 +118,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "set"),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["out**x", "x[1]"])
+def test_the_name_of_a_folder_is_no_pattern(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (tmp_path / f".{name}.0123.partial").mkdir()
+    write_shards([sample(0)], tmp_path / name)
+    assert len(open_shards(tmp_path / name)) == 1
+    assert f".{name}.0123.partial: left by a build" in caplog.text
