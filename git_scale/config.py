@@ -23,6 +23,8 @@ from git_scale.errors import ConfigError
 from git_scale.paths import expanded
 
 Text = Annotated[str, Field(min_length=1)]
+MAX_IMAGE_SIZE = 4096
+"""Pixels: four times what any published image encoder takes; a table of positions grows with its square."""
 UserPath = Annotated[Text, AfterValidator(expanded)]
 """A path; `~` and `$NAME` are taken for what they stand for."""
 
@@ -52,7 +54,7 @@ def renamed(encoder: dict[str, Any]) -> dict[str, Any]:
 class EncoderConfig(Section):
     name: Text = "vit_base_patch16_clip_quickgelu_224"
     """Any timm architecture that yields feature tokens or a feature grid."""
-    image_size: int = Field(224, ge=8)
+    image_size: int = Field(224, ge=8, le=MAX_IMAGE_SIZE)
     """Side of the square input in pixels, for evaluation and (unless data.image_sizes) for training."""
     start: UserPath = "scratch"
     """Where its first weights come from: an encoder's folder or file (tools/convert_checkpoint.py imports one; of a

@@ -20,15 +20,17 @@ from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, sync_folder, write_bytes, write_durably
 
 MAX_SHARD = 4 << 30  # bytes per file of tensors
-MARKS = (layout.MANIFEST, "config.json")  # one of them is in every folder that may be replaced
+WEIGHTS = (".safetensors", ".bin")
+OF_A_MODEL = (*WEIGHTS, ".json", ".txt", ".model", ".md", ".jinja")  # files of transformers' folders
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}  # as safetensors names them
 
 
 @contextmanager
-def new_folder(destination: Path, force: bool, sources: list[Path]) -> Iterator[Path]:
+def new_folder(destination: Path, force: bool | None, sources: list[Path]) -> Iterator[Path]:
     """A hidden folder beside `destination` to write to, renamed to it when the block ends well.
 
-    With `force` an existing model's folder is replaced; it stays until the new one is complete. Raises
+    With `force` an existing model's folder is replaced; it stays until the new one is complete. None: what is not
+    a model's folder is made, for which there is no --force. Raises
     CheckpointError before anything is written when the destination cannot be used.
     """
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 - a link is not to be followed
@@ -46,19 +48,35 @@ def new_folder(destination: Path, force: bool, sources: list[Path]) -> Iterator[
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _check_destination(destination: Path, force: bool, sources: list[Path]) -> None:
+def _check_destination(destination: Path, force: bool | None, sources: list[Path]) -> None:
     if not os.path.lexists(destination):
         return
     if not force:
-        raise CheckpointError(
-            f"{destination}: exists; choose another destination or add --force to replace it"
-        )
+        remedy = "" if force is None else " or add --force to replace it"
+        raise CheckpointError(f"{destination}: exists; choose another destination{remedy}")
     if any(source.resolve().is_relative_to(destination.resolve()) for source in sources):
         raise CheckpointError(f"{destination}: holds what is to be read; choose another destination")
-    if destination.is_symlink() or not any((destination / name).is_file() for name in MARKS):
+    if destination.is_symlink() or not destination.is_dir():
         raise CheckpointError(
             f"{destination}: is no model's folder, so --force does not replace it; remove it"
         )
+    if reason := _why_not_a_model(destination):
+        raise CheckpointError(f"{destination}: {reason}, so --force does not replace it; remove it")
+
+
+def _why_not_a_model(folder: Path) -> str:
+    """Why a folder is not one that an export made, or transformers' of a model; empty when it is."""
+    if any((folder / name).exists() for name in (layout.PROGRESS, layout.STATE_FOLDER)):
+        return "is the checkpoint of a run"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if layout.has_manifest(folder):
+        own = {item.name for item in layout.read_manifest(folder)} | {layout.MANIFEST}
+    elif "config.json" in files and any(name.endswith(WEIGHTS) for name in files):
+        own = {name for name in files if "/" not in name and name.endswith(OF_A_MODEL)}
+    else:
+        return "is no model's folder"
+    strange = min(files - own, default=None)
+    return "" if strange is None else f"holds {strange}, which is no part of a model"
 
 
 def _swap(new: Path, destination: Path) -> None:

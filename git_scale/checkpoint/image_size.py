@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from git_scale.checkpoint.names import ENCODER
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.weights import Weights
-from git_scale.config import EncoderConfig
+from git_scale.config import MAX_IMAGE_SIZE, EncoderConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import ImageEncoder, resize_positions
 
@@ -37,7 +38,7 @@ class ResizedWeights:
 def with_image_size(opened: Opened, image_size: int) -> Opened:
     """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
 
-    Raises CheckpointError for pictures that are smaller than a patch.
+    Raises CheckpointError for a size that cuts a patch, or that no model is for.
     """
     encoder = opened.run.model.encoder
     if image_size == encoder.image_size:
@@ -47,12 +48,17 @@ def with_image_size(opened: Opened, image_size: int) -> Opened:
     if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
         return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
     patch = vit.patch_embed.patch_size
-    if image_size < max(patch):
-        raise CheckpointError(f"image size {image_size}: less than one patch of {patch[0]} pixels")
+    step = math.lcm(*patch)
+    if image_size % step or image_size > MAX_IMAGE_SIZE:
+        top = MAX_IMAGE_SIZE // step * step
+        below = min(image_size, top) // step * step
+        near = sorted({max(step, below), min(below + step, top)})
+        raise CheckpointError(
+            f"image size {image_size}: a multiple of the {step} pixels of a patch, at most {top}, is needed; the"
+            f" nearest: {', '.join(map(str, near))}"
+        )
     old, new = vit.patch_embed.grid_size, (image_size // patch[0], image_size // patch[1])
-    options = {key: value for key, value in encoder.options.items() if key != "dynamic_img_size"}
-    if image_size % patch[0] == image_size % patch[1] == 0:
-        options["dynamic_img_size"] = True
+    options = {**encoder.options, "dynamic_img_size": True}
     prefix_tokens = 0 if vit.no_embed_class else vit.num_prefix_tokens
     weights = ResizedWeights(opened.weights, old, new, prefix_tokens)
     return _resized(

@@ -221,6 +221,16 @@ def read_progress(checkpoint: Path) -> Progress:
     return progress
 
 
+def misnamed(checkpoint: Path) -> str:
+    """Why it is no checkpoint of the step that its name says; empty when it is, or does not tell."""
+    try:
+        step = read_progress(checkpoint).step
+    except CheckpointError:
+        return ""
+    name = step_name(step)
+    return "" if checkpoint.name == name else f"it holds step {step}, and was put there by somebody else"
+
+
 def read_config(checkpoint: Path) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     return tree
@@ -284,6 +294,8 @@ def find_checkpoint(path: Path) -> Path:
     path = best_of(path)
     if (path / MANIFEST).is_file():
         return path
-    if candidates := published(path):
-        return candidates[0]
+    for candidate in published(path):
+        if not (reason := misnamed(candidate)):
+            return candidate
+        log.warning("%s is passed over: %s", candidate, reason)
     raise CheckpointError(f"{path}: neither a checkpoint nor the folder of a run with one")

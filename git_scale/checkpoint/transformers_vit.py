@@ -66,7 +66,11 @@ def open_transformers_vit(
     config = read_json(described)
     vision = config.get("vision_config", config)
     kind = str(config.get("model_type", "")).removesuffix("_vision_model")
-    if kind not in ("clip", "siglip") or not isinstance(vision, dict):
+    if not isinstance(vision, dict):
+        raise CheckpointError(
+            f"{described}: vision_config={vision!r}: settings of an image encoder are needed"
+        )
+    if kind not in ("clip", "siglip"):
         raise CheckpointError(
             f"{described}: model_type={config.get('model_type')!r}; image encoders are read of 'clip' and 'siglip'"
         )

@@ -42,7 +42,7 @@ def reshape(source: Path, destination: Path, tp: int) -> Path:
     with torch.device("meta"):
         splits = splits_of(GitModel(run.model), parallel)
     index = replace(state.index, tp=tp, splits={name: splits.get(name) for name in state.index.shapes})
-    with new_folder(destination, False, [checkpoint]) as folder:
+    with new_folder(destination, None, [checkpoint]) as folder:
         target = layout.checkpoints_folder(folder) / checkpoint.name
         target.mkdir(parents=True)
         written = _write_state(state, index, target / layout.STATE_FOLDER)

@@ -15,6 +15,7 @@ from safetensors.torch import save as serialised
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
+from git_scale.checkpoint.opened import read_run
 from git_scale.checkpoint.state import TrainingState
 from git_scale.config import RunConfig
 from git_scale.data.fingerprint import compare_fingerprints
@@ -23,6 +24,7 @@ from git_scale.files import FileDigest, sync_folder, write_bytes
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
+from git_scale.training.run_folder import other_identity
 from git_scale.training.verified import Verified, delete_older, foreign, set_aside, to_verify
 
 log = logging.getLogger(__name__)
@@ -239,10 +241,13 @@ class Checkpoints:
             differences.append(
                 f"tokenizer: {saved.tokenizer_fingerprint} there, {start.tokenizer_fingerprint} here"
             )
+        others = other_identity(read_run(checkpoint), self._run)
+        differences += [f"{key}: {theirs!r} there, {ours!r} here" for key, ours, theirs in others]
         if differences:
             raise CheckpointError(
                 f"{checkpoint} cannot be resumed with these settings ({'; '.join(differences)}):"
-                " use those of the checkpoint, or another run_dir"
+                " use those of the checkpoint, or another run_dir; one that was put there by somebody is to be moved"
+                " away"
             )
 
     def _restore_random_state(self, checkpoint: Path, saved: Progress) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from git_scale.checkpoint.layout import CONFIG, published
-from git_scale.config import EncoderConfig, RunConfig
+from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
 from git_scale.training.lease import LEASE, Lease, acquire
@@ -27,8 +27,9 @@ IDENTITY = (
     "data.max_text_tokens",
     "train.freeze",
 )
-# Where first weights came from: as_begun keeps what was, under its name of today and the one before.
-ORIGIN = ("model.encoder.start", "model.encoder.pretrained")
+# Where first weights came from: as_begun keeps what was.
+ORIGIN = ("model.encoder.start",)
+SECTIONS = {"model", "data", "train"}  # of every config.yaml that a run has written
 PATHS = ("init_from",)
 """Of these, the same place under another name is the same: relative, or through a link."""
 
@@ -82,7 +83,7 @@ def as_begun(run: RunConfig) -> RunConfig:
     folder = Path(run.run_dir)
     if not published(folder):
         return run
-    theirs = EncoderConfig.model_validate(_get(_read(folder / CONFIG), "model.encoder")).start
+    theirs = read_recipe(folder / CONFIG).model.encoder.start
     if theirs == run.model.encoder.start:
         return run
     log.info("model.encoder.start=%s has no effect: this run began from %s", run.model.encoder.start, theirs)
@@ -113,27 +114,40 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _refuse_other_run(config: Path, run: RunConfig) -> None:
-    theirs = _read(config)
-    ours = yaml.safe_load(run.to_yaml())
     differences = [
-        f"{key}={ours_value!r}, but {run.run_dir} is a run with {theirs_value!r}: use that, or another run_dir"
+        f"{key}={ours!r}, but {run.run_dir} is a run with {theirs!r}: use that, or another run_dir"
+        for key, ours, theirs in other_identity(read_recipe(config), run)
+    ]
+    if differences:
+        raise ConfigError(differences)
+
+
+def other_identity(other: RunConfig, run: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(key, value of `run`, value of `other`) of what makes them two runs."""
+    ours, theirs = run.model_dump(mode="json"), other.model_dump(mode="json")
+    return [
+        (key, ours_value, theirs_value)
         for top in IDENTITY
         for key, ours_value, theirs_value in _differences(top, _get(ours, top), _get(theirs, top))
         if key not in ORIGIN and not (key in PATHS and _same_place(ours_value, theirs_value))
     ]
-    if differences:
-        raise ConfigError(differences)
 
 
 def _same_place(ours: Any, theirs: Any) -> bool:
     return bool(ours and theirs) and Path(ours).resolve() == Path(theirs).resolve()
 
 
-def _read(config: Path) -> Any:
+def read_recipe(config: Path) -> RunConfig:
+    """The recipe of a run. Raises ConfigError when it is damaged."""
     try:
-        return yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{config}: damaged: {error}; restore it, or choose another run_dir"]) from None
+        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if not isinstance(tree, dict) or not tree.keys() >= SECTIONS:
+            raise ValueError(f"the sections {', '.join(sorted(SECTIONS))} are not all there")
+        return RunConfig.model_validate(tree)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kept = next((copy for path in published(config.parent) if (copy := path / CONFIG).is_file()), None)
+        remedy = f"copy {kept} over it" if kept else "restore it"
+        raise ConfigError([f"{config}: damaged: {error}; {remedy}, or choose another run_dir"]) from None
 
 
 def _get(tree: Any, dotted: str) -> Any:

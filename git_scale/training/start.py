@@ -8,18 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.encoder_start import SCRATCH, open_encoder_start
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened import open_checkpoint
-from git_scale.config import RunConfig, renamed
+from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import has_batch_norm
 from git_scale.models.git import GitModel, count_parameters
+from git_scale.training.run_folder import read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +35,9 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
     """
     begun = Path(run_dir) / layout.CONFIG
     if begun.is_file() and layout.published(Path(run_dir)):
-        tree = yaml.safe_load(begun.read_text(encoding="utf-8"))
-        tree["model"]["encoder"] = renamed(tree["model"]["encoder"])
-        own = Path(run_dir) / Path(tree["data"]["tokenizer"]).name
-        return {"model": tree["model"], "data": {"tokenizer": str(own)}}
+        run = read_recipe(begun)
+        own = Path(run_dir) / Path(run.data.tokenizer).name
+        return {"model": run.model.model_dump(mode="json"), "data": {"tokenizer": str(own)}}
     opened = open_checkpoint(Path(init_from))
     model = opened.run.model.model_dump(mode="json")
     if opened.holds_encoder_only:

@@ -103,14 +103,7 @@ def delete_older(candidates: list[Path], verified: Verified, keep: int, best: st
 
 def foreign(checkpoint: Path) -> str | None:
     """Why no run has written this folder under its name."""
-    if checkpoint.is_symlink():
-        return "it is a link"
-    try:
-        step = layout.read_progress(checkpoint).step
-    except CheckpointError:
-        return None
-    same = layout.step_name(step) == checkpoint.name
-    return None if same else f"it holds step {step}, and was put there by somebody else"
+    return "it is a link" if checkpoint.is_symlink() else layout.misnamed(checkpoint) or None
 
 
 def _not_ours(checkpoint: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,7 +106,6 @@ def test_an_existing_folder_is_replaced_when_forced(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with new_folder(target, True, []) as folder:
         fill(folder, "old")
-    (target / "more.txt").write_text("of the old one")
     with new_folder(target, True, []) as folder:
         fill(folder)
         assert (target / "config.json").read_text() == "old"
@@ -123,8 +123,27 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
     (photos / "a.jpg").write_bytes(b"precious")
     (tmp_path / "link").symlink_to(model)
     (tmp_path / "file").write_text("x")
+    noted = tmp_path / "noted"
+    shutil.copytree(model, noted)
+    (noted / "thesis.txt").write_text("precious")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "config.json").write_text("{}")
+    hub = tmp_path / "hub"
+    shutil.copytree(checkout, hub)
+    (hub / "model.safetensors").write_bytes(b"x")
+    (hub / ".git").mkdir()
+    (hub / ".git" / "HEAD").write_text("precious")
+    training = tmp_path / "training"
+    shutil.copytree(model, training)
+    (training / "progress.json").write_text("{}")
     cases = [
         (model, False, [], "exists; choose another destination or add --force"),
+        (model, None, [], "exists; choose another destination$"),
+        (noted, True, [], "holds thesis.txt, which is no part of a model"),
+        (checkout, True, [], "is no model's folder"),
+        (hub, True, [], "holds .git/HEAD, which is no part of a model"),
+        (training, True, [], "is the checkpoint of a run"),
         (model, True, [model / "sub"], "holds what is to be read"),
         (photos, True, [], "is no model's folder"),
         (tmp_path / "link", True, [], "is no model's folder"),

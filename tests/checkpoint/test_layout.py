@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_a_checkpoint_is_found_from_itself_and_from_its_run(checkpoint: Path) ->
     newer = checkpoint.with_name(layout.step_name(13))
     (newer / "state").mkdir(parents=True)
     assert layout.find_checkpoint(run_dir) == newer
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    renamed = checkpoint.with_name(layout.step_name(99))
+    shutil.copytree(checkpoint, renamed)
+    assert layout.find_checkpoint(checkpoint.parents[1]) == checkpoint
+    assert f"{renamed} is passed over: it holds step 12" in caplog.text
 
 
 @pytest.mark.parametrize(

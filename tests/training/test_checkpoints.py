@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from git_scale.checkpoint import state
 from git_scale.errors import CheckpointError
@@ -151,12 +152,17 @@ def test_all_damaged_is_an_error_on_every_rank(squares: Path, run_dir: Path) -> 
 def rewrite_progress(run_dir: Path, **values: str) -> None:
     """Puts other values into step 3's progress.json, of which the manifest knows."""
     progress = run_dir / "checkpoints" / "step_00000003" / "progress.json"
-    manifest = progress.with_name("manifest.json")
-    progress.write_text(json.dumps(json.loads(progress.read_text()) | values, indent=1))
+    rewrite(progress, json.dumps(json.loads(progress.read_text()) | values, indent=1))
+
+
+def rewrite(file: Path, text: str) -> None:
+    """Gives a checkpoint's file another content, of which its manifest knows."""
+    file.write_text(text)
+    manifest = file.with_name("manifest.json")
     entries = json.loads(manifest.read_text())
     for entry in entries["files"]:
-        if entry["name"] == "progress.json":
-            entry |= {"xxh3": digest(progress).xxh3, "size": progress.stat().st_size}
+        if entry["name"] == file.name:
+            entry |= {"xxh3": digest(file).xxh3, "size": file.stat().st_size}
     manifest.write_text(json.dumps(entries))
 
 
@@ -166,6 +172,18 @@ def test_another_tokenizer_or_other_data_is_refused_in_words(squares: Path, run_
     for answer in run_distributed(resumed_step, 2, squares, run_dir):
         assert "training data: other shards" in answer and "cannot be resumed" in answer
         assert "tokenizer: 000" in answer
+
+
+@pytest.mark.distributed
+def test_another_runs_checkpoint_is_refused_though_its_shapes_fit(squares: Path, run_dir: Path) -> None:
+    config = run_dir / "checkpoints" / "step_00000003" / "config.yaml"
+    tree = yaml.safe_load(config.read_text())
+    tree["seed"] = 5
+    tree["model"]["decoder"]["heads"] *= 2
+    rewrite(config, yaml.safe_dump(tree))
+    for answer in run_distributed(resumed_step, 2, squares, run_dir):
+        assert "seed: 5 there, 0 here" in answer and "model.decoder.heads: 4 there, 2 here" in answer
+        assert "put there by somebody" in answer
 
 
 @pytest.mark.distributed

@@ -15,6 +15,7 @@ from git_scale.processes import find_process
 from git_scale.recipes import load_run
 from git_scale.training import lease
 from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
+from git_scale.training.start import settled_by
 
 
 def a_run(folder: Path, *overrides: str) -> RunConfig:
@@ -206,3 +207,19 @@ def test_a_start_that_was_killed_before_it_wrote_the_recipe_can_be_repeated(tmp_
     (tmp_path / lease.LEASE).write_bytes(dead.to_bytes())
     claim_run_folder(a_run(tmp_path)).release()
     assert (tmp_path / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "model: 3\n", "a: [", "model: {}\ntrain: {}\n"])
+def test_a_damaged_recipe_is_named_with_the_copy_to_take(tmp_path: Path, content: str) -> None:
+    run = a_run(tmp_path)
+    claim_run_folder(run).release()
+    copy = tmp_path / "checkpoints" / "step_00000010" / "config.yaml"
+    copy.parent.mkdir(parents=True)
+    (copy.parent / "manifest.json").touch()
+    copy.write_text(run.to_yaml())
+    (tmp_path / "config.yaml").write_text(content)
+    (problem,) = refusals(run)
+    assert problem.startswith(f"{tmp_path / 'config.yaml'}: damaged")
+    assert problem.endswith(f"copy {copy} over it, or choose another run_dir")
+    with pytest.raises(ConfigError, match="damaged"):
+        settled_by("gone", str(tmp_path))
