@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 import git_scale
 from git_scale.data.images import decode
 from git_scale.data.shards import open_shards
+from git_scale.data.tokenizer import load_tokenizer
+from git_scale.errors import DataError
+from git_scale.evaluation.evaluator import Evaluator
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
@@ -93,3 +97,27 @@ def live_weights_and_files(
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_weights_read_from_the_files_are_those_in_memory(squares: Path, tmp_path: Path, stage: int) -> None:
     assert run_distributed(live_weights_and_files, 2, squares, tmp_path / "run", stage) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("bad", "max_bad_share", "is_refused"), [(3, 0.01, False), (4, 0.01, True), (7, 1.0, False)]
+)
+def test_an_evaluation_of_mostly_unusable_samples_is_no_score(
+    squares: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    bad: int,
+    max_bad_share: float,
+    is_refused: bool,
+) -> None:
+    run = tiny_run(squares, tmp_path / "run", data={"max_bad_share": max_bad_share})
+    words = load_tokenizer(run.data.tokenizer)
+    evaluator = Evaluator(run, open_shards(squares / "heldout"), words, Topology())
+    problems = [f"shard.tar:{number}: the picture (9 bytes) cannot be decoded" for number in range(bad)]
+    said = rf"{bad} of 7 .*held-out samples cannot be used"
+    if is_refused:
+        with pytest.raises(DataError, match=rf"(?s){said}.*Mend data\.heldout, or set data\.max_bad_share=1"):
+            evaluator._check_problems(problems)
+    else:
+        evaluator._check_problems(problems)
+        assert re.search(said, caplog.text)
