@@ -25,6 +25,7 @@ ANSWER_NAMES = ("answers", "answer")
 ANSWER_PARTS = ("answer",)
 # Control characters that are no white space, and lone surrogates, which json can spell and UTF-8 cannot.
 DROPPED = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+HALVES = re.compile(r"[\ud800-\udfff]")  # the latter alone: halves of a character that UTF-16 spells in two
 MAX_CAPTION_BYTES = 8192  # of utf-8: some 2000 words; a forged megabyte would cost seconds in the tokenizer
 
 

@@ -32,10 +32,8 @@ def shards_below(folder: Path) -> str:
     )
     if not found:
         return ""
-    return (
-        f"{len(found)} *.tar in its folders are not read (e.g. {found[0]}): give the folder {folder / found[0].parent},"
-        " or move them up"
-    )
+    remedy = f"give the folder {folder / found[0].parent}, or move them up"
+    return f"{len(found)} *.tar in its folders are not read (e.g. {found[0]}): {remedy}"
 
 
 def unread_of(folder: Path) -> list[str]:

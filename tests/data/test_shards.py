@@ -94,7 +94,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
 def test_a_named_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
     os.mkfifo(folder / "pipe.tar")
     (folder / "link.tar").symlink_to("pipe.tar")
-    with pytest.raises(DataError, match="link.tar is a named pipe, pipe.tar is a named pipe; move"):
+    with pytest.raises(DataError, match=r"link\.tar is a named pipe, pipe\.tar is a named pipe; move"):
         open_shards(folder)
     with pytest.raises(DataError, match=f"{name}: a named pipe"):
         open_shards(folder / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from git_scale.data.captions import HALVES
 from git_scale.errors import DataError
 from git_scale.text_files import read_json
 
@@ -51,6 +52,8 @@ def id_of(place: str, record: dict[str, Any], key: str) -> Id:
     value = value_of(place, record, key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise FormError(f"{place}.{key} is {kind_of(value)}, not an integer or a text")
+    if isinstance(value, str) and HALVES.search(value):
+        raise FormError(f"{place}.{key} is {value!r}, with half a character (a lone surrogate)")
     return value
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from PIL import Image
 
 from git_scale.data.builders.parallel import map_in_order
-from git_scale.data.builders.writer import SampleToWrite, Skipped
-from git_scale.data.captions import clean_caption
+from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped
+from git_scale.data.captions import HALVES, clean_caption
 from git_scale.data.images import decode
 from git_scale.errors import DataError
 
@@ -81,6 +81,8 @@ def make_sample(images: Path, shrink: bool, row: Row | Skipped) -> list[SampleTo
     captions = [text.strip() for text in row.captions if clean_caption(text)]
     questions = [question for question in row.questions if clean_caption(question["question"])]
     outcomes: list[SampleToWrite | Skipped] = []
+    captions = _in_whole_characters(row.file, "caption", captions, outcomes)
+    questions = [_asked_in_whole_characters(row.file, question, outcomes) for question in questions]
     outcomes += [Skipped(row.file, "empty caption", "caption")] * (len(row.captions) - len(captions))
     outcomes += [Skipped(row.file, "empty question", "question")] * (len(row.questions) - len(questions))
     distinct = list(dict.fromkeys(captions))
@@ -95,6 +97,24 @@ def make_sample(images: Path, shrink: bool, row: Row | Skipped) -> list[SampleTo
     if questions:
         text["questions"] = questions
     return [*outcomes, SampleToWrite(image, extension, text)]
+
+
+def _in_whole_characters(
+    file: str, unit: str, texts: list[str], outcomes: list[SampleToWrite | Skipped]
+) -> list[str]:
+    """The texts as training reads them, without halves of characters; `outcomes` takes one Changed per such text."""
+    whole = [HALVES.sub("", text) for text in texts]
+    changed = sum(before != after for before, after in zip(texts, whole, strict=True))
+    outcomes += [Changed(file, "half a character (a lone surrogate) in it, dropped", unit)] * changed
+    return whole
+
+
+def _asked_in_whole_characters(
+    file: str, question: dict[str, Any], outcomes: list[SampleToWrite | Skipped]
+) -> dict[str, Any]:
+    (asked,) = _in_whole_characters(file, "question", [question["question"]], outcomes)
+    answers = _in_whole_characters(file, "answer", question.get("answers", []), outcomes)
+    return {**question, "question": asked, "answers": answers}
 
 
 def _killer(row: Row | Skipped) -> list[SampleToWrite | Skipped]:

@@ -39,12 +39,15 @@ def read_vqa(
     Before the rows what cannot be used: questions and answers that are no text, annotations of no question.
     `image_name`: the picture's file name, a format of image_id; by default VQA v2's of the file's split
     ("COCO_val2014_{image_id:012d}.jpg") or TextVQA's.
-    Raises DataError when a file is not of that form, when a question has no annotation, or when an id stands twice.
+    Raises DataError when a file is not of that form, when a question has no annotation, when an id stands twice, or
+    when there are annotations beside TextVQA's file.
     """
     skipped: list[Skipped] = []
     try:
         tree = read_object(questions)
         if "data" in tree:
+            if annotations:
+                raise DataError(f"{questions}: TextVQA's file holds its answers; leave --annotations out")
             asked, name = list(_textvqa(tree, _Questions(questions, skipped))), TEXTVQA_NAME
         else:
             answers = _read_annotations(annotations, skipped) if annotations else None
@@ -199,7 +202,7 @@ def _namer(image_name: str) -> Callable[[Id], str]:
     def name(image_id: Id) -> str:
         try:
             return image_name.format(image_id=image_id)
-        except (ValueError, LookupError, AttributeError) as error:
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError) as error:
             raise DataError(
                 f"image name {image_name!r} does not fit image_id {image_id!r} ({error}); give --image-name"
             ) from None

@@ -52,6 +52,10 @@ class Skipped(NamedTuple):
     """What it is: a picture, caption, question, answer or annotation."""
 
 
+class Changed(Skipped):
+    """Something of the source of which a part could not be used; the rest was kept."""
+
+
 @dataclass
 class BuildReport:
     """What a build wrote and what it left out."""
@@ -66,22 +70,24 @@ class BuildReport:
     """Of the tar files, their indexes not counted."""
     skipped: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Number of skipped things by (unit, reason)."""
+    changed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of those that were kept in another form."""
     examples: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """The names of the first of them."""
 
     def skip(self, item: Skipped) -> None:
         kind = (item.unit, item.reason)
-        self.skipped[kind] += 1
+        counts = self.changed if isinstance(item, Changed) else self.skipped
+        counts[kind] += 1
         named = self.examples.setdefault(kind, [])
         if len(named) < EXAMPLES:
             named.append(item.name)
 
-    def skipped_by_reason(self) -> list[dict[str, Any]]:
+    def by_reason(self, counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
         """The most frequent first: unit, reason, count, examples, share of all that came of that unit."""
-        written = Counter(
+        came = Counter(
             picture=self.samples, caption=self.captions, question=self.questions, answer=self.answers
         )
-        came = Counter({unit: written[unit] for unit, _ in self.skipped})
         for (unit, _), count in self.skipped.items():
             came[unit] += count
         return [
@@ -92,20 +98,22 @@ class BuildReport:
                 "share": count / came[unit],
                 "examples": self.examples[unit, reason],
             }
-            for (unit, reason), count in self.skipped.most_common()
+            for (unit, reason), count in counts.most_common()
         ]
 
     def as_json(self) -> str:
-        counts = {name: value for name, value in vars(self).items() if name not in ("skipped", "examples")}
-        return json.dumps({**counts, "skipped": self.skipped_by_reason()}, indent=1) + "\n"
+        counts = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        reasons = {"skipped": self.by_reason(self.skipped), "changed": self.by_reason(self.changed)}
+        return json.dumps({**counts, **reasons}, indent=1) + "\n"
 
 
 def describe_skipped(report: BuildReport) -> list[str]:
-    """One line per reason for which something was left out."""
+    """One line per reason for which something was left out, or changed."""
     return [
-        f"skipped {row['count']} ({100 * row['share']:.1f} % of the {row['unit']}s): {row['reason']}:"
+        f"{what} {row['count']} ({100 * row['share']:.1f} % of the {row['unit']}s): {row['reason']}:"
         f" {', '.join(map(repr, row['examples']))}"
-        for row in report.skipped_by_reason()
+        for what, counts in (("skipped", report.skipped), ("changed", report.changed))
+        for row in report.by_reason(counts)
     ]
 
 
@@ -186,10 +194,10 @@ def _write_shard(path: Path, samples: list[SampleToWrite], first_key: int) -> in
 
 
 def _members(sample: SampleToWrite) -> dict[str, bytes]:
-    # replace: a half surrogate, which JSON sources can smuggle in, has no bytes
+    # backslashreplace: a half surrogate has no bytes, but JSON can spell it; it may stand in a file's name
     text = json.dumps(sample.text, ensure_ascii=False, sort_keys=True)
     frames = {f"{number}.{sample.extension}": frame for number, frame in enumerate(sample.frames)}
-    return {sample.extension: sample.image, "json": text.encode("utf-8", "replace"), **frames}
+    return {sample.extension: sample.image, "json": text.encode("utf-8", "backslashreplace"), **frames}
 
 
 def _write_report(path: Path, report: BuildReport) -> None:

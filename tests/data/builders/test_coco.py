@@ -52,6 +52,7 @@ def test_annotations_are_joined_to_their_images(tmp_path: Path) -> None:
         {"images": [{"id": [], "file_name": "a"}], "annotations": []},
         {"images": [{"id": None, "file_name": "a"}], "annotations": []},
         {"images": [{"id": 1.0, "file_name": "a"}], "annotations": []},
+        {"images": [{"id": "\ud83d", "file_name": "a"}], "annotations": []},
         {"images": [{"id": True, "file_name": "a"}], "annotations": []},
         {"images": ["a.jpg"], "annotations": []},
         {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": None, "caption": "x"}]},

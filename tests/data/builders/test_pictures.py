@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from git_scale.data.builders.pictures import Row, gather, make_sample, samples_of
-from git_scale.data.builders.writer import SampleToWrite, Skipped
+from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped
 from git_scale.errors import DataError
 
 
@@ -55,6 +55,24 @@ def test_questions_go_along_with_captions_or_alone(images: Path) -> None:
     assert sample.text == {"captions": [], "file": "a.jpg", "image_id": 1, "questions": [asked[0]]}
     (sample,) = make_sample(images, False, Row("a.jpg", ("one",), {}, asked[:1]))
     assert sample.text == {"captions": ["one"], "file": "a.jpg", "questions": [asked[0]]}
+
+
+def test_half_a_character_is_dropped_and_counted(images: Path) -> None:
+    """It was written as a question mark, which nobody had said."""
+    asked = ({"question": "what \udc00?", "answers": ["a \ud83d", "b"], "question_id": 5},)
+    captions = ("a \ud83d dog", "\ud83d", "\U0001f415")
+    *found, made = make_sample(images, False, Row("a.jpg", captions, {}, asked))
+    reason = "half a character (a lone surrogate) in it, dropped"
+    assert [item.unit for item in found if isinstance(item, Changed) and item.reason == reason] == [
+        "caption",
+        "question",
+        "answer",
+    ]
+    assert [item for item in found if not isinstance(item, Changed)] == [
+        Skipped("a.jpg", "empty caption", "caption")
+    ]
+    assert made.text["captions"] == ["a  dog", "\U0001f415"]
+    assert made.text["questions"] == [{"question": "what ?", "answers": ["a ", "b"], "question_id": 5}]
 
 
 def test_the_content_decides_on_the_extension_not_the_name(images: Path) -> None:

@@ -74,6 +74,18 @@ def test_textvqa(tmp_path: Path) -> None:
     assert read(tmp_path, tree) == [Row("00a1.jpg", (), {"image_id": "00a1"}, asked)]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_annotations_beside_textvqas_file_are_refused(tmp_path: Path, there: bool) -> None:
+    tree = {"data": [{"image_id": "a", "question": "what?", "question_id": 3, "answers": ["x"]}]}
+    questions, annotations = save(tmp_path / "q.json", tree), tmp_path / "a.json"
+    if there:
+        save(annotations, ANNOTATIONS)
+    with pytest.raises(
+        DataError, match=r"q\.json: TextVQA's file holds its answers; leave --annotations out"
+    ):
+        read_vqa(questions, annotations)
+
+
 def test_the_name_of_the_pictures_can_be_given(tmp_path: Path) -> None:
     tree = {"questions": QUESTIONS["questions"]}
     assert [row.file for row in read(tmp_path, tree, name="{image_id:04d}.png")] == ["0042.png", "0007.png"]
@@ -82,7 +94,7 @@ def test_the_name_of_the_pictures_can_be_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["{image_id:012d", "{number}.jpg", "{}.jpg", "{image_id.x}", "{image_id:zz}"]
+    "name", ["{image_id:012d", "{number}.jpg", "{}.jpg", "{image_id.x}", "{image_id:zz}", "{image_id[0]}.jpg"]
 )
 def test_a_name_that_does_not_fit_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"does not fit image_id 42 .* give --image-name"):

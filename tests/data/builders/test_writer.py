@@ -15,7 +15,7 @@ import xxhash
 
 from git_scale.data import index
 from git_scale.data.builders import writer
-from git_scale.data.builders.writer import SampleToWrite, Skipped, describe_skipped, write_shards
+from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped, describe_skipped, write_shards
 from git_scale.data.indexing import fill, scan
 from git_scale.data.members import Kind
 from git_scale.data.shards import open_shards
@@ -106,6 +106,7 @@ def test_the_report_lies_beside_the_shards(tmp_path: Path) -> None:
     write_shards([sample(0), Skipped("z.jpg", "missing")], tmp_path / "set")
     report = json.loads((tmp_path / "set" / "report.json").read_text())
     (skipped,) = report.pop("skipped")
+    assert report.pop("changed") == []
     size = (tmp_path / "set" / "set-000000.tar").stat().st_size
     assert report == {
         "samples": 1,
@@ -182,5 +183,16 @@ def test_a_bar_that_cannot_be_drawn_does_not_end_a_build(
 
 
 def test_a_half_surrogate_does_not_stop_a_build(tmp_path: Path) -> None:
-    write_shards([SampleToWrite(b"x", "jpg", {"captions": ["a \ud800 b"]})], tmp_path / "set")
-    assert open_shards(tmp_path / "set").read(0).text.captions == ["a ? b"]
+    text = {"captions": ["a b"], "file": "caf\udce9.jpg"}
+    write_shards([SampleToWrite(b"x", "jpg", text)], tmp_path / "set")
+    assert open_shards(tmp_path / "set").read(0).text.meta == text
+
+
+def test_what_was_changed_is_told_apart_from_what_was_skipped(tmp_path: Path) -> None:
+    items = [sample(0), Changed("a.jpg", "half of it", "caption"), Skipped("a.jpg", "empty", "caption")]
+    report = write_shards(items, tmp_path / "set")
+    assert report.skipped.total() == report.changed.total() == 1
+    assert describe_skipped(report) == [
+        "skipped 1 (33.3 % of the captions): empty: 'a.jpg'",
+        "changed 1 (33.3 % of the captions): half of it: 'a.jpg'",
+    ]
