@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from git_scale.checkpoint.vit import Sizes
 from git_scale.errors import CheckpointError
 
 Fixed = tuple[tuple[str, tuple[Any, ...], Any], ...]
@@ -31,3 +32,27 @@ def whole_number(table: dict[str, Any], key: str, defaults: dict[str, int], path
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(f"{path}: {key}={value!r} cannot be imported: a whole number is needed")
     return value
+
+
+# transformers' defaults of a vision_config that leaves a key out; CLIP's own patches are of 32
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+def vision_sizes(vision: dict[str, Any], defaults: dict[str, int], path: Path) -> tuple[Sizes, int]:
+    """The sizes of a ViT and the side of its pictures. Raises CheckpointError."""
+    number = {key: whole_number(vision, key, defaults, path) for key in defaults}
+    sizes = Sizes(
+        patch=number["patch_size"],
+        width=number["hidden_size"],
+        layers=number["num_hidden_layers"],
+        heads=number["num_attention_heads"],
+        hidden=number["intermediate_size"],
+    )
+    return sizes, number["image_size"]

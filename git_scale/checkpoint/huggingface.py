@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from git_scale.checkpoint.hf_config import check_fixed, whole_number
+from git_scale.checkpoint.hf_config import VISION_DEFAULTS, check_fixed, vision_sizes, whole_number
 from git_scale.checkpoint.lookalikes import refuse_folder_without_tensors
 from git_scale.checkpoint.names import RenamedWeights, Row, drop_single_temporal, huggingface_rows
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
-from git_scale.checkpoint.vit import Sizes, clip_encoder, shapes_of
+from git_scale.checkpoint.vit import clip_encoder, shapes_of
 from git_scale.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
@@ -41,14 +41,6 @@ DEFAULTS = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
     "max_position_embeddings": 1024,
-}
-VISION_DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
 }
 
 
@@ -148,18 +140,8 @@ def _model_config(config: dict[str, Any], path: Path, tied: bool) -> ModelConfig
 
 
 def _encoder_config(vision: dict[str, Any], path: Path) -> EncoderConfig:
-    sizes = {key: whole_number(vision, key, VISION_DEFAULTS, path) for key in VISION_DEFAULTS}
-    return clip_encoder(
-        Sizes(
-            patch=sizes["patch_size"],
-            width=sizes["hidden_size"],
-            layers=sizes["num_hidden_layers"],
-            heads=sizes["num_attention_heads"],
-            hidden=sizes["intermediate_size"],
-        ),
-        image_size=sizes["image_size"],
-        quick_gelu=vision.get("hidden_act", "quick_gelu") == "quick_gelu",
-    )
+    sizes, side = vision_sizes(vision, VISION_DEFAULTS, path)
+    return clip_encoder(sizes, side, vision.get("hidden_act", "quick_gelu") == "quick_gelu")
 
 
 def _dropout(config: dict[str, Any], path: Path) -> float:

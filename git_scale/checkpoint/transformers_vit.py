@@ -8,27 +8,18 @@ from typing import Any
 
 import torch
 
-from git_scale.checkpoint.hf_config import check_fixed, whole_number
+from git_scale.checkpoint.hf_config import VISION_DEFAULTS, check_fixed, vision_sizes, whole_number
 from git_scale.checkpoint.names import RenamedWeights, huggingface_encoder_rows, siglip_rows
 from git_scale.checkpoint.normalisation import CLIP, SIGLIP, fold_normalisation, read_normalisation
 from git_scale.checkpoint.sources import Unwrapped, read_json
-from git_scale.checkpoint.vit import Sizes, clip_encoder, shapes_of, siglip_encoder
+from git_scale.checkpoint.vit import clip_encoder, shapes_of, siglip_encoder
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import ImageEncoder
 
 PATCHES = "embeddings.patch_embedding.weight"
-# transformers' defaults, where a config.json leaves a key out
-DEFAULTS = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 16,
-}
-CLIP_DEFAULTS = DEFAULTS | {"patch_size": 32}
+CLIP_DEFAULTS = VISION_DEFAULTS | {"patch_size": 32}
 GELU_TANH = ("gelu_pytorch_tanh", "gelu_new")
 CLIP_FIXED = (
     ("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
@@ -77,7 +68,7 @@ def open_transformers_vit(
     encoder = _encoder_config(vision, kind, described)
     with torch.device("meta"):
         shapes = shapes_of(ImageEncoder(encoder), "encoder.")
-    layers = whole_number(vision, "num_hidden_layers", DEFAULTS, described)
+    layers = whole_number(vision, "num_hidden_layers", VISION_DEFAULTS, described)
     rows = siglip_rows(layers, prefix) if kind == "siglip" else huggingface_encoder_rows(layers, prefix)
     dropped = {n: reason for n in source.shapes for pattern, reason in DROPPED if re.fullmatch(pattern, n)}
     if kind == "siglip":
@@ -92,18 +83,10 @@ def open_transformers_vit(
 
 def _encoder_config(vision: dict[str, Any], kind: str, path: Path) -> EncoderConfig:
     check_fixed(vision, SIGLIP_FIXED if kind == "siglip" else CLIP_FIXED, path)
-    defaults = DEFAULTS if kind == "siglip" else CLIP_DEFAULTS
-    number = {key: whole_number(vision, key, defaults, path) for key in defaults}
-    sizes = Sizes(
-        patch=number["patch_size"],
-        width=number["hidden_size"],
-        layers=number["num_hidden_layers"],
-        heads=number["num_attention_heads"],
-        hidden=number["intermediate_size"],
-    )
+    sizes, side = vision_sizes(vision, VISION_DEFAULTS if kind == "siglip" else CLIP_DEFAULTS, path)
     if sizes.width % sizes.heads:
         raise CheckpointError(f"{path}: a width of {sizes.width} does not divide into {sizes.heads} heads")
     if kind == "siglip":
         tanh = vision.get("hidden_act", GELU_TANH[0]) in GELU_TANH
-        return siglip_encoder(sizes, number["image_size"], tanh)
-    return clip_encoder(sizes, number["image_size"], vision.get("hidden_act", "quick_gelu") == "quick_gelu")
+        return siglip_encoder(sizes, side, tanh)
+    return clip_encoder(sizes, side, vision.get("hidden_act", "quick_gelu") == "quick_gelu")

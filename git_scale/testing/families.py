@@ -96,6 +96,8 @@ def _train(run: RunConfig, topology: Topology, device: torch.device) -> Tensor:
         trainer.step += 1
     if not trainer.save():
         raise RuntimeError("the checkpoint was not written")
+    if trainer.lease is not None:
+        trainer.lease.release()
     return _features(trainer.engine.model.module, _images(run))
 
 

@@ -149,7 +149,8 @@ class Lease:
                     self._file = new
             self._renewed_at = self._clock()
         if not self._end.is_set() and self.is_lost(late):
-            log.error("%s: taken over by %s; this start ends", self._path, describe_lease(self._path.parent))
+            new = describe_lease(self._path.parent) if self._path.exists() else "nobody: its folder is gone"
+            log.error("%s: taken over by %s; this start ends", self._path, new)
             request_stop()
 
     def is_lost(self, late: bool = False) -> bool:
