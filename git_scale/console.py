@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias, overload
 
 from git_scale.errors import PeerFailedError, UserError
-from git_scale.paths import expanded
+from git_scale.paths import expanded, problem_of_file, problem_of_folder
 from git_scale.stop import Stopped
 
 PEER_FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # as shells report Ctrl-C
 READER_GONE = 141  # as of a program that SIGPIPE ends
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ROOM = "; make room there, or write elsewhere"
 STOPPED = "stopped before the end: the same command starts again"
 
 Main: TypeAlias = Callable[[list[str] | None], int]
@@ -51,6 +53,7 @@ def tool(main: Main | None = None, *, speaks: Callable[[], bool] = lambda: True)
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
+        open_what_is_closed()
         escape_what_cannot_be_shown()
         try:
             try:
@@ -69,7 +72,7 @@ def tool(main: Main | None = None, *, speaks: Callable[[], bool] = lambda: True)
             except OSError as error:
                 if isinstance(error, BrokenPipeError) or not _is_of_a_file(error):
                     raise
-                code = _failed(_explain(error))
+                code = _flush() or _failed(_explain(error))
         except BrokenPipeError:
             if not (unread := _print_nowhere()):
                 raise  # of another pipe
@@ -81,6 +84,15 @@ def tool(main: Main | None = None, *, speaks: Callable[[], bool] = lambda: True)
             return code
 
     return run
+
+
+def open_what_is_closed() -> None:
+    """A stream that was closed (`>&-`) goes nowhere, and its number to no file that is opened later."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(spare, True)
+    os.close(spare)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115 - open to the end of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
 
 
 def escape_what_cannot_be_shown() -> None:
@@ -129,6 +141,22 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
+def output_file(text: str) -> Path:
+    """Of argparse: a path that a file can be written at, which is tried before the work."""
+    return _writable(path(text), problem_of_file)
+
+
+def output_folder(text: str) -> Path:
+    """Of argparse: a path of a folder that can be written in, or made."""
+    return _writable(path(text), problem_of_folder)
+
+
+def _writable(place: Path, problem_of: Callable[[Path], str]) -> Path:
+    if problem := problem_of(place):
+        raise argparse.ArgumentTypeError(f"{place}: {problem}")
+    return place
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -143,11 +171,12 @@ def _failed(message: str, code: int = USAGE_ERROR) -> int:
 
 def _is_of_a_file(error: OSError) -> bool:
     """Not of a socket or a process, whose failures need their traceback."""
-    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.filename is not None or error.errno in FULL
 
 
 def _explain(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+    remedy = ROOM if error.errno in FULL else ""
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}{remedy}"
 
 
 def _flush() -> int:
@@ -159,7 +188,7 @@ def _flush() -> int:
         raise
     except OSError as error:  # `> file` on a full disk
         _redirect(sys.stdout)
-        return _failed(f"stdout: {error.strerror}")
+        return _failed(f"stdout: {_explain(error)}")
 
 
 def _print_nowhere() -> list[TextIO]:

@@ -94,7 +94,10 @@ def digest(path: Path) -> FileDigest:
 
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; renamed over it when the block ends well."""
+    """A temporary path beside `path` to write to; renamed over it when the block ends well.
+
+    An OSError of the disk names `path`.
+    """
     # A name of its own per writer: the ranks of a job may all write the same file at the same time.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -103,9 +106,20 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
             _sync(file.fileno(), path, NOT_SUPPORTED)
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with suppress(OSError):  # what went wrong before is what has to be known
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole file in the place of one that is there, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from git_scale.files import (
     sync_folder,
     write_bytes,
     write_durably,
+    write_text,
 )
 
 
@@ -189,3 +190,23 @@ def test_a_disk_that_fails_is_no_such_file_system(
     with pytest.raises(OSError):
         write_bytes(tmp_path / "weights.bin", b"abc")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_is_named_by_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    wanted = tmp_path / "wanted.json"
+    with pytest.raises(OSError, match="No space left") as failed, replaced_atomically(wanted):
+        Path("/dev/full").write_text("x")
+    assert failed.value.filename == str(wanted)
+    with (
+        pytest.raises(FileNotFoundError) as failed,
+        replaced_atomically(tmp_path / "no" / "x.json") as temporary,
+    ):
+        temporary.write_text("x")
+    assert failed.value.filename == str(tmp_path / "no" / "x.json")
+
+
+def test_a_text_comes_with_the_folders_above_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "file", "old")
+    write_text(tmp_path / "a" / "b" / "file", "new")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "new"

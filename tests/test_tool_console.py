@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.console import path, positive, share, tool, whole
+from git_scale.console import output_file, output_folder, path, positive, share, tool, whole
 from git_scale.errors import PeerFailedError, UserError
 from git_scale.stop import Stopped
 from git_scale.testing.taught import write_taught
@@ -69,7 +70,16 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
             2,
             "a.json: No such file or directory\n",
         ),
-        (OSError(28, "No space left on device"), 2, "No space left on device\n"),
+        (
+            OSError(28, "No space left on device", "a.json"),
+            2,
+            "a.json: No space left on device; make room there, or write elsewhere\n",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "No space left on device; make room there, or write elsewhere\n",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(
@@ -138,10 +148,28 @@ def test_a_reader_of_the_messages_that_leaves_before_the_work_is_done() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_output_that_finds_no_room_is_no_success() -> None:
+@pytest.mark.parametrize("flushed", ["", "; sys.stdout.flush()"])
+def test_output_that_finds_no_room_is_no_success(flushed: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = run_program("print('a line')\nreturn 0", stdout=full)
-    assert (done.returncode, done.stderr) == (2, b"stdout: No space left on device\n")
+        done = run_program(f"print('a line'){flushed}\nreturn 0", stdout=full)
+    message = b"stdout: No space left on device; make room there, or write elsewhere\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
+@pytest.mark.parametrize("numbers", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_a_closed_stream_is_one_that_goes_nowhere(numbers: tuple[int, ...], tmp_path: Path) -> None:
+    """`>&-` and `2>&-`: neither does what is printed end the work, nor does it come into a file that is opened."""
+    body = (
+        f"file = open({str(tmp_path / 'file')!r}, 'w')\nimport os\nos.system('echo of a child; echo x >&2')\n"
+    )
+    body += (
+        "print('out', flush=True)\nprint('err', file=sys.stderr, flush=True)\nfile.write('mine')\nreturn 3"
+    )
+    done = run_program(body, preexec_fn=lambda: [os.close(number) for number in numbers])
+    assert done.returncode == 3
+    assert done.stdout == (b"" if 1 in numbers else b"of a child\nout\n")
+    assert done.stderr == (b"" if 2 in numbers else b"x\nerr\n")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_inspect_into_a_pipe_that_closes(tmp_path: Path) -> None:
@@ -199,6 +227,73 @@ def test_a_path_is_what_it_stands_for(tmp_path: Path, monkeypatch: pytest.Monkey
     odd = tmp_path / "cost in $NOWHERE"
     odd.write_text("")
     assert path(str(odd)) == odd
+    home = tmp_path / "~no_such_user"
+    home.write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert path("~no_such_user") == Path("~no_such_user")
     for text in ("~no_such_user/x", "$NOWHERE/x", "${NOWHERE}/x"):
         with pytest.raises(Exception, match=r"nobody's home|is not set"):
             path(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("s3://bucket/run", "copy it here, or mount it"),
+        ("https://example.org/x", "copy it here"),
+        ("file:///data/run", "write /data/run"),
+        ("file://elsewhere/run", "copy it here"),
+    ],
+)
+def test_an_address_is_no_path(text: str, remedy: str) -> None:
+    with pytest.raises(Exception, match=f"an address of .*{remedy}"):
+        path(text)
+
+
+def test_places_that_can_be_written(tmp_path: Path) -> None:
+    file, new = tmp_path / "file", tmp_path / "new" / "deep"
+    file.write_text("old")
+    assert (output_file(str(file)), output_file(str(new))) == (file, new)
+    assert (output_folder(str(tmp_path)), output_folder(str(new))) == (tmp_path, new)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and file.read_text() == "old"
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.write_text("")
+    os.mkfifo(pipe)
+    for kind, place, words in (
+        (output_file, tmp_path, "is a folder: name a file in it"),
+        (output_file, Path(os.devnull), "is a device, "),
+        (output_file, pipe, "is a named pipe, "),
+        (output_file, file / "x", "cannot be written: .*Not a directory; choose another place"),
+        (output_file, Path("/proc/x/y"), "cannot be written: /proc: "),
+        (output_folder, file, "is a file: name a folder"),
+        (output_folder, file / "x", "cannot be written: .*Not a directory; choose another place"),
+        (output_folder, Path("/proc/x"), "cannot be written: /proc: "),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"^{place}: {words}"):
+            kind(str(place))
+
+
+OUTPUTS = {
+    "benchmark": "--json",
+    "convert_checkpoint": "--json",
+    "encoder_sweep": "--markdown",
+    "evaluate": "--out",
+    "gpu_check": "--results",
+    "plan": "--json",
+}
+
+
+@pytest.mark.parametrize("tool", OUTPUTS)
+def test_every_output_is_tried_before_the_work(tool: str) -> None:
+    source = ast.parse((ROOT / "tools" / f"{tool}.py").read_text())
+    kinds = [
+        keyword.value.id
+        for call in ast.walk(source)
+        if isinstance(call, ast.Call) and call.args and ast.unparse(call.args[0]) == f"{OUTPUTS[tool]!r}"
+        for keyword in call.keywords
+        if keyword.arg == "type" and isinstance(keyword.value, ast.Name)
+    ]
+    assert kinds == ["output_folder" if tool == "evaluate" else "output_file"]

@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed package
 
-from git_scale.console import path, tool  # noqa: E402
-from git_scale.files import replaced_atomically  # noqa: E402
+from git_scale.console import output_file, tool  # noqa: E402
+from git_scale.files import write_text  # noqa: E402
 from git_scale.monitoring.tables import format_table  # noqa: E402
 
 HELPERS = {"products", "synthetic"}  # modules of benchmarks/ that are no programs
@@ -29,8 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     result = importlib.import_module(f"benchmarks.{args.name}").run()
     print(format_table(list(_flat(result)), (args.name, "value")))
     if args.json:
-        with replaced_atomically(args.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(result, indent=2) + "\n")
     return 0
 
 
@@ -48,7 +47,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     programs = sorted({file.stem for file in (ROOT / "benchmarks").glob("*.py")} - HELPERS)
     parser.add_argument("name", choices=programs)
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the figures here as well")
     return parser.parse_args(argv)
 
 

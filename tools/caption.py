@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from tqdm import tqdm
 
@@ -28,6 +27,7 @@ import git_scale
 from git_scale.console import path, tool, whole
 from git_scale.data.clips import PICTURE_ENDINGS, VIDEO_ENDINGS, Clip
 from git_scale.errors import DataError
+from git_scale.paths import ADDRESS, expanded
 
 BATCH = 16
 THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 ms
@@ -52,14 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def find_inputs(name: str) -> Iterator[Input]:
     """The picture or video of a path or file:// address, or all of them in a folder and below, sorted."""
-    address = urlsplit(name)
-    if address.scheme in ("http", "https", "ftp"):
-        yield Input(name, problem="not downloaded here: fetch it first (curl -O), then name the file")
+    try:
+        path = _path_of(name)
+    except ValueError as error:
+        yield Input(name, problem=str(error))
         return
-    if address.scheme == "file" and address.netloc not in ("", "localhost"):
-        yield Input(name, problem=f"a file of the machine {address.netloc}: copy it here first")
-        return
-    path = Path(unquote(address.path) if address.scheme == "file" else os.path.expanduser(name))  # noqa: PTH111
     if not path.is_dir():
         yield Input(name, path)
         return
@@ -68,6 +65,18 @@ def find_inputs(name: str) -> Iterator[Input]:
     if not files:
         yield Input(name, problem=f"no file in this folder ends in {' '.join(endings)}")
     yield from (Input(str(file), file) for file in files)
+
+
+def _path_of(name: str) -> Path:
+    """Raises ValueError for what leads to no file of this machine."""
+    address = ADDRESS.fullmatch(name)
+    if address is None:
+        return Path(expanded(name))
+    if address[1].lower() != "file":
+        raise ValueError("not downloaded here: fetch it first (curl -O), then name the file")
+    if address[2] not in ("", "localhost"):
+        raise ValueError(f"a file of the machine {address[2]}: copy it here first")
+    return Path(unquote(address[3]))
 
 
 def caption(

@@ -31,9 +31,9 @@ from git_scale.checkpoint.opened import Opened, open_checkpoint
 from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
-from git_scale.console import path, tool, whole
+from git_scale.console import output_file, path, tool, whole
 from git_scale.errors import CheckpointError
-from git_scale.files import replaced_atomically
+from git_scale.files import write_text
 from git_scale.parallel.reshape import reshape
 from git_scale.recipes import adjusted
 from git_scale.training.lease import LEASE, describe_lease
@@ -102,8 +102,7 @@ def report(done: ExportReport, json_file: Path | None) -> None:
         print(f"  not taken: {count} ({reason})")
     print(f"  read back with {done.verified_with}: largest difference {done.max_abs_diff:.2g}")
     if json_file is not None:
-        with replaced_atomically(json_file) as temporary:
-            temporary.write_text(json.dumps(asdict(done), default=str, indent=1), encoding="utf-8")
+        write_text(json_file, json.dumps(asdict(done), default=str, indent=1))
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -141,7 +140,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for command in (into, out):
         command.add_argument("destination", type=path)
         command.add_argument("--force", action="store_true", help="replace a model's folder that exists")
-        command.add_argument("--json", type=path, help="write the report to this file as well")
+        command.add_argument("--json", type=output_file, help="write the report to this file as well")
     return parser.parse_args(argv)
 
 

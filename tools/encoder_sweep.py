@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from git_scale.console import path, tool
-from git_scale.files import replaced_atomically
+from git_scale.console import output_file, tool
+from git_scale.files import write_text
 from git_scale.monitoring.tables import format_table
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.families import FamilyResult, try_families
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.markdown is not None:
         import timm
 
-        with replaced_atomically(args.markdown) as temporary:
-            temporary.write_text(HEADER.format(timm=timm.__version__) + markdown(lines), encoding="utf-8")
+        write_text(args.markdown, HEADER.format(timm=timm.__version__) + markdown(lines))
     wrong = [result.family for result in results if not result.is_right]
     print(
         f"{len(results) - len(wrong)} of {len(results)} right"
@@ -71,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("families", nargs="*", help="modules of timm.models; none: all of them")
-    parser.add_argument("--markdown", type=path, help="write the table to this file as well")
+    parser.add_argument("--markdown", type=output_file, help="write the table to this file as well")
     return parser.parse_args(argv)
 
 

@@ -19,9 +19,8 @@ import argparse
 import json
 import logging
 import os
-from pathlib import Path
 
-from git_scale.console import path, tool
+from git_scale.console import output_folder, path, tool
 from git_scale.errors import UserError
 from git_scale.evaluation.benchmark import evaluate_checkpoint
 from git_scale.evaluation.results import write_results
@@ -50,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         topology,
     )
     if topology.is_writer:
+        print(json.dumps(evaluation.metrics, indent=1), flush=True)
         write_results(args.out, evaluation)
-        print(json.dumps(evaluation.metrics, indent=1))
     return 0
 
 
@@ -63,7 +62,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="folder of tar shards")
     parser.add_argument("--task", choices=("caption", "vqa"), help="default: what it was trained for")
     parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
-    parser.add_argument("--out", type=path, default=Path("evaluation"), help="new folder (%(default)s)")
+    parser.add_argument("--out", type=output_folder, default="evaluation", help="new folder (%(default)s)")
     parser.add_argument("--force", action="store_true", help="write over --out")
     parser.add_argument(
         "--ds_config", type=path, metavar="JSON", help="ZeRO-3 splits the model over the processes"

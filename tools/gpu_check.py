@@ -35,7 +35,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # nothing is installed there
 
-from git_scale.console import tool  # noqa: E402
+from git_scale.console import output_file, tool  # noqa: E402
 
 if TYPE_CHECKING:
     from benchmarks.gpu.stages import Stage
@@ -201,10 +201,9 @@ def read_results(path: Path) -> Report:
 
 
 def write(path: Path, report: Report) -> None:
-    from git_scale.files import replaced_atomically
+    from git_scale.files import write_text
 
-    with replaced_atomically(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def write_tables() -> int:
@@ -223,7 +222,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--stages", default="", metavar="NAME,...", help="default: all")
     parser.add_argument("--tables", action="store_true", help="write the tables of benchmarks/README.md")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=output_file, default=RESULTS, metavar="FILE", help="default: %(default)s"
+    )
     parser.add_argument(
         "--tiny", action="store_true", help="rehearse with tiny shapes, also on a CPU: with --results"
     )

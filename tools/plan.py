@@ -18,8 +18,8 @@ import sys
 from typing import Any
 
 from git_scale.config import RunConfig
-from git_scale.console import path, positive, share, tool, whole
-from git_scale.files import replaced_atomically
+from git_scale.console import output_file, path, positive, share, tool, whole
+from git_scale.files import write_text
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.planning import (
     Cluster,
@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{describe_plan(planned)}\n{describe_room(room_of(run))}\n\n{options_table(planned, shown(planned))}"
     )
     if args.json:
-        with replaced_atomically(args.json) as temporary:
-            temporary.write_text(json.dumps(as_tree(planned), indent=1), encoding="utf-8")
+        write_text(args.json, json.dumps(as_tree(planned), indent=1))
     return 0
 
 
@@ -115,7 +114,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--inter-gbps", type=positive, metavar="GBIT", help="network per GPU, one way")
     parser.add_argument("--efficiency", type=share, help=f"share of the peak while computing ({EFFICIENCY})")
     parser.add_argument(
-        "--json", type=path, metavar="FILE", help="the plan as numbers: bytes, seconds, FLOPs"
+        "--json", type=output_file, metavar="FILE", help="the plan as numbers: bytes, seconds, FLOPs"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args(argv)

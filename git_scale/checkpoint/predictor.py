@@ -99,6 +99,15 @@ def load_predictor(
     folder: Path, device: str | torch.device | None, dtype: torch.dtype, tokenizer: Path | None
 ) -> Predictor:
     """Raises CheckpointError when no model or no tokenizer of it is there, UserError for a missing device."""
+    target = _usable(device)
+    opened = open_checkpoint(folder)
+    words = tokenizer_of(opened, tokenizer)
+    model = load_model(opened).to(target, dtype).eval().requires_grad_(False)
+    return Predictor(model, words, opened.run, target, dtype)
+
+
+def _usable(device: str | torch.device | None) -> torch.device:
+    """Raises UserError for one that is not there, or calculates nothing."""
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -109,7 +118,8 @@ def load_predictor(
         raise UserError(
             f"device={device}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0"
         )
-    opened = open_checkpoint(folder)
-    words = tokenizer_of(opened, tokenizer)
-    model = load_model(opened).to(target, dtype).eval().requires_grad_(False)
-    return Predictor(model, words, opened.run, target, dtype)
+    try:
+        torch.zeros(1, device=target).item()
+    except (RuntimeError, AssertionError, ImportError):
+        raise UserError(f"device={device}: torch cannot calculate there; use device=cpu") from None
+    return target

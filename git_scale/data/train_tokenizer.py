@@ -20,6 +20,7 @@ from git_scale.data.captions import MAX_CAPTION_BYTES, clean_caption
 from git_scale.data.tokenizer import SentencePieceTokenizer
 from git_scale.errors import DataError
 from git_scale.files import replaced_atomically
+from git_scale.paths import problem_of_file
 from git_scale.stop import check_stop
 
 MAX_TRAINING_TEXTS = 10_000_000  # a random sample of more: about 20 GB in sentencepiece, and no better pieces
@@ -41,20 +42,14 @@ def train_sentencepiece(texts: Iterable[str], destination: str | Path, vocab_siz
     destination = Path(destination)
     _check_destination(destination)
     model = _train(texts, vocab_size)
+    destination.parent.mkdir(parents=True, exist_ok=True)
     with replaced_atomically(destination) as temporary:
         temporary.write_bytes(model)
 
 
 def _check_destination(destination: Path) -> None:
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if destination.is_dir():
-            raise IsADirectoryError(None, "is a folder")
-        with replaced_atomically(destination.with_name(f".{destination.name}.probe")) as probe:
-            probe.write_bytes(b"")
-        destination.with_name(f".{destination.name}.probe").unlink()
-    except OSError as error:
-        raise DataError(f"{destination}: cannot be written: {error.strerror}; choose another place") from None
+    if problem := problem_of_file(destination):
+        raise DataError(f"{destination}: {problem}")
 
 
 class _SizeError(Exception):

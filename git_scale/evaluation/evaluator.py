@@ -31,13 +31,8 @@ from git_scale.progress import progress
 
 log = logging.getLogger(__name__)
 
-# Silent where an evaluation takes seconds; in a log file a line every half minute.
-PROGRESS: dict[str, Any] = {
-    "desc": "evaluation",
-    "delay": 5,
-    "leave": False,
-    "mininterval": 1 if sys.stderr.isatty() else 30,
-}
+# Silent where an evaluation takes seconds
+PROGRESS: dict[str, Any] = {"desc": "evaluation", "delay": 5, "leave": False}
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,9 @@ class Evaluator:
         runner.model.eval()
         first = 0  # number of the batch's first sample on the first rank: the same on all of them
         batches = collectives.each_together(loader, runner.device)
-        for batch in progress(batches, None, "batch", disable=not topology.is_writer, **PROGRESS):
+        seconds = 1 if sys.stderr.isatty() else 30  # in a log file each bar is a line
+        bar = {**PROGRESS, "mininterval": seconds, "disable": not topology.is_writer}
+        for batch in progress(batches, None, "batch", **bar):
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:
                 predictions += self._predict(runner, batch)

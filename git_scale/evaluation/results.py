@@ -16,6 +16,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ Id = int | str
 def write_results(folder: Path, evaluation: Evaluation) -> None:
     """All files of an evaluation; each appears whole or not at all, and replaces one of an earlier evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_all(folder, evaluation)
+    except OSError:
+        with suppress(OSError):
+            folder.rmdir()  # which an empty one alone lets
+        raise
+
+
+def _write_all(folder: Path, evaluation: Evaluation) -> None:
     texts = [(item.identity, item.generated) for item in evaluation.predictions]
     if any(item.question for item in evaluation.predictions):
         write_vqa_results(folder / "results.json", texts)

@@ -237,8 +237,11 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path:
 
     (tmp_path / "folder.model").mkdir()
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "folder.model", tmp_path / "file" / "t.model"):
-        with pytest.raises(DataError, match=r"cannot be written: .*; choose another place"):
+    for place, words in (
+        (tmp_path / "folder.model", "is a folder: name a file in it"),
+        (tmp_path / "file" / "t.model", "cannot be written: .*; choose another place"),
+    ):
+        with pytest.raises(DataError, match=words):
             train_sentencepiece(Texts(), place, 30)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.model"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from git_scale.evaluation import results
 from git_scale.evaluation.evaluator import Evaluation, Prediction
 from git_scale.evaluation.results import id_problems, write_coco_results, write_results, write_vqa_results
 
@@ -93,3 +94,16 @@ def test_ids_that_no_server_takes_are_said(tmp_path: Path, caplog: pytest.LogCap
 def test_half_a_surrogate_does_not_lose_an_evaluation(tmp_path: Path) -> None:
     write_results(tmp_path, evaluation([Prediction(0, "s.tar:0", "\ud800", "", "a", ["\udfff"])]))
     assert json.loads((tmp_path / "results.json").read_text()) == [{"image_id": "\ud800", "caption": "a"}]
+
+
+def test_a_full_disk_leaves_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(results, "replaced_atomically", full)
+    (tmp_path / "before").mkdir()
+    (tmp_path / "before" / "metrics.json").write_text("{}")
+    for folder in (tmp_path / "out", tmp_path / "before"):
+        with pytest.raises(OSError, match="No space left"):
+            write_results(folder, evaluation(CAPTIONS))
+    assert [path.name for path in tmp_path.rglob("*")] == ["before", "metrics.json"]

@@ -142,6 +142,36 @@ def test_beams_that_are_none(run: Run, beams: str, capsys: pytest.CaptureFixture
     assert end.value.code == 2 and "--beams" in capsys.readouterr().err
 
 
+def test_names_that_lead_to_no_file_do_not_stop_the_others(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", str(pictures))
+    monkeypatch.delenv("NOPE", raising=False)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    reasons = {
+        "http://[x": "fetch it first",
+        "s3://bucket/a.jpg": "fetch it first",
+        "//[1].jpg": "No such file",
+        "~nobody_here/x.jpg": "nobody's home",
+        "$NOPE/x.jpg": "$NOPE is not set",
+        str(tmp_path / "pipe.jpg"): "a named pipe",
+        "/dev/zero": "a device",
+    }
+    code, lines, errors = run(*reasons, "$HERE/b/00.png")
+    assert code == 0 and lines == [f"$HERE/b/00.png: {expected(pictures / 'b' / '00.png')}"]
+    for (name, reason), line in zip(reasons.items(), errors.splitlines(), strict=True):
+        assert line.startswith(f"{name}: ") and reason in line
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu", "vulkan"])
+def test_a_device_that_captions_nothing(
+    tool: ModuleType, taught: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--checkpoint", str(taught), "--device", device, "a.png"]) == 2
+    message = f"device={device}: torch cannot calculate there; use device=cpu\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_device_that_is_none(tool: ModuleType, taught: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--checkpoint", str(taught), "--device", "gpu", "a.png"]) == 2
     assert capsys.readouterr().err == "device=gpu: no device of torch; cpu, cuda and cuda:0 are some\n"
