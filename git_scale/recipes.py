@@ -209,6 +209,21 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
+def keys_given(override: str) -> list[str]:
+    """The dotted keys that an override sets: several where a section stands behind its key."""
+    tree: dict[str, Any] = {}
+    _apply(tree, override, {})
+    return list(_leaves(tree))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and name != "options":
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
 def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the tree, sections included."""
     for name, field in section.model_fields.items():

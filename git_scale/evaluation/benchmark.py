@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from git_scale.checkpoint.opened import (
     tokenizer_of,
 )
 from git_scale.config import ParallelConfig, RunConfig
+from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
 from git_scale.evaluation.health import findings
 from git_scale.models.deferred import Deferred
@@ -24,9 +27,24 @@ from git_scale.parallel.engine import InferenceEngine, start_processes, stop_pro
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
-from git_scale.recipes import adjusted
+from git_scale.recipes import adjusted, keys_given, known_keys
 
 log = logging.getLogger(__name__)
+
+EFFECTIVE = (
+    *("eval.beams", "eval.images", "eval.length_penalty", "eval.max_new_tokens", "eval.pictures"),
+    *("data.max_bad_share", "data.max_side", "data.max_text_tokens", "data.resize", "data.task"),
+    *("data.sample_timeout_s", "data.workers", "train.micro_batch", "train.precision"),
+    *("parallel.decoder", "parallel.encoder", "parallel.tp"),
+    *("model.encoder.image_size", "model.encoder.name", "model.encoder.options*", "model.frames"),
+)
+"""Keys of a recipe that an evaluation reads; what else a model is, its weights say."""
+OPTION_OF = {
+    "data.heldout": "--data",
+    "data.tokenizer": "--tokenizer",
+    "init_from": "--checkpoint",
+    "run_dir": "--checkpoint, and --out for the results",
+}
 
 
 def evaluate_checkpoint(
@@ -61,14 +79,29 @@ def evaluate_checkpoint(
 
 
 def benchmark_run(opened: Opened, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
-    """The checkpoint's recipe with the benchmark's data and task, on one rank per copy. Raises ConfigError."""
-    run = opened.run.model_copy(update={"parallel": ParallelConfig()})
+    """The checkpoint's recipe with the benchmark's data and task, on one rank per copy.
+
+    Raises ConfigError, for what has no effect in an evaluation as well.
+    """
+    if problems := list(_without_effect(overrides)):
+        raise ConfigError(problems)
+    train = opened.run.train.model_copy(update={"compile": False, "gradient_precision": "fp32"})
+    run = opened.run.model_copy(update={"parallel": ParallelConfig(), "train": train})
     given = [f"data.heldout={data}"] + ([f"data.task={task}"] if task else [])
     return adjusted(run, [*given, *overrides])
 
 
+def _without_effect(overrides: list[str]) -> Iterator[str]:
+    for override in overrides:
+        for key in keys_given(override):
+            if key in OPTION_OF:
+                yield f"{override!r}: set {OPTION_OF[key]}"
+            elif key in known_keys() and not any(fnmatch.fnmatchcase(key, pattern) for pattern in EFFECTIVE):
+                yield f"{override!r}: {key} has no effect in an evaluation; {', '.join(EFFECTIVE)} have"
+
+
 def _asks_for_images(overrides: list[str]) -> bool:
-    return any(text.startswith("eval.images=") for text in overrides)
+    return any("eval.images" in keys_given(text) for text in overrides)
 
 
 def fitted(run: RunConfig, device: torch.device, topology: Topology, evaluation: dict[str, int]) -> RunConfig:

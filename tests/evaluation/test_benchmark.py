@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import webdataset
 
-from git_scale.evaluation.benchmark import evaluate_checkpoint
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.evaluation.benchmark import EFFECTIVE, OPTION_OF, benchmark_run, evaluate_checkpoint
 from git_scale.parallel.topology import Topology
+from git_scale.recipes import known_keys
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOURS, draw_square, tiny_run
@@ -101,3 +105,68 @@ def test_questions_of_every_picture_once(squares: Path, tmp_path: Path) -> None:
     alone = run_distributed(predictions, 1, folder, squares / "heldout", 0, given[3])[0]
     assert len(alone) == 12 and {question for _, question, _ in alone} == {"what colour?", "how big?"}
     assert run_distributed(predictions, 2, *given) == [alone] * 2
+
+
+def opened(run: RunConfig) -> Any:
+    return SimpleNamespace(run=run)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.heldout=other", "set --data"),
+        ("data={heldout: other}", "set --data"),
+        ("data.tokenizer=x.model", "set --tokenizer"),
+        ("init_from=x", "set --checkpoint"),
+        *(
+            (override, f"{override.partition('=')[0]} has no effect in an evaluation; eval.beams, ")
+            for override in (
+                "optimizer.encoder_lr=1",
+                "checkpoint.every=5",
+                "log.every=5",
+                "data.train=x",
+                "data.crop_scale=[0.5, 1]",
+                "train.steps=5",
+                "train.compile=true",
+                "parallel.sequence=true",
+                "eval.every=5",
+                "seed=3",
+                "model.decoder.dropout=0.5",
+            )
+        ),
+        ("eval={beams: 2, every: 4}", "eval.every has no effect"),
+    ],
+)
+def test_what_has_no_effect_in_an_evaluation_is_refused(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        benchmark_run(opened(RunConfig()), Path("heldout"), None, [override, "eval.beams=2"])
+    (problem,) = refused.value.problems
+    assert words in problem and repr(override) in problem
+
+
+def test_what_has_an_effect_is_taken() -> None:
+    trained = RunConfig.model_validate(
+        {"train": {"compile": True, "gradient_precision": "bf16"}, "parallel": {"sequence": True}}
+    )
+    given = [
+        "eval={beams: 2}",
+        "data.resize=pad",
+        "train.precision=fp32",
+        "parallel.tp=2",
+        "train.micro_batch=3",
+    ]
+    run = benchmark_run(opened(trained), Path("heldout"), "vqa", given)
+    assert (run.eval.beams, run.data.resize, run.train.precision, run.train.micro_batch) == (
+        2,
+        "pad",
+        "fp32",
+        3,
+    )
+    assert (run.data.heldout, run.data.task, run.parallel.tp) == ("heldout", "vqa", 2)
+    with pytest.raises(ConfigError, match=r"did you mean eval\.beams"):
+        benchmark_run(opened(trained), Path("heldout"), None, ["eval.beam=2"])
+
+
+def test_keys_with_an_effect_are_keys() -> None:
+    known = set(known_keys())
+    assert {key.rstrip("*") for key in EFFECTIVE} | OPTION_OF.keys() <= known
