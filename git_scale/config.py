@@ -6,6 +6,7 @@ Nothing here imports torch, so that a login node, a SLURM script or a test can r
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -22,6 +23,12 @@ from pydantic import (
 from git_scale.errors import ConfigError
 from git_scale.paths import expanded
 
+MAX_IMAGE_SIZE = 4096
+"""Pixels of a side: a ViT of 16-pixel patches has 65,536 tokens then."""
+MAX_SEED = 2**32 - 1
+LARGEST = 10**12
+"""Of all whole numbers: what is computed from them stays within 64 bits."""
+
 Text = Annotated[str, Field(min_length=1)]
 MAX_IMAGE_SIZE = 4096
 """Pixels: four times what any published image encoder takes; a table of positions grows with its square."""
@@ -34,12 +41,14 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_switch_and_no_giant_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`train.steps=yes` would pass as 1."""
         given = value if isinstance(value, list | tuple) else [value]
         is_switch = cls.model_fields[str(info.field_name)].annotation is bool
         if not is_switch and any(isinstance(item, bool) for item in given):
             raise ValueError("a switch was given where none is asked for")
+        if any(isinstance(item, int | float) and LARGEST < abs(item) < math.inf for item in given):
+            raise ValueError(f"more than {LARGEST:g}, the largest number that a run can have")
         return value
 
 
@@ -73,12 +82,12 @@ class EncoderConfig(Section):
 
 
 class DecoderConfig(Section):
-    layers: int = Field(6, ge=1)
-    width: int = Field(768, ge=8)
-    heads: int = Field(12, ge=1)
-    ffn: int = Field(3072, ge=8)
+    layers: int = Field(6, ge=1, le=1000)
+    width: int = Field(768, ge=8, le=100_000)
+    heads: int = Field(12, ge=1, le=100_000)
+    ffn: int = Field(3072, ge=8, le=1_000_000)
     """Width of the feed-forward hidden layer."""
-    positions: int = Field(1024, ge=4)
+    positions: int = Field(1024, ge=4, le=1_000_000)
     """Length of the learned table of text positions."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """On embeddings, attention probabilities and both residual branches."""
@@ -92,9 +101,9 @@ class DecoderConfig(Section):
 class ModelConfig(Section):
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
-    vocab_size: int = Field(30522, ge=5)
+    vocab_size: int = Field(30522, ge=5, le=10_000_000)
     """Rows of the tied word table; must equal the tokenizer's size. 30522: BERT, uncased."""
-    frames: int = Field(1, ge=1)
+    frames: int = Field(1, ge=1, le=1000)
     """Pictures per sample: 1, or the frames of a clip, each with its learned temporal embedding."""
 
 
@@ -119,7 +128,7 @@ class DataConfig(Section):
     """How a picture meets model.encoder.image_size. crop: shorter side to it, then a square (random in training).
     pad: longer side to it, the rest of the square black. fit: shorter side to it unless the longer one would exceed
     data.max_side; no crop, no padding, so that each picture has its own shape (needs train.micro_batch=1)."""
-    max_side: int | None = Field(None, ge=8)
+    max_side: int | None = Field(None, ge=8, le=2 * MAX_IMAGE_SIZE)
     """Of resize=fit, in pixels; none: 4/3 of the image size (GIT's VQA models: 480 and 640)."""
     max_bad_share: float = Field(0.01, gt=0, le=1)
     """Share of the last 10,000 samples of all ranks that may be unusable, looked at from 1,000 on. A run with more
@@ -214,7 +223,7 @@ class LogConfig(Section):
 class RunConfig(Section):
     run_dir: UserPath = "runs/git"
     """Everything a run writes: config.yaml, checkpoints/, tensorboard/, metrics.jsonl, pictures/."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     init_from: UserPath | None = None
     """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
     imported image encoder. None: random. A run that goes on takes its own checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from git_scale.config import RunConfig
+from git_scale.config import MAX_IMAGE_SIZE, RunConfig
 
 
 def contradictions(run: RunConfig) -> Iterator[str]:
@@ -50,8 +50,8 @@ def contradictions(run: RunConfig) -> Iterator[str]:
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"
-    if any(size < 8 for size in data.image_sizes):
-        yield f"data.image_sizes={list(data.image_sizes)}: sides of at least 8 pixels are needed"
+    if any(not 8 <= size <= MAX_IMAGE_SIZE for size in data.image_sizes):
+        yield f"data.image_sizes={list(data.image_sizes)}: sides of 8 to {MAX_IMAGE_SIZE} pixels are needed"
     if run.optimizer.warmup_steps >= train.steps:
         yield (
             f"optimizer.warmup_steps={run.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}:"

@@ -74,6 +74,21 @@ def test_an_unknown_key_is_answered_with_the_nearest(override: str, problem: str
     assert problems_of(override) == [problem]
 
 
+BEYOND = {
+    f"{key}={value}": words
+    for key, value, words in (
+        ("seed", -1, "input should be greater than or equal to 0"),
+        ("seed", 2**32, "input should be less than or equal to 4294967295"),
+        ("seed", 2**64, "more than 1e+12, the largest number that a run can have"),
+        ("train.steps", 10**13, "more than 1e+12, the largest number that a run can have"),
+        ("model.vocab_size", 9 * 10**9, "input should be less than or equal to 10000000"),
+        ("model.decoder.positions", 9 * 10**9, "input should be less than or equal to 1000000"),
+        ("model.decoder.width", 9 * 10**9, "input should be less than or equal to 100000"),
+        ("data.image_sizes", [4097], "sides of 8 to 4096 pixels are needed"),
+    )
+}
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
@@ -88,6 +103,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(override: str, problem: str
         ("data.crop_scale=[.nan, 1]", "data.crop_scale.0=nan: input should be a finite number"),
         ("data.crop_scale=[on, 1]", "data.crop_scale=[True, 1]: a switch was given where none is asked for"),
         ("train.label_smoothing=1", "train.label_smoothing=1: input should be less than 1"),
+        *((override, f"{override}: {words}") for override, words in BEYOND.items()),
         ("checkpoint.keep=1", "checkpoint.keep=1: input should be greater than or equal to 2"),
     ],
 )
@@ -179,7 +195,7 @@ def test_a_checkpoints_model_lies_below_recipe_and_overrides(tmp_path: Path) -> 
 
 def test_tiny_image_sizes_and_wild_betas_are_refused_together() -> None:
     assert problems_of("data.image_sizes=[224, 4]", "optimizer.betas=[0.9, 1]") == [
-        "data.image_sizes=[224, 4]: sides of at least 8 pixels are needed",
+        "data.image_sizes=[224, 4]: sides of 8 to 4096 pixels are needed",
         "optimizer.betas=[0.9, 1.0]: both lie in [0, 1)",
     ]
 
@@ -287,3 +303,10 @@ def test_a_run_cannot_be_changed_afterwards() -> None:
 def test_reading_a_run_imports_no_torch() -> None:
     code = "import sys, git_scale.recipes as c; c.load_run('git_base'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pictures_have_a_largest_side() -> None:
+    assert "image_size=4097: input should be less than or equal to 4096" in " ".join(
+        problems_of("model.encoder.image_size=4097", "data.image_sizes=[]")
+    )
+    assert load_run("git_base", ["model.encoder.image_size=4096", "data.image_sizes=[]"])

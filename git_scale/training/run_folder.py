@@ -13,6 +13,7 @@ from git_scale.checkpoint.layout import CONFIG, published
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
+from git_scale.paths import problem_of_folder
 from git_scale.training.lease import LEASE, Lease, acquire
 
 # What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on. Of the
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def check_run_folder(run: RunConfig) -> None:
-    """Raises ConfigError where another run, or anything else, lives."""
+    """Raises ConfigError where another run, or anything else, lives, and where none can; makes nothing."""
     folder = Path(run.run_dir)
     if (folder / CONFIG).is_file():
         _refuse_other_run(folder / CONFIG, run)
@@ -45,6 +46,8 @@ def check_run_folder(run: RunConfig) -> None:
         raise ConfigError(
             [f"run_dir={run.run_dir}: exists, but is not the folder of a run: choose another one"]
         )
+    elif problem := problem_of_folder(folder):
+        raise ConfigError([f"run_dir={run.run_dir}: {problem}"])
 
 
 def claim_run_folder(run: RunConfig) -> Lease:

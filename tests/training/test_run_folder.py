@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ from git_scale.errors import ConfigError, UserError
 from git_scale.processes import find_process
 from git_scale.recipes import load_run
 from git_scale.training import lease
-from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
+from git_scale.training.run_folder import (
+    as_begun,
+    check_run_folder,
+    claim_run_folder,
+    keep_tokenizer,
+    renew_recipe,
+)
 from git_scale.training.start import settled_by
 
 
@@ -168,6 +175,17 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path.write_text("a file")
     assert "is not the folder of a run" in refusals(a_run(path))[0]
     assert path.read_text() == "a file"
+
+
+@pytest.mark.parametrize("check", [check_run_folder, claim_run_folder])
+def test_a_place_where_no_folder_can_be_made(tmp_path: Path, check: Callable[[RunConfig], object]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for place, words in ((file / "run", "Not a directory"), (Path("/proc/run"), "/proc: ")):
+        with pytest.raises(ConfigError, match=f"run_dir={place}: cannot be written: .*{words}"):
+            check(a_run(place))
+    check_run_folder(a_run(tmp_path / "new" / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_tokenizers_copy_follows_a_corrected_file_until_there_is_a_checkpoint(tmp_path: Path) -> None:
