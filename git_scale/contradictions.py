@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from git_scale.config import MAX_IMAGE_SIZE, RunConfig
+
+# Options of timm's encoders that mean the same in all of them
+SIZES = {
+    "depth",
+    "depths",
+    "num_heads",
+    "embed_dim",
+    "embed_dims",
+    "dims",
+    "patch_size",
+    "mlp_ratio",
+    "layers",
+}
+DROPPED = re.compile(r"(\w+_)?drop(_path)?_rate")
 
 
 def contradictions(run: RunConfig) -> Iterator[str]:
@@ -82,11 +98,14 @@ def _of_computation(run: RunConfig) -> Iterator[str]:
 
 def _of_encoder(run: RunConfig) -> Iterator[str]:
     encoder = run.model.encoder
-    for name in _without_value(encoder.options):
-        yield (
-            f"model.encoder.options: {name!r} has no value"
-            + (": a space is needed behind its colon" if ":" in name else ", and timm would pass over it")
-        )
+    for name, value in _options(encoder.options):
+        if value is None:
+            yield (
+                f"model.encoder.options: {name!r} has no value"
+                + (": a space is needed behind its colon" if ":" in name else ", and timm would pass over it")
+            )
+        elif problem := _problem_of_number(name, value):
+            yield f"model.encoder.options.{name}={value}: {problem}"
     if encoder.position_std is not None and encoder.start != "scratch" and run.init_from is None:
         yield (
             f"model.encoder.position_std={encoder.position_std} is of a first table of positions, but"
@@ -94,12 +113,28 @@ def _of_encoder(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _without_value(options: dict[str, Any]) -> Iterator[str]:
+def _options(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each with its name, those within others and the items of lists as well."""
     for name, value in options.items():
         if isinstance(value, dict):
-            yield from _without_value(value)
-        elif value is None:
-            yield name
+            yield from _options(value)
+        elif isinstance(value, list):
+            yield from ((name, item) for _, item in _options(dict(enumerate(value))) if item is not None)  # type: ignore[arg-type]
+        else:
+            yield name, value
+
+
+def _problem_of_number(name: str, value: Any) -> str:
+    """What no encoder can have; empty for what may be."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if not math.isfinite(value):
+        return "a finite number is needed"
+    if name in SIZES and value <= 0:
+        return "a number above 0 is needed"
+    if DROPPED.fullmatch(name) and not 0 <= value < 1:
+        return "a share of what is dropped lies in [0, 1)"
+    return ""
 
 
 def _nearest_divisor(number: int, wish: int) -> int:

@@ -22,10 +22,11 @@ from git_scale.config import RunConfig, renamed
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
-from git_scale.yaml_tree import read_text, read_tree, text_kind, type_of
+from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
 log = logging.getLogger(__name__)
 
+SHOWN = 200  # characters of an override, in a message
 RECIPES = Path(__file__).parent / "configs"
 
 Start = Callable[[str, str], dict[str, Any]]
@@ -55,6 +56,7 @@ def draft_run(
     before, given = copy.deepcopy(tree), dict[str, str]()
     for text in overrides:
         problems += _apply(tree, text, given)
+    _say_what_is_dropped(before, tree)
     problems += _left_behind(before, tree, given)
     try:
         if start and isinstance(init_from := tree.get("init_from"), str):
@@ -69,11 +71,12 @@ def draft_run(
 
 def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
     """The run with `section.key=value` overrides. Raises ConfigError with every problem at once."""
-    tree = run.model_dump(mode="json")
+    before, tree = run.model_dump(mode="json"), run.model_dump(mode="json")
     problems: list[str] = []
     given: dict[str, str] = {}
     for text in overrides:
         problems += _apply(tree, text, given)
+    _say_what_is_dropped(before, tree)
     run, problems = _validated(tree, problems)
     if problems:
         raise ConfigError(problems)
@@ -134,9 +137,12 @@ def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[s
             value, problems = read_tree(text, wanted)
         else:
             value = read_text(text, is_optional=kind == "optional")
-    except yaml.YAMLError:
+    except NoValueError as error:
+        return [f"{override}: {error}"]
+    except yaml.YAMLError as error:
         hint = "; a word with * or : in it stands in quotes" if "*" in text else ""
-        return [f"{override!r}: the value is not valid YAML{hint}"]
+        reason = "" if isinstance(error, yaml.MarkedYAMLError) else f": {error}"
+        return [f"{_shortened(override)!r}: the value is not valid YAML{reason}{hint}"]
     if given.setdefault(key, override) != override:
         log.warning("%s: takes the place of %s, given before it", override, given[key])
     given[key] = override
@@ -152,6 +158,27 @@ def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[s
     above = {last: value}
     node.update(_laid_over(node, above))
     return [f"{override!r}: {problem}" for problem in problems]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _say_what_is_dropped(before: dict[str, Any], tree: dict[str, Any]) -> None:
+    """Options behind `model.encoder.options=` are all that hold, since another encoder has others."""
+    old, new = (_get(side, "model.encoder.options") for side in (before, tree))
+    same_encoder = _get(before, "model.encoder.name") == _get(tree, "model.encoder.name")
+    if (
+        same_encoder
+        and isinstance(old, dict)
+        and isinstance(new, dict)
+        and (dropped := old.keys() - new.keys())
+    ):
+        log.warning(
+            "model.encoder.options: %s of the recipe no longer hold; model.encoder.options.NAME=VALUE changes one"
+            " and leaves the others",
+            ", ".join(f"{name}={old[name]}" for name in sorted(dropped)),
+        )
 
 
 def _left_behind(before: dict[str, Any], tree: dict[str, Any], given: Iterable[str]) -> Iterator[str]:
@@ -203,6 +230,10 @@ def _explain(error: Mapping[str, Any]) -> str:
     """One line for one pydantic error, naming the dotted key, the value and the remedy."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
+    if error["type"] == "extra_forbidden" and key in known_keys() and "." in location[-1]:
+        *sections, last = key.split(".")
+        above = " and ".join(f"`{section}:`" for section in sections)
+        return f"{key}: in a recipe sections stand in lines of their own: {above}, and `{last}:` below, further in"
     if error["type"] == "extra_forbidden":
         return f"{key}={error['input']!r}: unknown key{_nearest(key, list(known_keys()))}"
     message = error["msg"].removeprefix("Value error, ")

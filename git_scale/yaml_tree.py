@@ -16,29 +16,44 @@ import yaml
 from pydantic import BaseModel
 
 NULLS = ("", "null", "Null", "NULL", "~")
+MAX_VALUES = 10_000
+"""Of a document, with its aliases written out: nine lines of nine aliases each are 387 million."""
 
 
 def read_tree(text: str, wanted: Any) -> tuple[Any, list[str]]:
     """The value that `text` holds, where `wanted` is a section's class or the type of a value; and its problems.
 
-    Raises yaml.YAMLError when it is no YAML.
+    Raises yaml.YAMLError when it is no YAML, or more of it than a recipe can have.
     """
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
         reader = _Reader(loader)
         return (None if node is None else reader.value(node, wanted, "")), reader.problems
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
     finally:
         loader.dispose()
 
 
 def read_text(text: str, is_optional: bool) -> Any:
     """The value of a text key behind `key=`: all of it, but quotes around the whole are YAML's, and a list or a
-    mapping is one, for the tree to refuse. Raises yaml.YAMLError for a quote that does not end."""
+    mapping is one, for the tree to refuse. Raises yaml.YAMLError for a quote that does not end, NoValueError."""
     text = text.strip()
     if text[:1] in ("'", '"', "[", "{"):
         return read_tree(text, str)[0]
-    return None if is_optional and text in NULLS else text
+    if is_optional and text in NULLS:
+        return None
+    if text and text in NULLS:  # nothing at all is refused by the tree
+        raise NoValueError
+    return text
+
+
+class NoValueError(ValueError):
+    """Nothing where a text is needed: it would become a text like `null`, or a home."""
+
+    def __init__(self) -> None:
+        super().__init__("needs a value; a text that looks so stands in quotes")
 
 
 def type_of(section: type[BaseModel], dotted: str) -> Any:
@@ -81,10 +96,12 @@ class _Reader:
     loader: _Loader
     problems: list[str] = field(default_factory=list)
     _within: set[int] = field(default_factory=set)
+    _values: int = 0
 
     def value(self, node: yaml.Node, wanted: Any, key: str) -> Any:
+        self._count(node)
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, text_kind(wanted))
+            return self._scalar(node, text_kind(wanted), key)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             raise yaml.YAMLError(f"line {_line(node)}: {node.tag} is not taken")
         if id(node) in self._within:
@@ -98,13 +115,26 @@ class _Reader:
         finally:
             self._within.remove(id(node))
 
-    def _scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
+    def _count(self, node: yaml.Node) -> None:
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise yaml.YAMLError(f"line {_line(node)}: more than {MAX_VALUES:,} values, aliases written out")
+
+    def _scalar(self, node: yaml.ScalarNode, kind: str, key: str) -> Any:
         is_null = node.tag == "tag:yaml.org,2002:null"
+        if kind == "text" and is_null and node.value:  # nothing at all is refused by the tree
+            self.problems.append(f"{key}={node.value}: {NoValueError()}")
         if kind == "other" or (kind == "optional" and is_null):
-            return self.loader.construct_object(node)
+            try:
+                return self.loader.construct_object(node)
+            except ValueError:  # Python reads 4,300 digits at most
+                raise yaml.YAMLError(
+                    f"line {_line(node)}: {len(node.value)} digits, more than any number has"
+                ) from None
         return node.value
 
     def _mapping(self, node: yaml.MappingNode, wanted: Any, key: str) -> dict[str, Any]:
+        self._count(node)
         below: dict[str, Any] = {}
         tree: dict[str, Any] = {}
         lines: dict[str, int] = {}
@@ -150,7 +180,7 @@ def _decimal(loader: _Loader, node: yaml.ScalarNode) -> int:
 for _tag, _pattern, _first in (
     ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
     ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+0123456789."),
+    ("float", r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+0123456789."),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),

@@ -23,7 +23,6 @@ WORDS = [
     "1:30",
     "1.50",
     ".inf",
-    "null",
     "true",
     "=x",
 ]
@@ -197,6 +196,112 @@ def test_an_option_without_a_value_is_refused() -> None:
         problem == "model.encoder.options: 'patch_size:16' has no value: a space is needed behind its colon"
     )
     assert "'depth' has no value" in problems_of("model.encoder.options.depth=null")[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("{drop_path_rate: .nan}", "drop_path_rate=nan: a finite number is needed"),
+        ("{init_values: .inf}", "init_values=inf: a finite number is needed"),
+        ("{depths: [1, -.inf]}", "depths=-inf: a finite number is needed"),
+        ("{drop_path_rate: 2}", "drop_path_rate=2: a share of what is dropped lies in [0, 1)"),
+        ("{attn_drop_rate: -0.1}", "attn_drop_rate=-0.1: a share of what is dropped lies in [0, 1)"),
+        ("{drop_rate: 1}", "drop_rate=1: a share of what is dropped lies in [0, 1)"),
+        *(
+            (f"{{{name}: {value}}}", f"{name}={value}: a number above 0 is needed")
+            for name in ("depth", "num_heads", "embed_dim", "patch_size", "mlp_ratio")
+            for value in (0, -8)
+        ),
+        ("{depths: [2, 0]}", "depths=0: a number above 0 is needed"),
+    ],
+)
+def test_numbers_that_no_encoder_can_have(option: str, words: str) -> None:
+    assert problems_of(f"model.encoder.options={option}") == [f"model.encoder.options.{words}"]
+
+
+def test_options_that_are_dropped_are_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: {encoder: {name: vit_tiny_patch16_224, options: {depth: 2, embed_dim: 32}}}\n")
+    remark = (
+        "model.encoder.options: embed_dim=32 of the recipe no longer hold; model.encoder.options.NAME=VALUE"
+    )
+    for change in (
+        lambda given: load_run(str(recipe), given),
+        lambda given: adjusted(load_run(str(recipe)), given),
+    ):
+        caplog.clear()
+        run = change(["model.encoder.options={depth: 3}"])
+        assert run.model.encoder.options == {"depth": 3}
+        assert len(caplog.messages) == 1 and caplog.messages[0].startswith(remark)
+        caplog.clear()
+        run = change(["model.encoder.options.depth=3"])
+        assert run.model.encoder.options == {"depth": 3, "embed_dim": 32}
+        change(["model.encoder.name=davit_tiny", "model.encoder.options={}"])
+        assert caplog.messages == []
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.train", "model.encoder.name"])
+@pytest.mark.parametrize("word", ["null", "~", "Null"])
+def test_nothing_is_no_text(key: str, word: str, tmp_path: Path) -> None:
+    problem = f"{key}={word}: needs a value; a text that looks so stands in quotes"
+    assert problems_of(f"{key}={word}") == [problem]
+    recipe = tmp_path / "mine.yaml"
+    *sections, last = key.split(".")
+    recipe.write_text(
+        "".join(f"{section}: {{" for section in sections) + f"{last}: {word}" + "}" * len(sections)
+    )
+    assert problems_of(recipe=str(recipe)) == [f"{recipe}: {problem}"]
+    assert value(load_run("git_base", ["run_dir='null'"]), "run_dir") == "null"
+
+
+def test_a_dotted_key_in_a_recipe_is_answered_with_its_section(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("data.train: x\nmodel: {decoder.width: 64}\ndata.trian: x\n")
+    assert sorted(problems_of(recipe=str(recipe))) == [
+        "data.train: in a recipe sections stand in lines of their own: `data:`, and `train:` below, further in",
+        "data.trian='x': unknown key; did you mean data.train?",
+        "model.decoder.width: in a recipe sections stand in lines of their own: `model:` and `decoder:`, and"
+        " `width:` below, further in",
+    ]
+
+
+BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (BOMB, "more than 10,000 values, aliases written out"),
+        (MERGES, "more than 10,000 values, aliases written out"),
+        ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("a:\n" + "\n".join(" " * depth + "b:" for depth in range(1, 2000)), "nested too deeply"),
+        ("seed: " + "9" * 5000, "line 1: 5000 digits, more than any number has"),
+    ],
+)
+def test_a_recipe_beyond_all_measure_is_one_message(content: str, words: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(content)
+    (problem,) = problems_of(recipe=str(recipe))
+    assert problem.startswith(f"{recipe}: not valid YAML: ") and words in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.encoder_lr=._", "optimizer.encoder_lr='._': input should be a valid number"),
+        ("train.steps=" + "9" * 5000, "5000 digits, more than any number has"),
+        ("model.encoder.options=" + "[" * 2000, "nested too deeply"),
+        ("run_dir=" + "[" * 2000, "nested too deeply"),
+    ],
+)
+def test_an_override_beyond_all_measure_is_one_message(override: str, words: str) -> None:
+    (problem,) = problems_of(override)
+    assert words in problem and len(problem) < 500
 
 
 def test_the_switch_of_older_recipes_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

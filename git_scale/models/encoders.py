@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ TAKEN_OPTIONS = {
         ("scriptable", "exportable", "no_jit"), "the model is neither scripted nor exported by timm"
     ),
 }
+
+# What timm's constructors raise at values that they cannot use
+REFUSALS = (TypeError, AssertionError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError)
 
 # Keeps the declared operators alive: torch.library drops them with the object.
 _TORCHVISION_STAND_IN: list[torch.library.Library] = []
@@ -160,6 +164,8 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
         raise ConfigError([f"model.encoder.name={config.name!r}: timm has no such model{hint}"])
     if taken := TAKEN_OPTIONS.keys() & config.options.keys():
         raise ConfigError([f"model.encoder.options.{key}: {TAKEN_OPTIONS[key]}" for key in sorted(taken)])
+    if words := _words_for_switches(config):
+        raise ConfigError(words)
     options = copy.deepcopy(config.options)  # timm changes lists that it is given
     if timm.get_pretrained_cfg(config.name, allow_unregistered=True).fixed_input_size:
         options["img_size"] = config.image_size
@@ -167,7 +173,9 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
         backbone = timm.create_model(
             config.name, pretrained=published, num_classes=0, global_pool="", **options
         )
-    except (TypeError, AssertionError, ValueError, LookupError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
         hint = _nearest_options(config) if isinstance(error, TypeError) else ""
         raise ConfigError(
             [f"model.encoder: timm refuses {config.name!r} with options {options}: {error}{hint}"]
@@ -180,13 +188,29 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
     return backbone
 
 
-def _nearest_options(config: EncoderConfig) -> str:
-    """Of the options that the architecture does not name, the nearest that it does."""
+def _words_for_switches(config: EncoderConfig) -> list[str]:
+    """What is wrong with texts in the places of switches: any text would pass for true."""
+    words = {name: value for name, value in config.options.items() if isinstance(value, str)}
+    known = _parameters_of(config.name) if words else {}
+    return [
+        f"model.encoder.options.{name}={value!r}: a switch, true or false without quotes, is needed"
+        for name, value in words.items()
+        if name in known and isinstance(known[name].default, bool)
+    ]
+
+
+def _parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """Of the constructor of an architecture."""
     import timm
 
     with torch.device("meta"):
-        kind = type(timm.create_model(config.name))
-    known = [name for name in inspect.signature(kind.__init__).parameters if name not in TAKEN_OPTIONS]
+        kind = type(timm.create_model(name))
+    return inspect.signature(kind.__init__).parameters
+
+
+def _nearest_options(config: EncoderConfig) -> str:
+    """Of the options that the architecture does not name, the nearest that it does."""
+    known = [name for name in _parameters_of(config.name) if name not in TAKEN_OPTIONS]
     close = {
         name: match[0]
         for name in config.options

@@ -92,6 +92,16 @@ def test_an_option_that_the_encoder_does_not_know_is_refused(options: dict, word
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("word", ["false", "true", "no"])
+def test_a_word_is_no_switch(word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build("vit_tiny_patch16_224", **VIT, class_token=word)
+    assert caught.value.problems == [
+        f"model.encoder.options.class_token={word!r}: a switch, true or false without quotes, is needed"
+    ]
+    assert build("vit_tiny_patch16_224", **VIT, weight_init="skip")
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "davit_tiny", "mobilevit_s"])
 def test_no_family_swallows_an_option(name: str) -> None:
     with pytest.raises(ConfigError, match="no_such_option"), torch.device("meta"):
@@ -208,6 +218,11 @@ def test_a_name_like_no_other_is_refused_without_a_guess() -> None:
         ("vit_tiny_patch16_224", {"num_heads": 5}),
         ("convnext_atto", {"dims": [8]}),
         ("davit_tiny", {"depths": "deep"}),
+        ("vit_tiny_patch16_224", {"num_heads": 0}),
+        ("vit_tiny_patch16_224", {"patch_size": 0}),
+        ("vit_tiny_patch16_224", {"patch_size": -8}),
+        ("vit_tiny_patch16_224", {"embed_dim": -8}),
+        ("vit_tiny_patch16_224", {"norm_layer": 3}),
     ],
 )
 def test_options_that_timm_refuses_are_named(name: str, options: dict) -> None:
