@@ -227,8 +227,9 @@ def misnamed(checkpoint: Path) -> str:
         step = read_progress(checkpoint).step
     except CheckpointError:
         return ""
-    name = step_name(step)
-    return "" if checkpoint.name == name else f"it holds step {step}, and was put there by somebody else"
+    return (
+        "" if checkpoint.name == step_name(step) else f"it holds step {step}, and somebody else put it there"
+    )
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:

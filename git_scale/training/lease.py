@@ -149,8 +149,8 @@ class Lease:
                     self._file = new
             self._renewed_at = self._clock()
         if not self._end.is_set() and self.is_lost(late):
-            new = describe_lease(self._path.parent) if self._path.exists() else "nobody: its folder is gone"
-            log.error("%s: taken over by %s; this start ends", self._path, new)
+            owner = describe_lease(self._path.parent) if self._path.exists() else "nobody: its folder is gone"
+            log.error("%s: taken over by %s; this start ends", self._path, owner)
             request_stop()
 
     def is_lost(self, late: bool = False) -> bool:
