@@ -227,9 +227,7 @@ def misnamed(checkpoint: Path) -> str:
         step = read_progress(checkpoint).step
     except CheckpointError:
         return ""
-    return (
-        "" if checkpoint.name == step_name(step) else f"it holds step {step}, and somebody else put it there"
-    )
+    return "" if checkpoint.name == step_name(step) else f"it holds step {step}: somebody put it there"
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
