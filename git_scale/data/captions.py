@@ -108,6 +108,14 @@ def _first_texts(tree: dict[str, Any], names: tuple[str, ...], parts: tuple[str,
     return []
 
 
+def texts_under(tree: dict[str, Any], name: str, parts: tuple[str, ...]) -> list[str]:
+    """The texts under a name that need not be read; none for what is no text."""
+    try:
+        return _texts(tree.get(name), name, parts)
+    except DataError:
+        return []
+
+
 def _texts(value: object, name: str, parts: tuple[str, ...]) -> list[str]:
     """A string, or a list of strings or objects, as texts; `parts`: where an object has its text."""
     items = value if isinstance(value, list) else [value]

@@ -34,6 +34,7 @@ from git_scale.data.members import (
     known_parts,
     repeated,
 )
+from git_scale.data.other_texts import count_other_texts, told_by
 from git_scale.data.tar_scan import DamageError
 from git_scale.errors import DataError
 from git_scale.files import BLOCK
@@ -221,14 +222,17 @@ def _member(file: IO[bytes], info: tarfile.TarInfo, parts: tuple[str, str], mean
     offset, size = info.offset_data, info.size
     whole = parts[1] in TEXT_ENDINGS and size <= MAX_TEXT
     start = offset if whole else max(offset, offset + size - PROBE)
-    probe = xxhash.xxh3_64_intdigest(os.pread(file.fileno(), offset + size - start, start))
+    data = os.pread(file.fileno(), offset + size - start, start)
+    probe = xxhash.xxh3_64_intdigest(data)
     if whole and meant not in (None, probe):
         raise DamageError(f"{info.name!r} does not hold the bytes that were written", info.offset)
-    return Member(*parts, info.offset, offset, size, probe if whole else meant or 0, probe)
+    told = told_by(parts[1], data) if whole else None
+    return Member(*parts, info.offset, offset, size, probe if whole else meant or 0, probe, told)
 
 
 def _index_of(known: list[Member], members: int, end: int, size: int, reasons: Reasons) -> Index:
     placed = group(known, reasons)
+    count_other_texts(placed, reasons)
     table = _rows(placed, end, size)
     rows = table[:-1]
     keys = rows["key"][np.searchsorted(rows["sample"], np.arange(placed[-1].sample + 1))]

@@ -14,7 +14,9 @@ MAX_REASONS = 8  # endings of unknown kinds that are told apart: a forged shard 
 NO_TEXT, NO_PICTURE = "no text of the picture's name", "no picture of the text's name"
 SAME_NAME, OTHER_SHARDS = "name of another sample of the shard", "name of a sample of another shard"
 SECOND_IMAGE = "second image of one name"
-OF_SAMPLES = (NO_TEXT, NO_PICTURE, SAME_NAME, OTHER_SHARDS, SECOND_IMAGE)
+OTHER_TEXT = "text beside another that is read in its place"
+SEVERAL_LINES = "text of several lines, read as one caption (one caption per line belongs in a json list)"
+OF_SAMPLES = (NO_TEXT, NO_PICTURE, SAME_NAME, OTHER_SHARDS, SECOND_IMAGE, OTHER_TEXT, SEVERAL_LINES)
 
 _ENDING = re.compile(r"\.([A-Za-z0-9_-]{1,12})$")
 
@@ -58,6 +60,7 @@ class Reasons:
         parts = []
         for reason, number, example in self.listed():
             noun, total = ("samples", samples) if reason in OF_SAMPLES else ("members", members)
-            share = f"{100 * number / max(total, 1):.2g} %"
-            parts.append(f"{reason}: {number:,} of {total:,} {noun} ({share}), e.g. {example!r}")
+            share = 100 * number / max(total, 1)
+            percent = f"{share:.2g}" if share < 99.5 else f"{share:.0f}"
+            parts.append(f"{reason}: {number:,} of {total:,} {noun} ({percent} %), e.g. {example!r}")
         return "; ".join(parts)

@@ -38,6 +38,16 @@ TEXT_ENDINGS = ("json", "txt")
 _KIND_OF = {"json": Kind.JSON, "txt": Kind.TXT}
 
 
+class Told(NamedTuple):
+    """What a text says, as hashes: data/other_texts.py compares those of a sample."""
+
+    captions: tuple[int, ...]
+    lines: tuple[int, ...] = ()
+    """Of a .txt of several."""
+    other: str = ""
+    """The key of a json under which there is another text than those that are read."""
+
+
 class Member(NamedTuple):
     """A member of a known kind: `stem` is its path up to the last dot, the rest lies in bytes of the shard."""
 
@@ -50,6 +60,8 @@ class Member(NamedTuple):
     """xxh3_64 of its bytes; 0: not known."""
     probe: int
     """xxh3_64 of what the scan has read of it."""
+    told: Told | None = None
+    """Of a text that was read."""
 
     @property
     def kind(self) -> Kind:
