@@ -102,8 +102,8 @@ def escape_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def whole(minimum: int) -> Callable[[str], int]:
-    """Of argparse: a whole number of at least `minimum`."""
+def whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """Of argparse: a whole number of at least `minimum` and at most `maximum`."""
 
     def number(text: str) -> int:
         try:
@@ -112,6 +112,8 @@ def whole(minimum: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
         if value < minimum:
             raise argparse.ArgumentTypeError(f"{text}: at least {minimum} is needed")
+        if maximum is not None and value > maximum:
+            raise argparse.ArgumentTypeError(f"{text}: at most {maximum} is possible")
         return value
 
     return number

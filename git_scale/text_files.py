@@ -14,6 +14,22 @@ from git_scale.paths import special_kind
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's little-endian mark begins with the first
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HTML = (b"<!doctype", b"<html", b"<?xml", b"<head")
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def other_form(data: bytes) -> str:
+    """What a file is that begins with `data`, and the remedy, where that is not what its name says; else empty."""
+    packing = next((name for start, name in _PACKED.items() if data.startswith(start)), None)
+    if packing or (data.startswith(b"BZh") and data[4:10] == b"1AY&SY"):
+        return f"packed with {packing or 'bzip2'}; unpack it"
+    if data.startswith(LFS_POINTER):
+        return "a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned"
+    if data[:512].lstrip().lower().startswith(HTML):
+        return "a web page: the download got an error or a login page; download it again"
+    return ""
+
 
 def read_text(path: Path) -> str:
     """The file's text without its byte-order mark. Raises OSError, or ValueError for anything but UTF-8."""
@@ -28,7 +44,10 @@ def read_json(path: Path) -> Any:
 def _read(path: Path) -> bytes:
     if kind := special_kind(path):
         raise ValueError(f"it is {kind}; give a file")
-    return path.read_bytes()
+    data = path.read_bytes()
+    if form := other_form(data):
+        raise ValueError(f"it is {form}")
+    return data
 
 
 def decode_utf8(data: bytes) -> str:
@@ -50,6 +69,8 @@ def decode_utf8(data: bytes) -> str:
 
 def parse_json(data: bytes) -> Any:
     """The JSON value in `data`. Raises ValueError when an object gives a key twice: the first would be lost."""
+    if not data.strip():
+        raise ValueError("it is empty")
     try:
         return json.loads(decode_utf8(data), object_pairs_hook=_without_twins)
     except RecursionError:

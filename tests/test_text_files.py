@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,3 +77,22 @@ def test_a_key_that_stands_twice_is_refused(text: str) -> None:
 def test_nesting_has_a_bound() -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(b"[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b'{"a": 1}'), "packed with gzip; unpack it"),
+        (bz2.compress(b'{"a": 1}'), "packed with bzip2; unpack it"),
+        (lzma.compress(b'{"a": 1}'), "packed with xz; unpack it"),
+        (b"PK\x03\x04" + bytes(60), "packed with zip; unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer, .*git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html>", "a web page"),
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+    ],
+)
+def test_what_is_another_file_is_named_with_the_remedy(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "c.json").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "c.json")

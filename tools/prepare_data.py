@@ -58,6 +58,9 @@ def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
     if args.source.resolve() in args.destination.resolve().parents:
         raise DataError(f"{args.destination}: lies in the folder of the pictures; choose another folder")
     rows = read_rows(args)
+    if not rows:
+        source = args.questions if args.format == "vqa" else args.captions
+        raise DataError(f"{source}: no picture and no text in it, so nothing to build; is it the right file?")
     samples = samples_of(rows, args.source, args.shrink, args.workers)
     report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
     return {args.destination.name: report}

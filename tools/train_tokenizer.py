@@ -15,7 +15,13 @@ from git_scale.console import path, tool, whole
 from git_scale.data.coverage import coverage_of, texts_of
 from git_scale.data.shards import ShardSet, open_shards
 from git_scale.data.tokenizer import load_tokenizer
-from git_scale.data.train_tokenizer import BYTE_FALLBACK_FROM, BYTES, train_sentencepiece
+from git_scale.data.train_tokenizer import (
+    BYTE_FALLBACK_FROM,
+    BYTES,
+    MAX_PIECES,
+    MIN_PIECES,
+    train_sentencepiece,
+)
 from git_scale.errors import DataError
 from git_scale.leave import leave
 from git_scale.progress import remark
@@ -31,7 +37,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("shards", type=path, help="folder of tar shards, or one .tar")
     parser.add_argument("destination", type=path, help="the .model to write; one that is there stays")
     parser.add_argument(
-        "--vocab-size", type=whole(1), required=True, help="must equal model.vocab_size of the run"
+        "--vocab-size",
+        type=whole(MIN_PIECES, MAX_PIECES),
+        required=True,
+        help="must equal model.vocab_size of the run",
     )
     return parser.parse_args(argv)
 

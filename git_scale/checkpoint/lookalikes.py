@@ -8,14 +8,14 @@ from typing import NoReturn
 
 from git_scale.errors import CheckpointError
 from git_scale.paths import special_kind
+from git_scale.text_files import other_form
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-HTML = (b"<!doctype", b"<html", b"<?xml", b"<head")
+ZIP = b"PK"  # torch.save's own form
 OTHER_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "*.onnx", "*.gguf")
 
 
 def refuse_lookalike_file(path: Path) -> None:
-    """Raises CheckpointError for an empty file, a Git LFS pointer and a page of a web server."""
+    """Raises CheckpointError for an empty or a packed file, a Git LFS pointer and a page of a web server."""
     if kind := special_kind(path):
         raise CheckpointError(f"{path}: {kind}; give a file")
     try:
@@ -25,15 +25,8 @@ def refuse_lookalike_file(path: Path) -> None:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not start:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
-    if start.startswith(LFS_POINTER):
-        raise CheckpointError(
-            f"{path}: a Git LFS pointer of {path.stat().st_size} bytes, not the file itself; run `git lfs pull` where"
-            " it was cloned"
-        )
-    if start.lower().startswith(HTML):
-        raise CheckpointError(
-            f"{path}: a web page, not the file: the download got an error or a login page; download it again"
-        )
+    if not start.startswith(ZIP) and (form := other_form(start)):
+        raise CheckpointError(f"{path}: {form}")
 
 
 def refuse_lookalike_folder(folder: Path) -> None:

@@ -39,6 +39,7 @@ from git_scale.data.tar_scan import DamageError
 from git_scale.errors import DataError
 from git_scale.files import BLOCK
 from git_scale.stop import check_stop
+from git_scale.text_files import other_form
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ def _scan_open(
             name = f"{twice.stem}.{twice.ending}"
             raise DamageError(f"{name!r} a second time within one sample", twice.header)
     except DamageError as damage:
+        if not count and (form := other_form(os.pread(file.fileno(), tarfile.BLOCKSIZE, 0))):
+            raise DataError(f"{shard}: {form}") from None
         before = _rows(
             group([member for member in known if member.header < damage.position], Reasons()), 0, 0
         )

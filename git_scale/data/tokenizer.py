@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from git_scale.errors import DataError
 from git_scale.paths import special_kind
+from git_scale.text_files import other_form
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,9 @@ def _read(path: Path) -> bytes:
     if kind := special_kind(path):
         raise DataError(f"{path}: the tokenizer cannot be read: it is {kind}; give a file")
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
+    if form := other_form(data):
+        raise DataError(f"{path}: {form}")
+    return data

@@ -9,6 +9,7 @@ there every character that occurs gets a piece, or, where they do not fit, those
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ from git_scale.files import replaced_atomically
 from git_scale.paths import problem_of_file
 from git_scale.stop import check_stop
 
+MIN_PIECES, MAX_PIECES = (
+    5,
+    1_000_000,
+)  # the four special ones and one more; four times those of the largest models
 MAX_TRAINING_TEXTS = 10_000_000  # a random sample of more: about 20 GB in sentencepiece, and no better pieces
 BYTES = 256  # pieces of byte fallback
 BYTE_FALLBACK_FROM = 1000  # of the vocabulary: a quarter of it goes to the bytes
@@ -33,13 +38,16 @@ LOOK_EVERY = 0.2  # seconds between two looks at the stop request
 def train_sentencepiece(texts: Iterable[str], destination: str | Path, vocab_size: int) -> None:
     """Trains a unigram model on `texts` and writes it whole or not at all; same texts, same bytes.
 
-    `texts` may be read again, when the first way does not fit. Raises DataError, before the training, when the
-    destination cannot be written, and when the texts cannot fill `vocab_size` or it has no place for their
-    characters, naming the nearest size that works; Stopped when a stop was asked for.
+    `texts` may be read again, when the first way does not fit. A link stays, and what it leads to is written.
+    Raises DataError, before the training, when the destination cannot be written or no vocabulary has that size, and
+    when the texts cannot fill `vocab_size` or it has no place for their characters, naming the nearest size that
+    works; Stopped when a stop was asked for.
     """
     if isinstance(texts, Iterator):
         texts = list(texts)
-    destination = Path(destination)
+    destination = Path(os.path.realpath(destination))
+    if not MIN_PIECES <= vocab_size <= MAX_PIECES:
+        raise DataError(f"--vocab-size {vocab_size}: from {MIN_PIECES} to {MAX_PIECES} are possible")
     _check_destination(destination)
     model = _train(texts, vocab_size)
     destination.parent.mkdir(parents=True, exist_ok=True)

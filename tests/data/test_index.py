@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -230,3 +231,20 @@ def test_a_sidecar_of_the_older_form_that_left_something_out_is_made_anew(
     path = write_tar(tmp_path / "s.tar", names)
     np.save(index.sidecar_of(path), older(scan(path)))
     assert index.load(path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(bytes(10240)), r"s\.tar: packed with gzip; unpack it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a Git LFS pointer, .* `git lfs pull`",
+        ),
+        (b"<html><body>Sign in</body></html>" * 100, "a web page"),
+    ],
+)
+def test_what_is_no_tar_at_all_is_named_with_the_remedy(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "s.tar").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        scan(tmp_path / "s.tar")

@@ -181,6 +181,21 @@ def test_a_size_that_does_not_fit_names_one_that_does(tmp_path: Path, texts: lis
     assert load_tokenizer(tmp_path / "t.model").vocab_size == works
 
 
+@pytest.mark.parametrize("size", [-1, 0, 1, 4, 1_000_001, 3_000_000_000])
+def test_a_size_that_no_vocabulary_has_is_refused(tmp_path: Path, size: int) -> None:
+    with pytest.raises(DataError, match=rf"--vocab-size {size}: from 5 to 1000000 are possible"):
+        train_sentencepiece(FEW, tmp_path / "t.model", size)
+    with pytest.raises(DataError, match=r"--vocab-size 1000000: .* pieces; set \d+$"):
+        train_sentencepiece(FEW, tmp_path / "t.model", 1_000_000)
+
+
+def test_a_link_to_nothing_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "t.model").symlink_to("scratch/real.model")
+    train_sentencepiece(TEXTS, tmp_path / "t.model", 30)
+    assert (tmp_path / "t.model").is_symlink() and (tmp_path / "scratch" / "real.model").is_file()
+    assert load_tokenizer(tmp_path / "t.model").vocab_size == 30
+
+
 @pytest.fixture(scope="module")
 def with_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     draw = random.Random(0)

@@ -85,6 +85,26 @@ def test_every_format_builds_the_same_samples(
         assert line in output
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "content"),
+    [
+        ("images", "t.csv", "file,caption\n"),
+        ("flickr", "t.token", ""),
+        ("coco", "t.json", '{"images": [], "annotations": []}'),
+        ("vqa", "q.json", '{"data": []}'),
+    ],
+)
+def test_a_source_without_rows_is_named(
+    tool: ModuleType, images: Path, capsys: pytest.CaptureFixture[str], form: str, name: str, content: str
+) -> None:
+    source = images.parent / name
+    source.write_text(content)
+    option = "--questions" if form == "vqa" else "--captions"
+    assert tool.main([form, str(images), str(images.parent / "out"), option, str(source)]) == 2
+    assert f"{source}: no picture and no text in it" in capsys.readouterr().err
+    assert not (images.parent / "out").exists()
+
+
 def test_vqa_builds_pictures_with_questions_alone(
     tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

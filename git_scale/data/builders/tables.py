@@ -22,6 +22,7 @@ from git_scale.text_files import read_text
 FILE_COLUMNS = ("file", "image", "filepath", "path", "image_path")
 CAPTION_COLUMNS = ("caption", "text", "title")
 
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "vertical bars", ",": "commas"}
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')  # a cell as the csv module quotes it
 
 
@@ -43,8 +44,8 @@ def read_table(
     """One row per picture, in order of first mention, with the captions of all its lines.
 
     Before them the lines that name no picture. Columns that are not named are guessed from the header.
-    Raises DataError for an unreadable table, a column that is not there or there twice, and a line with more or
-    fewer cells than the header.
+    Raises DataError for an unreadable table, a column that is not there, there twice or named for both, and a line
+    with more or fewer cells than the header.
     """
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise DataError(f"{path}: a table of captions is a .csv (commas) or a .tsv (tabs) file")
@@ -52,13 +53,37 @@ def read_table(
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable table: {error}") from None
+    if not text.strip():
+        raise DataError(f"{path}: it is empty; a table has a header and a line for each caption")
+    _check_separator(path, text)
     lines = _read_tsv(path, text) if path.suffix.lower() == ".tsv" else _read_csv(path, text)
-    header = [name.strip() for name in lines[0][1]] if lines else []
+    header = [name.strip() for name in lines[0][1]]
     file_at = _find(path, header, file_column, FILE_COLUMNS, "--file-column")
     caption_at = _find(path, header, caption_column, CAPTION_COLUMNS, "--caption-column")
+    if file_at == caption_at:
+        raise DataError(
+            f"{path}: the column {header[file_at]!r} cannot hold both the file and the caption; name another with"
+            " --file-column or --caption-column"
+        )
     named = [(number, cells[file_at].strip(), cells[caption_at]) for number, cells in lines[1:]]
     nameless = [Skipped(f"line {number}", "no picture named") for number, file, _ in named if not file]
     return [*nameless, *gather((file, caption) for _, file, caption in named if file)]
+
+
+def _check_separator(path: Path, text: str) -> None:
+    """Raises DataError where the header holds another separator than the one that the file's name stands for."""
+    header = text.lstrip().splitlines()[0]
+    expected = "\t" if path.suffix.lower() == ".tsv" else ","
+    other = next((sign for sign in _SEPARATORS if sign in header), None)
+    if expected in header or other is None:
+        return
+    remedy = {"\t": "name it .tsv", ",": "name it .csv"}.get(
+        other, "save it with commas (.csv) or tabs (.tsv)"
+    )
+    raise DataError(
+        f"{path}: its header {header[:80]!r} is separated by {_SEPARATORS[other]}, and a {path.suffix} by"
+        f" {_SEPARATORS[expected]}; {remedy}"
+    )
 
 
 def _read_csv(path: Path, text: str) -> list[Line]:
@@ -93,6 +118,11 @@ def _parse(path: Path, table: _Reader) -> list[Line]:
                 lines.append((first, cells))
             first = table.line_num + 1
     except csv.Error as error:
+        if "field limit" in str(error):
+            raise DataError(
+                f"{path}, line {first}: a cell of more than {csv.field_size_limit():,} characters; close the quote"
+                " that was opened there, or cut the cell"
+            ) from None
         raise DataError(f"{path}, line {table.line_num}: {error}; mend the quotes of that line") from None
     return lines
 

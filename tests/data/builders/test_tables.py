@@ -135,7 +135,30 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path: Path) 
             r"no column file or image or .* in the header \['url', 'caption'\]; .*--file-column",
         ),
         ("t.csv", "file,url\n", "--caption-column"),
-        ("t.csv", "", r"in the header \[\]"),
+        ("t.csv", "", r"t\.csv: it is empty; a table has a header"),
+        ("t.tsv", " \n", r"t\.tsv: it is empty"),
+        (
+            "t.csv",
+            "file;caption\na.jpg;A dog, brown\n",
+            r"separated by semicolons, and a \.csv by commas; save it",
+        ),
+        (
+            "t.csv",
+            "file\tcaption\na.jpg\tA dog\n",
+            r"separated by tabs, and a \.csv by commas; name it \.tsv",
+        ),
+        ("t.tsv", "file,caption\na.jpg,A dog\n", r"separated by commas, and a \.tsv by tabs; name it \.csv"),
+        ("t.tsv", "file|caption\n", r"separated by vertical bars, and a \.tsv by tabs; save it"),
+        (
+            "t.csv",
+            f"file,caption\na.jpg,one\nb.jpg,{'x' * 140_000}\n",
+            r"t\.csv, line 3: a cell of more than 131,072",
+        ),
+        (
+            "t.csv",
+            'file,caption\na.jpg,"open\n' + "b.jpg,two\n" * 20_000,
+            r"line 2: a cell of more than 131,072 characters; close the quote that was opened there, or cut",
+        ),
         ("t.csv", 'file,caption\na.jpg,"open\nb.jpg,two\n', r"t.csv, line 3: unexpected end of data; mend"),
         ("t.txt", "file,caption\n", "a .csv"),
     ],
@@ -157,3 +180,12 @@ def test_unreadable_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "zero.csv").write_bytes(b"file,caption\na.jpg,o\0ne\n")
     with pytest.raises(DataError, match=r"zero\.csv: not a readable table: line 2: a zero byte"):
         read_table(tmp_path / "zero.csv")
+
+
+@pytest.mark.parametrize("columns", [("file", "file"), ("file", "FILE"), (None, "file"), ("caption", None)])
+def test_one_column_is_not_both_file_and_caption(
+    tmp_path: Path, columns: tuple[str | None, str | None]
+) -> None:
+    path = table(tmp_path, "t.csv", "file,caption\na.jpg,one\n")
+    with pytest.raises(DataError, match=r"the column '(file|caption)' cannot hold both .* --caption-column"):
+        read_table(path, *columns)
