@@ -15,6 +15,7 @@ import io
 import math
 import os
 import select
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,18 @@ def _is_of_a_file(error: OSError) -> bool:
 
 def _explain(error: OSError) -> str:
     remedy = ROOM if error.errno in FULL else ""
-    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}{remedy}"
+    place = error.filename or ("stdout" if _is_on_a_disk(sys.stdout) else None)  # whose errors name no file
+    return f"{'' if place is None else f'{place}: '}{error.strerror}{remedy}"
+
+
+def _is_on_a_disk(stream: TextIO) -> bool:
+    """Or on /dev/full: neither a terminal nor a pipe, nor nowhere."""
+    try:
+        found, nowhere = os.fstat(stream.fileno()), os.stat(os.devnull)  # noqa: PTH116 - as fstat gives it
+        is_device = stat.S_ISCHR(found.st_mode) and not stream.isatty() and found.st_rdev != nowhere.st_rdev
+    except (OSError, ValueError):  # no file behind it, as in tests
+        return False
+    return stat.S_ISREG(found.st_mode) or is_device
 
 
 def _flush() -> int:
@@ -190,7 +202,8 @@ def _flush() -> int:
         raise
     except OSError as error:  # `> file` on a full disk
         _redirect(sys.stdout)
-        return _failed(f"stdout: {_explain(error)}")
+        error.filename = "stdout"
+        return _failed(_explain(error))
 
 
 def _print_nowhere() -> list[TextIO]:

@@ -175,7 +175,7 @@ def _say_what_is_dropped(before: dict[str, Any], tree: dict[str, Any]) -> None:
         and (dropped := old.keys() - new.keys())
     ):
         log.warning(
-            "model.encoder.options: %s of the recipe no longer hold; model.encoder.options.NAME=VALUE changes one"
+            "model.encoder.options: those of the recipe are dropped: %s; model.encoder.options.NAME=VALUE changes one"
             " and leaves the others",
             ", ".join(f"{name}={old[name]}" for name in sorted(dropped)),
         )

@@ -33,9 +33,10 @@ sys.exit(main())
 """
 
 
-def run_program(body: str, **streams: object) -> subprocess.CompletedProcess[bytes]:
+def run_program(body: str, unbuffered: str = "", **streams: object) -> subprocess.CompletedProcess[bytes]:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     environment = {**buffered, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    environment["PYTHONUNBUFFERED"] = unbuffered
     command = [sys.executable, "-c", PROGRAM.format(body=body.replace("\n", "\n    "))]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     return subprocess.run(command, env=environment, timeout=60, **options)  # type: ignore[call-overload]
@@ -148,10 +149,11 @@ def test_a_reader_of_the_messages_that_leaves_before_the_work_is_done() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("flushed", ["", "; sys.stdout.flush()"])
-def test_output_that_finds_no_room_is_no_success(flushed: str) -> None:
+def test_output_that_finds_no_room_is_no_success(flushed: str, unbuffered: str) -> None:
     with Path("/dev/full").open("wb") as full:
-        done = run_program(f"print('a line'){flushed}\nreturn 0", stdout=full)
+        done = run_program(f"print('a line'){flushed}\nreturn 0", unbuffered, stdout=full)
     message = b"stdout: No space left on device; make room there, or write elsewhere\n"
     assert (done.returncode, done.stderr) == (2, message)
 

@@ -223,7 +223,7 @@ def test_options_that_are_dropped_are_said(caplog: pytest.LogCaptureFixture, tmp
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: {encoder: {name: vit_tiny_patch16_224, options: {depth: 2, embed_dim: 32}}}\n")
     remark = (
-        "model.encoder.options: embed_dim=32 of the recipe no longer hold; model.encoder.options.NAME=VALUE"
+        "model.encoder.options: those of the recipe are dropped: embed_dim=32; model.encoder.options.NAME="
     )
     for change in (
         lambda given: load_run(str(recipe), given),

@@ -7,7 +7,7 @@ from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.parallel.ds_keys import key_problems
+from git_scale.parallel.ds_keys import key_problems, stage_problems
 from git_scale.text_files import read_json
 
 # DeepSpeed key -> where the run holds that value. A second owner could only disagree.
@@ -88,8 +88,9 @@ def offloads_optimizer(ds_config: dict[str, Any]) -> bool:
 def check_ds_config(ds_config: dict[str, Any], run: RunConfig, world_size: int, has_gpu: bool) -> None:
     """Raises ConfigError for settings that these ranks cannot run under, before DeepSpeed fails in its own words."""
     zero, tp = ds_config.get("zero_optimization", {}), run.parallel.tp
-    problems = []
-    if run.train.compile and zero_stage(ds_config, run.train.precision) == 3:
+    stage = zero_stage(ds_config, run.train.precision)
+    problems = list(stage_problems(zero, stage))
+    if run.train.compile and stage == 3:
         problems.append(
             "train.compile=true with ZeRO stage 3, which takes weights away between the layers of a block: set"
             " train.compile=false or take ds_configs/zero1.json or zero2.json"

@@ -141,6 +141,30 @@ UNUSED_IN_ZERO = {
     "stage3_gather_fp16_weights_on_model_save": "stage3_gather_16bit_weights_on_model_save is its name now",
 }
 
+OF_STAGE_3 = (
+    *(
+        "offload_param",
+        "zero_hpz_partition_size",
+        "zero_quantized_weights",
+        "zero_quantized_nontrainable_weights",
+    ),
+    *(key for key in ZERO if key.startswith("stage3_")),
+)
+
+
+def stage_problems(zero: dict[str, Any], stage: int) -> Iterator[str]:
+    """Settings of zero_optimization that have no effect at this stage, without those that switch something off."""
+    for key, value in zero.items():
+        is_off = (
+            value is None or value is False or (isinstance(value, dict) and value.get("device") == "none")
+        )
+        needed = 1 if stage == 0 and key != "stage" else 3 if stage < 3 and key in OF_STAGE_3 else 0
+        if needed and not is_off:
+            yield (
+                f"zero_optimization.{key} has no effect at ZeRO stage {stage}: leave it out, or set"
+                f" zero_optimization.stage={3 if key in OF_STAGE_3 else needed}"
+            )
+
 
 def key_problems(tree: dict[str, Any], known: dict[str, Any] = KEYS, above: str = "") -> Iterator[str]:
     """What is wrong with the keys and the kinds of values of a DeepSpeed JSON, without those that the run owns."""

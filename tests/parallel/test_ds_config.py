@@ -218,3 +218,39 @@ def test_what_these_ranks_cannot_run_is_refused(
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_run_on_gpu_nodes_of_eight(path: Path) -> None:
     check_ds_config(read_ds_config(path), load_run("git_base"), world_size=64, has_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "problems"),
+    [
+        ({"stage": 0, "overlap_comm": True}, "fp32", ["overlap_comm has no effect at ZeRO stage 0"]),
+        ({"reduce_bucket_size": 5}, "fp32", ["reduce_bucket_size has no effect at ZeRO stage 0"]),
+        ({"stage": 0, "overlap_comm": True}, "bf16", []),  # where it is stage 1
+        (
+            {"stage": 2, "stage3_max_live_parameters": 5},
+            "fp32",
+            ["stage3_max_live_parameters has no effect at"],
+        ),
+        (
+            {"stage": 1, "offload_param": {"device": "cpu"}},
+            "fp32",
+            ["offload_param has no effect at ZeRO stage 1"],
+        ),
+        ({"stage": 1, "offload_param": {"device": "none"}}, "fp32", []),
+        ({"stage": 0, "overlap_comm": False, "leaf_module": None}, "fp32", []),
+        ({"stage": 3, "stage3_max_live_parameters": 5, "overlap_comm": True}, "fp32", []),
+    ],
+)
+def test_what_has_no_effect_at_a_stage_is_refused(
+    zero: dict[str, Any], precision: str, problems: list[str]
+) -> None:
+    run = load_run("git_base", [f"train.precision={precision}"])
+    found = []
+    try:
+        check_ds_config({"zero_optimization": zero}, run, world_size=8, has_gpu=True)
+    except ConfigError as error:
+        found = error.problems
+    assert len(found) == len(problems)
+    assert all(
+        text.startswith(f"zero_optimization.{words}") for text, words in zip(found, problems, strict=True)
+    )
