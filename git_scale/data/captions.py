@@ -26,6 +26,10 @@ ANSWER_PARTS = ("answer",)
 # Control characters that are no white space, and lone surrogates, which json can spell and UTF-8 cannot.
 DROPPED = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
 HALVES = re.compile(r"[\ud800-\udfff]")  # the latter alone: halves of a character that UTF-16 spells in two
+# What has no width: soft hyphens, marks of direction, joiners, tags. Within words and emoji they stay.
+NOTHING_VISIBLE = re.compile(
+    r"[\s\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]*"
+)
 MAX_CAPTION_BYTES = 8192  # of utf-8: some 2000 words; a forged megabyte would cost seconds in the tokenizer
 
 
@@ -57,10 +61,12 @@ def decode_text(data: bytes) -> str:
 
 
 def clean_caption(text: str) -> str | None:
-    """One line in NFC without control characters, cut to MAX_CAPTION_BYTES; None when nothing is left."""
+    """One line in NFC without control characters, cut to MAX_CAPTION_BYTES; None when nothing visible is left."""
     text = text[:MAX_CAPTION_BYTES]  # characters: bounds the work of what follows
     line = " ".join(unicodedata.normalize("NFC", DROPPED.sub("", text)).split())
-    return line.encode("utf-8")[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip() or None
+    if NOTHING_VISIBLE.fullmatch(line):
+        return None
+    return line.encode("utf-8")[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
 
 
 def clean_captions(texts: Iterable[str]) -> list[str]:
@@ -103,7 +109,7 @@ def _first_texts(tree: dict[str, Any], names: tuple[str, ...], parts: tuple[str,
     """The texts under the first of the names that has any that is not empty."""
     for name in names:
         texts = _texts(tree.get(name), name, parts)
-        if any(map(str.strip, texts)):
+        if not all(map(NOTHING_VISIBLE.fullmatch, texts)):
             return texts
     return []
 

@@ -54,6 +54,7 @@ def decode(data: bytes) -> Image.Image:
         if image.format == "JPEG":
             check_scans(data, image.width * image.height)
             return _upright(decode_jpeg(data, image), image)
+        _scale_transparent_grey(data, image)
         return to_rgb(image)  # reads the pixels, which raises when the data ends early
     except DataError:
         raise
@@ -83,10 +84,20 @@ def _check_chunks(data: bytes) -> None:
             raise DataError(f"a PNG of more than {MAX_CHUNKS} chunks")
 
 
+def _scale_transparent_grey(data: bytes, image: Image.Image) -> None:
+    """Of a PNG of 2 or 4 bits Pillow brings the pixels to 8, and not the grey that stands for transparency."""
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        depth = data[24]  # bits, of the header
+        image.info["transparency"] *= 255 // (2**depth - 1)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode in RGB, upright: transparent parts on white, 16 bits of grey scaled to 8."""
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would clip at 255 instead of scaling
-        rgb = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image).astype(np.int64)
+        grey = (deep >> 8).astype(np.uint8)
+        grey[deep == image.info.get("transparency", -1)] = 255
+        rgb = Image.fromarray(grey).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

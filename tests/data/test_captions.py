@@ -31,6 +31,9 @@ from git_scale.errors import DataError
         ("\U0001f468\u200d\U0001f469 joined", "\U0001f468\u200d\U0001f469 joined"),  # format characters stay
         ("", None),
         (" \n\x00\x1b ", None),
+        ("\u200b", None),
+        ("\ufeff \u200d\u2060\u00ad", None),
+        ("\u200ba dog", "\u200ba dog"),
     ],
 )
 def test_clean_caption(text: str, clean: str | None) -> None:
@@ -49,6 +52,22 @@ def test_no_character_is_dropped_but_control_characters_and_surrogates() -> None
         character = chr(code)
         dropped = unicodedata.category(character) in ("Cc", "Cs") and not character.isspace()
         assert bool(DROPPED.fullmatch(character)) == dropped, hex(code)
+
+
+def test_what_has_no_width_is_nothing_alone() -> None:
+    """All format characters but those that show: numbers' signs, and what lays out hieroglyphs and shorthand."""
+    found = [
+        code
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)) == "Cf" and clean_caption(chr(code)) is not None
+    ]
+    shown = [*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD]
+    assert set(found) - set(shown) <= {
+        *range(0x13430, 0x13440),
+        *range(0x1BCA0, 0x1BCA4),
+        *range(0x1D173, 0x1D17B),
+    }
+    assert clean_caption("\u0600") == "\u0600"
 
 
 def test_clean_captions() -> None:
@@ -81,6 +100,7 @@ def test_parse_json_keeps_everything() -> None:
         ({"captions": None, "caption": ["a", "b"]}, ["a", "b"]),
         ({"captions": [], "caption": " ", "text": "a"}, ["a"]),
         ({"captions": ["a"], "caption": "other"}, ["a"]),
+        ({"captions": ["\u200b"], "caption": "a"}, ["a"]),
         ({"sentences": [{"raw": "a", "tokens": ["a"]}, {"raw": "b"}]}, ["a", "b"]),
         ({"captions": [{"caption": "a", "id": 1}, {"caption": None, "text": "b"}]}, ["a", "b"]),
         ("a", ["a"]),

@@ -244,6 +244,36 @@ def test_transparency_lies_on_white() -> None:
     assert np.asarray(decode(saved(palette, transparency=1)))[0, 0].tolist() == [255, 255, 255]
 
 
+def png_of_grey(depth: int, row: bytes, transparent: int) -> bytes:
+    """Two pixels in a row."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, 0, 0, 0, 0))
+    trns = chunk(b"tRNS", struct.pack(">H", transparent))
+    return images.PNG + header + trns + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "row", "transparent", "other"),
+    [
+        (16, b"\x12\x34\x12\x35", 0x1234, 0x12),
+        (8, b"\x12\x13", 0x12, 0x13),
+        (4, b"\x12", 1, 2 * 17),
+        (2, b"\x60", 1, 2 * 85),
+        (1, b"\x80", 1, 0),
+    ],
+)
+def test_the_grey_that_is_transparent_is_white_at_any_depth(
+    depth: int, row: bytes, transparent: int, other: int
+) -> None:
+    pixels = np.asarray(decode(png_of_grey(depth, row, transparent)))
+    assert pixels.tolist() == [[[255] * 3, [other] * 3]]
+
+
 def test_other_modes() -> None:
     assert np.asarray(decode(saved(Image.new("L", (2, 2), 77))))[0, 0].tolist() == [77, 77, 77]
     deep = Image.fromarray(np.full((2, 2), 0x4DFF, np.uint16))
