@@ -18,6 +18,7 @@ from torch import Tensor
 from git_scale.checkpoint import layout
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, sync_folder, write_bytes, write_durably
+from git_scale.paths import problem_of_folder
 
 MAX_SHARD = 4 << 30  # bytes per file of tensors
 WEIGHTS = (".safetensors", ".bin")
@@ -43,13 +44,17 @@ def new_folder(destination: Path, force: bool | None, sources: list[Path]) -> It
             sync_folder(folder)
         _swap(hidden, destination)
     except OSError as error:
-        raise CheckpointError(f"{destination}: cannot be written: {error}; nothing was changed") from None
+        raise CheckpointError(
+            f"{destination}: cannot be written: {error.strerror or error}; nothing was changed"
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _check_destination(destination: Path, force: bool | None, sources: list[Path]) -> None:
     if not os.path.lexists(destination):
+        if problem := problem_of_folder(destination):
+            raise CheckpointError(f"{destination}: {problem}")
         return
     if not force:
         remedy = "" if force is None else " or add --force to replace it"
