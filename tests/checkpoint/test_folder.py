@@ -160,8 +160,8 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
 def test_a_place_that_takes_no_folder_is_named_as_the_user_wrote_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place, words in ((tmp_path / "file" / "x", "Not a directory"), (Path("/proc/x"), "/proc: ")):
-        with pytest.raises(CheckpointError, match=f"^{place}: cannot be written: .*{words}") as refused:
-            with new_folder(place, force=False, sources=[]):
-                raise AssertionError("begun")
+        message = f"^{place}: cannot be written: .*{words}"
+        with pytest.raises(CheckpointError, match=message) as refused, new_folder(place, False, []):
+            raise AssertionError("begun")
         assert ".partial" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
