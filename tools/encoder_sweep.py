@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from git_scale.console import output_file, tool
@@ -42,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     lines = [row(result) for result in results]
     print(format_table(lines, COLUMNS))
     if args.markdown is not None:
-        import timm
-
-        write_text(args.markdown, HEADER.format(timm=timm.__version__) + markdown(lines))
+        write_text(args.markdown, HEADER.format(timm=version("timm")) + markdown(lines))
     wrong = [result.family for result in results if not result.is_right]
     print(
         f"{len(results) - len(wrong)} of {len(results)} right"

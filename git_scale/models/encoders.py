@@ -120,6 +120,7 @@ class ImageEncoder(nn.Module):
         # of what leaves the model: some families widen the last grid in their head
         self.width = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
         self.size_step = _size_step(self.backbone)  # pixels per token and side
+        self.own_sizes = _own_sizes(self.backbone)
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
 
@@ -227,6 +228,12 @@ def _size_step(backbone: Any) -> int:
         return stride
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", 1)
     return math.lcm(*patch) if isinstance(patch, tuple | list) else int(patch)
+
+
+def _own_sizes(backbone: Any) -> set[int]:
+    """Sides of the pictures it was published for: some families (LeViT, SHViT) pad 224 to tokens of 64 pixels."""
+    known = backbone.pretrained_cfg
+    return {known[key][-1] for key in ("input_size", "test_input_size") if known.get(key)}
 
 
 def _scale_positions(backbone: Any, name: str, std: float) -> None:

@@ -92,7 +92,7 @@ def check_image_sizes(run: RunConfig, encoder: ImageEncoder) -> bool:
             ("data.image_sizes", run.data.image_sizes),
         )
         for size in sizes
-        if size % step
+        if size % step and size not in encoder.own_sizes
     ]
     if problems:
         raise ConfigError(problems)

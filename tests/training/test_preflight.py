@@ -191,3 +191,17 @@ def test_sizes_that_cut_a_token(
     assert all(problem.endswith(f"the nearest are {nearest}") for problem in caught.value.problems)
     fitting = tiny_run(squares, tmp_path / "run", model={"encoder": {**encoder, "image_size": 192}})
     check_image_sizes(fitting, built)
+
+
+def test_a_published_size_is_taken_though_tokens_are_padded(squares: Path, tmp_path: Path) -> None:
+    """LeViT's tokens stand for 64 pixels, and 224 is what it was trained on."""
+    for size in (224, 200):
+        encoder = {"name": "levit_128s", "image_size": size}
+        run = tiny_run(squares, tmp_path / "run", model={"encoder": encoder}, data={"image_sizes": [size]})
+        with torch.device("meta"):
+            built = ImageEncoder(run.model.encoder)
+        if size == 224:
+            assert check_image_sizes(run, built)
+        else:
+            with pytest.raises(ConfigError, match="no multiple of the 64 pixels"):
+                check_image_sizes(run, built)
