@@ -177,6 +177,8 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
+        if published and isinstance(error, RuntimeError):  # of the download
+            raise
         hint = _nearest_options(config) if isinstance(error, TypeError) else ""
         raise ConfigError(
             [f"model.encoder: timm refuses {config.name!r} with options {options}: {error}{hint}"]
