@@ -24,14 +24,12 @@ from git_scale.errors import ConfigError
 from git_scale.paths import expanded
 
 MAX_IMAGE_SIZE = 4096
-"""Pixels of a side: a ViT of 16-pixel patches has 65,536 tokens then."""
+"""Pixels of a side: four times what any published image encoder takes; a table of positions grows with its square."""
 MAX_SEED = 2**32 - 1
 LARGEST = 10**12
 """Of all whole numbers: what is computed from them stays within 64 bits."""
 
 Text = Annotated[str, Field(min_length=1)]
-MAX_IMAGE_SIZE = 4096
-"""Pixels: four times what any published image encoder takes; a table of positions grows with its square."""
 UserPath = Annotated[Text, AfterValidator(expanded)]
 """A path; `~` and `$NAME` are taken for what they stand for."""
 
