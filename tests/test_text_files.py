@@ -82,7 +82,7 @@ def test_nesting_has_a_bound() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(b'{"a": 1}'), "packed with gzip; unpack it"),
+        (gzip.compress(b'{"a": 1}', mtime=0), "packed with gzip; unpack it"),
         (bz2.compress(b'{"a": 1}'), "packed with bzip2; unpack it"),
         (lzma.compress(b'{"a": 1}'), "packed with xz; unpack it"),
         (b"PK\x03\x04" + bytes(60), "packed with zip; unpack it"),

@@ -236,7 +236,7 @@ def test_a_sidecar_of_the_older_form_that_left_something_out_is_made_anew(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(bytes(10240)), r"s\.tar: packed with gzip; unpack it"),
+        (gzip.compress(bytes(10240), mtime=0), r"s\.tar: packed with gzip; unpack it"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "a Git LFS pointer, .* `git lfs pull`",
