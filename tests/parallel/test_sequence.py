@@ -23,7 +23,7 @@ from git_scale.testing.tiny import SIDE, tiny_run
 from git_scale.testing.towers import ENCODERS, HEADS
 from git_scale.training.build import build_trainer
 
-STEPS = 5
+STEPS = 3
 Settings = dict[str, tuple[Any, int]]  # run and ZeRO stage by name
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {

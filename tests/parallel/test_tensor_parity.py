@@ -16,7 +16,7 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 from git_scale.testing.towers import ENCODERS, HEADS
 
-STEPS = 5
+STEPS = 3
 
 
 def recipe(data: Path, run_dir: Path, encoder: str, tp: int, dp: int, **train: Any) -> Any:

@@ -18,7 +18,7 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 from git_scale.training.build import build_trainer
 
-STEPS = 10
+STEPS = 6
 
 
 def train_curve_with_local_counts(*args: Any) -> Curve:

@@ -1,4 +1,4 @@
-"""Six steps, a fresh start, six more: bit for bit the run of twelve."""
+"""Four steps, a fresh start, four more: bit for bit the run of eight."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
     def run(name: str, until: int) -> list[Trace]:
         return run_distributed(train, world_size, squares, tmp_path / name, stage, precision, until)
 
-    whole = run("whole", 12)
-    first, second = run("cut", 6), run("cut", 12)
+    whole = run("whole", 8)
+    first, second = run("cut", 4), run("cut", 8)
     for rank in range(world_size):
         assert first[rank]["losses"] + second[rank]["losses"] == whole[rank]["losses"]
         assert first[rank]["keys"] + second[rank]["keys"] == whole[rank]["keys"]
