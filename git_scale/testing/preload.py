@@ -2,9 +2,9 @@
 
 timm brings torchvision and torch's compiler, megatron-core the parts of a trainer of its own; DeepSpeed's engine
 compiles an optimizer that is never used here, which imports the rest; the first model on `meta` brings
-torch's decompositions. The processor's peak rates are measured here, 0.4 s for each rank otherwise. Garbage collection
-passes over all of it from then on: it would take 0.3 s a time in each rank, DeepSpeed asks for it, and it would copy
-the server's memory.
+torch's decompositions. The processor's peak rates are measured here: 0.4 s for each rank otherwise. Garbage
+collection passes over all of it from then on: it would take 0.3 s a time in each rank, DeepSpeed asks for it, and it
+would copy the server's memory.
 """
 
 from __future__ import annotations
