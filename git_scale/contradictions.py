@@ -98,7 +98,7 @@ def _of_computation(run: RunConfig) -> Iterator[str]:
 
 def _of_encoder(run: RunConfig) -> Iterator[str]:
     encoder = run.model.encoder
-    for name, value in _options(encoder.options):
+    for name, value in _values("", encoder.options):
         if value is None:
             yield (
                 f"model.encoder.options: {name!r} has no value"
@@ -113,15 +113,16 @@ def _of_encoder(run: RunConfig) -> Iterator[str]:
         )
 
 
-def _options(options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each with its name, those within others and the items of lists as well."""
-    for name, value in options.items():
-        if isinstance(value, dict):
-            yield from _options(value)
-        elif isinstance(value, list):
-            yield from ((name, item) for _, item in _options(dict(enumerate(value))) if item is not None)  # type: ignore[arg-type]
-        else:
-            yield name, value
+def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each value below, with the name that it stands under: items of a list have the list's."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _values(key, item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(name, item) if item is not None else ()
+    else:
+        yield name, value
 
 
 def _problem_of_number(name: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -38,27 +37,24 @@ class ResizedWeights:
 def with_image_size(opened: Opened, image_size: int) -> Opened:
     """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
 
-    Raises CheckpointError for a size that cuts a patch, or that no model is for.
+    Raises CheckpointError for a size of which the encoder would see a part, or that no model is for.
     """
     encoder = opened.run.model.encoder
     if image_size == encoder.image_size:
         return opened
     with torch.device("meta"):
-        vit = ImageEncoder(opened.run.model.encoder).backbone
+        built = ImageEncoder(encoder)
+    too_large = f"at most {MAX_IMAGE_SIZE} pixels are possible" if image_size > MAX_IMAGE_SIZE else ""
+    if problem := too_large or built.problem_of_size(image_size):
+        raise CheckpointError(f"image size {image_size}: {problem}")
+    vit = built.backbone
     if POSITIONS not in opened.weights.shapes or not hasattr(vit, "num_prefix_tokens"):
         return _resized(opened, encoder.model_copy(update={"image_size": image_size}), opened.weights)
     patch = vit.patch_embed.patch_size
-    step = math.lcm(*patch)
-    if image_size % step or image_size > MAX_IMAGE_SIZE:
-        top = MAX_IMAGE_SIZE // step * step
-        below = min(image_size, top) // step * step
-        near = sorted({max(step, below), min(below + step, top)})
-        raise CheckpointError(
-            f"image size {image_size}: a multiple of the {step} pixels of a patch, at most {top}, is needed; the"
-            f" nearest: {', '.join(map(str, near))}"
-        )
     old, new = vit.patch_embed.grid_size, (image_size // patch[0], image_size // patch[1])
-    options = {**encoder.options, "dynamic_img_size": True}
+    options = {key: value for key, value in encoder.options.items() if key != "dynamic_img_size"}
+    if image_size % patch[0] == image_size % patch[1] == 0:
+        options["dynamic_img_size"] = True
     prefix_tokens = 0 if vit.no_embed_class else vit.num_prefix_tokens
     weights = ResizedWeights(opened.weights, old, new, prefix_tokens)
     return _resized(

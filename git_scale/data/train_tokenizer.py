@@ -24,10 +24,8 @@ from git_scale.files import replaced_atomically
 from git_scale.paths import problem_of_file
 from git_scale.stop import check_stop
 
-MIN_PIECES, MAX_PIECES = (
-    5,
-    1_000_000,
-)  # the four special ones and one more; four times those of the largest models
+MIN_PIECES = 5  # the four special ones and one more
+MAX_PIECES = 1_000_000  # four times those of the largest models
 MAX_TRAINING_TEXTS = 10_000_000  # a random sample of more: about 20 GB in sentencepiece, and no better pieces
 BYTES = 256  # pieces of byte fallback
 BYTE_FALLBACK_FROM = 1000  # of the vocabulary: a quarter of it goes to the bytes

@@ -147,6 +147,15 @@ class ImageEncoder(nn.Module):
             features = features.flatten(1, 2) if self._channels_last else features.flatten(2).transpose(1, 2)
         return features
 
+    def problem_of_size(self, side: int) -> str:
+        """Why it would see a part of such pictures, and the nearest sides that it sees whole; empty when it does."""
+        step = self.size_step
+        if side % step == 0 or side in self.own_sizes:
+            return ""
+        below = side // step * step
+        near = f"nearest are {below} and {below + step}" if below else f"nearest is {step}"
+        return f"no multiple of the {step} pixels that a token of {self._name} stands for; the {near}"
+
     def set_activation_checkpointing(self, enable: bool) -> None:
         """Block by block. timm's DaViT would checkpoint its stages around that, and run each block three times."""
         self.backbone.set_grad_checkpointing(enable)

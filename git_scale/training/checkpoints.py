@@ -196,7 +196,7 @@ class Checkpoints:
         """Damaged checkpoints give their names to those to come; a best one whose link was not made gets it."""
         try:
             for checkpoint, problem in damaged.items():
-                if foreign(checkpoint) is None:
+                if not foreign(checkpoint):
                     set_aside(checkpoint, problem)
             layout.link_best(self._run_dir)
         except OSError as error:

@@ -83,16 +83,14 @@ def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
 
 def check_image_sizes(run: RunConfig, encoder: ImageEncoder) -> bool:
     """True; raises ConfigError for sizes of which the encoder would see a part."""
-    step = encoder.size_step
     problems = [
-        f"{key}={size}: no multiple of the {step} pixels that a token of {run.model.encoder.name} stands for; the"
-        f" nearest are {max(1, size // step) * step} and {(size // step + 1) * step}"
+        f"{key}={size}: {problem}"
         for key, sizes in (
             ("model.encoder.image_size", [run.model.encoder.image_size]),
             ("data.image_sizes", run.data.image_sizes),
         )
         for size in sizes
-        if size % step and size not in encoder.own_sizes
+        if (problem := encoder.problem_of_size(size))
     ]
     if problems:
         raise ConfigError(problems)

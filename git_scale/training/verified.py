@@ -101,20 +101,20 @@ def delete_older(candidates: list[Path], verified: Verified, keep: int, best: st
             log.warning("%s: cannot be deleted: %s", old, error)
 
 
-def foreign(checkpoint: Path) -> str | None:
-    """Why no run has written this folder under its name."""
-    return "it is a link" if checkpoint.is_symlink() else layout.misnamed(checkpoint) or None
+def foreign(checkpoint: Path) -> str:
+    """Why no run has written this folder under its name; empty when one may have."""
+    return "it is a link" if checkpoint.is_symlink() else layout.misnamed(checkpoint)
 
 
-def _not_ours(checkpoint: Path) -> str | None:
-    """Why a folder is not this run's to delete."""
+def _not_ours(checkpoint: Path) -> str:
+    """Why a folder is not this run's to delete; empty when it is."""
     try:
         listed = {item.name for item in layout.read_manifest(checkpoint)} | {layout.MANIFEST}
     except CheckpointError as error:
         return str(error)
     found = (str(path.relative_to(checkpoint)) for path in checkpoint.rglob("[!.]*") if not path.is_dir())
     strange = (f"{name} in it is not the run's" for name in found if name not in listed)
-    return foreign(checkpoint) or next(strange, None)
+    return foreign(checkpoint) or next(strange, "")
 
 
 def set_aside(path: Path, reason: object) -> None:
