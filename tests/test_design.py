@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -186,3 +187,16 @@ def test_no_two_files_of_tests_have_one_name() -> None:
     """pytest imports them by their names alone: of two it would collect one, and end with an error for the other."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_every_fault_of_the_list_names_tests_that_exist() -> None:
+    defined = set()
+    for path in (PACKAGE.parent / "tests").rglob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    text = (PACKAGE.parent / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if re.match(r"\| \d+\.\d+ \|", line)]
+    assert len(rows) >= 50
+    for _, number, *_, tests, _ in rows:
+        named = set(re.findall(r"`(test_\w+)`", tests))
+        assert named, f"{number} has no test"
+        assert named <= defined, f"{number} names tests that are not there: {named - defined}"

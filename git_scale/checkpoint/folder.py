@@ -30,8 +30,8 @@ DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}  # as sa
 def new_folder(destination: Path, force: bool | None, sources: list[Path]) -> Iterator[Path]:
     """A hidden folder beside `destination` to write to, renamed to it when the block ends well.
 
-    With `force` an existing model's folder is replaced; it stays until the new one is complete. None: what is not
-    a model's folder is made, for which there is no --force. Raises
+    With `force` an existing model's folder is replaced; it stays until the new one is complete. None: the tool has no
+    --force, so that nothing is replaced and no message offers it. Raises
     CheckpointError before anything is written when the destination cannot be used.
     """
     destination = Path(os.path.abspath(destination))  # noqa: PTH100 - a link is not to be followed
