@@ -225,6 +225,9 @@ class RunConfig(Section):
     init_from: UserPath | None = None
     """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
     imported image encoder. None: random. A run that goes on takes its own checkpoint."""
+    plugins: tuple[Text, ...] = ()
+    """Modules of your own that add tasks, objectives, ... by name, from PYTHONPATH or the working directory; they
+    are imported before the run is read."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -7,7 +7,6 @@ Layers: the defaults of `git_scale/config.py`, the model of a checkpoint that th
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from git_scale.config import RunConfig, renamed
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
+from git_scale.registry import did_you_mean, import_plugins
 from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def draft_run(
         problems.append(f"init_from: {error}")
     except ValueError:
         pass  # a path that cannot be expanded, which the tree says better
-    return _validated(tree, problems)
+    return _validated(tree, problems, plugins=tree.get("plugins"))
 
 
 def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -77,14 +77,20 @@ def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
     for text in overrides:
         problems += _apply(tree, text, given)
     _say_what_is_dropped(before, tree)
-    run, problems = _validated(tree, problems)
+    # Those that the run brings along are a checkpoint's, perhaps a stranger's: only what is given here is imported.
+    run, problems = _validated(tree, problems, plugins=tree.get("plugins") if "plugins" in given else None)
     if problems:
         raise ConfigError(problems)
     return run
 
 
-def _validated(tree: dict[str, Any], problems: list[str]) -> tuple[RunConfig, list[str]]:
-    """The tree as a run, and `problems` with everything else that is wrong with it."""
+def _validated(tree: dict[str, Any], problems: list[str], plugins: Any) -> tuple[RunConfig, list[str]]:
+    """The tree as a run, and `problems` with everything else that is wrong with it.
+
+    `plugins`: modules to import first, which add to the tables of names.
+    """
+    if isinstance(plugins, list):  # else the tree says what is wrong with it
+        problems = problems + list(import_plugins(name for name in plugins if isinstance(name, str) and name))
     try:
         run = RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -264,7 +270,7 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not match and "." not in word:  # a bare `lr` still finds a key that ends so
-        match = [key for key in known if key.rpartition(".")[2] == word][:1]
-    return f"; did you mean {match[0]}?" if match else ""
+    if hint := did_you_mean(word, known):
+        return hint
+    ends_so = [key for key in known if key.rpartition(".")[2] == word]  # a bare `lr` still finds its key
+    return f"; did you mean {ends_so[0]}?" if ends_so and "." not in word else ""

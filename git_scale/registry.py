@@ -1,0 +1,88 @@
+"""Tables of what a run names: its task, its objectives, ... A module under `plugins` of a recipe adds to them.
+
+TASKS = Registry("data.task", {"caption": "git_scale.tasks.caption:CaptionTask"})
+TASKS["caption"]                   the class, imported when it is asked for
+TASKS.add("counting", Counting)    what a plugin does when it is imported
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from git_scale.errors import ConfigError
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Generic[Entry]):
+    """Entries by name. Those of the package stand as "module:attribute", so that a table imports none of them."""
+
+    def __init__(self, key: str, places: Mapping[str, str]) -> None:
+        """`key`: of the configuration, under which a run gives a name."""
+        self.key = key
+        self._places = dict(places)
+        self._added: dict[str, Entry] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._places, *self._added])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places or name in self._added
+
+    def __getitem__(self, name: str) -> Entry:
+        """Raises ConfigError, naming the nearest, for a name that is not there."""
+        if name in self._added:
+            return self._added[name]
+        if problem := self.problem_of(name):
+            raise ConfigError([problem])
+        module, _, attribute = self._places[name].partition(":")
+        entry: Entry = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def add(self, name: str, entry: Entry) -> None:
+        """Raises ValueError for a name that is taken."""
+        if name in self:
+            raise ValueError(f"{self.key}={name} is there already: give {entry!r} another name")
+        self._added[name] = entry
+
+    def problem_of(self, name: str) -> str:
+        """Why `name` cannot be used; empty for one that is there."""
+        if name in self:
+            return ""
+        return (
+            f"{self.key}={name!r}: there is none of that name{did_you_mean(name, self)}; there are"
+            f" {', '.join(self)}, and those of your own modules: plugins=[MODULE]"
+        )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest of the known words as a question; empty where none is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def import_plugins(modules: Iterable[str]) -> Iterator[str]:
+    """Imports modules from PYTHONPATH or the working directory; what is wrong with them, each with its file."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a user's module raises
+            yield f"plugins: {name}: {type(error).__name__}: {_said_by(error, name)}"
+
+
+def _said_by(error: Exception, name: str) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
+        return f"{error}: it lies neither on PYTHONPATH nor in {Path.cwd()}"
+    if isinstance(error, SyntaxError):
+        return str(error)  # with its file and line
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{error} ({last.filename}, line {last.lineno})"

@@ -1,0 +1,87 @@
+"""Tables of names, and the modules that add to them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from git_scale.errors import ConfigError
+from git_scale.recipes import adjusted, load_run
+from git_scale.registry import Registry
+
+
+@pytest.fixture
+def table() -> Registry[object]:
+    return Registry("data.form", {"json": "json:loads", "pickle": "no_such_module_here:load"})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory, of which no module is left behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    return tmp_path
+
+
+def test_an_entry_is_imported_when_it_is_asked_for(table: Registry[object]) -> None:
+    import json
+
+    assert table["json"] is json.loads
+    assert list(table) == ["json", "pickle"]
+    with pytest.raises(ModuleNotFoundError):  # and no sooner
+        table["pickle"]
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all(table: Registry[object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        table["jsn"]
+    assert caught.value.problems == [
+        "data.form='jsn': there is none of that name; did you mean json?; there are json, pickle, and those of your"
+        " own modules: plugins=[MODULE]"
+    ]
+
+
+def test_what_is_added_is_found_and_replaces_nothing(table: Registry[object]) -> None:
+    table.add("mine", 5)
+    assert table["mine"] == 5
+    assert table.problem_of("mine") == ""
+    for name in ("mine", "json"):
+        with pytest.raises(ValueError, match=f"data.form={name} is there already"):
+            table.add(name, 6)
+
+
+def test_a_plugin_of_the_working_directory_is_imported(folder: Path) -> None:
+    (folder / "my_plugin_a.py").write_text("LOADED = True\n")
+    run = load_run("demo", ["plugins=[my_plugin_a]"])
+    assert run.plugins == ("my_plugin_a",)
+    assert sys.modules["my_plugin_a"].LOADED
+
+
+def test_plugins_that_fail_are_said_with_their_files_beside_other_problems(folder: Path) -> None:
+    (folder / "my_plugin_b.py").write_text("\n\nimport json\nmissing = json.nothing\n")
+    (folder / "my_plugin_c.py").write_text("def broken(:\n")
+    (folder / "my_plugin_d.py").write_text("import not_installed_anywhere\n")
+    names = "my_plugin_b,my_plugin_c,my_plugin_d,my_plugin_e"
+    with pytest.raises(ConfigError) as caught:
+        load_run("demo", [f"plugins=[{names}]", "train.steps=0"])
+    of_b, of_c, of_d, of_e, of_steps = caught.value.problems
+    assert "my_plugin_b: AttributeError" in of_b
+    assert "my_plugin_b.py, line 4" in of_b
+    assert "my_plugin_c: SyntaxError" in of_c
+    assert "my_plugin_c.py, line 1" in of_c
+    assert "not_installed_anywhere" in of_d
+    assert "my_plugin_d.py, line 1" in of_d
+    assert "my_plugin_e: ModuleNotFoundError: No module named 'my_plugin_e'" in of_e
+    assert of_e.endswith(f"it lies neither on PYTHONPATH nor in {folder}")
+    assert of_steps.startswith("train.steps=0")
+
+
+def test_a_run_from_a_checkpoint_imports_only_what_is_asked_for_again(folder: Path) -> None:
+    (folder / "my_plugin_f.py").write_text("raise RuntimeError('imported')\n")
+    run = load_run("demo").model_copy(update={"plugins": ("my_plugin_f",)})
+    assert adjusted(run, ["train.steps=500"]).plugins == ("my_plugin_f",)
+    with pytest.raises(ConfigError, match="RuntimeError: imported"):
+        adjusted(run, ["plugins=[my_plugin_f]"])
