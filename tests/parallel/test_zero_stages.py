@@ -6,6 +6,7 @@ A release of DeepSpeed that moves one of them fails the test of that name.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,3 +265,19 @@ def test_the_list_is_whole(module: Any) -> None:
         if isinstance(node, ast.Attribute) and node.attr.startswith(("ds_", "_hp_"))
     }
     assert (asked | private) - listed - OF_OTHERS == set()
+
+
+DOCUMENTED = {
+    "DeepSpeedCPUAdam",
+    "get_global_grad_norm",
+    "init_distributed",
+    "is_gradient_accumulation_boundary",
+}
+DOCUMENTED |= {"Init", "module", "param_groups", "state", "step"}
+
+
+def test_the_list_is_part_of_the_page_of_private_names() -> None:
+    page = Path(__file__).parents[2] / "docs" / "private_names.md"
+    section = page.read_text(encoding="utf-8").partition("## deepspeed")[2].partition("\n## ")[0]
+    missing = {i.name for i in INTERNALS} - set(re.findall(r"\w+", section)) - DOCUMENTED
+    assert missing == set()
