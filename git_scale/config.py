@@ -112,8 +112,9 @@ class DataConfig(Section):
     """Folder of tar shards for evaluation; none: no evaluation."""
     tokenizer: UserPath = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
-    task: Literal["caption", "vqa"] = "caption"
-    """vqa: questions as prefixes, the loss on the answer and the end token; one of the answers is drawn per epoch."""
+    task: Text = "caption"
+    """caption, vqa, or one that a plugin adds. vqa: questions as prefixes, the loss on the answer and the end token;
+    one of the answers is drawn per epoch."""
     texts_per_image: int = Field(1, ge=1)
     """1: one caption (or question), drawn anew each epoch. K: K of them at once, sharing one image pass."""
     max_text_tokens: int = Field(40, ge=3)

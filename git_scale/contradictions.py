@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from git_scale.config import MAX_IMAGE_SIZE, RunConfig
+from git_scale.tasks import TASKS
 
 # Options of timm's encoders that mean the same in all of them
 SIZES = {
@@ -42,11 +43,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
             f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
         )
-    if data.task == "vqa" and data.max_text_tokens + run.eval.max_new_tokens > decoder.positions:
-        yield (
-            f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
-            f" (answer) exceed model.decoder.positions={decoder.positions}: set eval.max_new_tokens lower"
-        )
+    yield from _of_task(run)
     if data.resize == "fit" and train.micro_batch > 1:
         yield (
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
@@ -75,6 +72,17 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in run.optimizer.betas):
         yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+
+
+def _of_task(run: RunConfig) -> Iterator[str]:
+    data, positions = run.data, run.model.decoder.positions
+    if problem := TASKS.problem_of(data.task):
+        yield problem
+    elif TASKS[data.task].has_questions and data.max_text_tokens + run.eval.max_new_tokens > positions:
+        yield (
+            f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
+            f" (answer) exceed model.decoder.positions={positions}: set eval.max_new_tokens lower"
+        )
 
 
 def _of_computation(run: RunConfig) -> Iterator[str]:

@@ -79,6 +79,11 @@ def adjusted(run: RunConfig, overrides: Iterable[str]) -> RunConfig:
     _say_what_is_dropped(before, tree)
     # Those that the run brings along are a checkpoint's, perhaps a stranger's: only what is given here is imported.
     run, problems = _validated(tree, problems, plugins=tree.get("plugins") if "plugins" in given else None)
+    if problems and run.plugins and "plugins" not in given:
+        problems.append(
+            f"plugins={list(run.plugins)} stand in the checkpoint's recipe and are not imported from there, as it may"
+            f" be a stranger's: if you trust them, give plugins=[{','.join(run.plugins)}]"
+        )
     if problems:
         raise ConfigError(problems)
     return run

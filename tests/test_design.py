@@ -17,7 +17,7 @@ PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"config", "errors", "files", "paths", "progress", "stop", "text_files"}
-BELOW_PARALLEL = BASE | {"models", "data", "checkpoint", "monitoring"}
+BELOW_PARALLEL = BASE | {"models", "data", "tasks", "checkpoint", "monitoring"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
     "errors": set(),
@@ -30,15 +30,16 @@ MAY_IMPORT = {
     "text_files": {"paths"},
     "console": {"errors", "paths", "stop"},
     "registry": {"errors"},
+    "tasks": BASE | {"data", "registry"},
     "config": {"errors", "paths"},
     "yaml_tree": set(),
-    "contradictions": {"config"},
+    "contradictions": {"config", "tasks"},
     "recipes": {"config", "contradictions", "errors", "paths", "registry", "text_files", "yaml_tree"},
     "models": {"config", "errors"},
     "data": BASE,
     "monitoring": BASE,
-    "checkpoint": BASE | {"models", "data"},
-    "api": BASE | {"models", "data", "checkpoint"},
+    "checkpoint": BASE | {"models", "data", "tasks"},
+    "api": BASE | {"models", "data", "checkpoint", "tasks"},
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"parallel"},
     "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},

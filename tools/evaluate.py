@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=path, required=True, help="a checkpoint, or a run's folder")
     parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="folder of tar shards")
-    parser.add_argument("--task", choices=("caption", "vqa"), help="default: what it was trained for")
+    parser.add_argument("--task", help="caption, vqa, ... (default: what it was trained for)")
     parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
     parser.add_argument("--out", type=output_folder, default="evaluation", help="new folder (%(default)s)")
     parser.add_argument("--force", action="store_true", help="write over --out")

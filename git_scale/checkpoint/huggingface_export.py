@@ -30,6 +30,7 @@ from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import QuickGelu
 from git_scale.models.git import GitModel, count_parameters
+from git_scale.tasks import TASKS
 
 CARD_HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags:\n- git\n---\n"
 BICUBIC = 3  # PIL's number
@@ -137,7 +138,8 @@ def _vision_config(model: GitModel, config: ModelConfig) -> dict[str, Any]:
 def _max_length(run: RunConfig) -> int:
     """In tokens, prompt included. It yields to a caller's max_length and max_new_tokens alike, as max_new_tokens in
     the file would not."""
-    prompt = run.data.max_text_tokens - 1 if run.data.task == "vqa" else 1
+    task = run.data.task  # perhaps of a plugin that is not loaded: then there is room for a question
+    prompt = 1 if task in TASKS and not TASKS[task].has_questions else run.data.max_text_tokens - 1
     return min(prompt + run.eval.max_new_tokens, run.model.decoder.positions)
 
 

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Text:
-    """`tokens` with begin and end; `targets[t]`: tokens[t] is to be predicted from what is before it."""
-
-    tokens: list[int]
-    targets: list[bool]
+from git_scale.data.texts import Query, Text
 
 
 @dataclass(frozen=True)
@@ -75,20 +69,6 @@ class Batch:
             tokens=self.tokens.pin_memory(),
             targets=self.targets.pin_memory(),
         )
-
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked of a held-out picture."""
-
-    prefix: list[int]
-    """What the generated text begins with: the begin token, then the question's."""
-    references: list[str]
-    """Every right text; empty where none is known, as in a test server's data."""
-    question: str = ""
-    """Empty for a caption."""
-    identity: int | str = ""
-    """The benchmark's number of the picture or question, else a name that is unique in the data."""
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,14 @@ import torch
 from PIL import Image
 
 from git_scale.config import RunConfig
-from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, Text, black, collate, collate_eval
+from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, collate, collate_eval
 from git_scale.data.batches import Source, WorkerBatches, batches_here
 from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import SampleOrder
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import Reader
 from git_scale.data.shards import RawSample, ShardSet, naming
-from git_scale.data.tasks import build_task
-from git_scale.data.tokenizer import Tokenizer
+from git_scale.data.texts import Text, TextMaker
 from git_scale.errors import DataError
 
 GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is then a few hundredths of a nat
@@ -48,10 +47,9 @@ class Samples(Protocol):
 class TrainSamples:
     """The sample of (position, image_size), prepared for training."""
 
-    def __init__(self, run: RunConfig, reader: Reader, tokenizer: Tokenizer) -> None:
-        self.run, self.reader = run, reader
-        self.task = build_task(run, tokenizer)
-        self.blank = Text([tokenizer.bos_id, tokenizer.eos_id], [False, False])
+    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
+        self.run, self.reader, self.task = run, reader, task
+        self.blank = Text([task.tokenizer.bos_id, task.tokenizer.eos_id], [False, False])
         self.order = SampleOrder(reader.shards.counts, run.seed)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
@@ -87,9 +85,8 @@ class TrainSamples:
 class EvalSamples:
     """Sample number `index`, prepared for an evaluation; an empty slot for -1."""
 
-    def __init__(self, run: RunConfig, reader: Reader, tokenizer: Tokenizer) -> None:
-        self.data, self.reader = run.data, reader
-        self.task = build_task(run, tokenizer)
+    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
+        self.data, self.reader, self.task = run.data, reader, task
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
         self.asked, self.count = run.eval.images, scored_images(run, reader.shards)
 
@@ -204,7 +201,7 @@ class Loader(Iterable[Any]):
 def build_train_loader(
     run: RunConfig,
     shards: ShardSet,
-    tokenizer: Tokenizer,
+    task: TextMaker,
     dp_rank: int,
     dp: int,
     start_position: int,
@@ -215,24 +212,24 @@ def build_train_loader(
     A step takes run.accumulation(dp) of them. Waiting for one raises Stopped after a stop request or when a sample
     takes too long, LoaderError when workers keep dying.
     """
-    samples = TrainSamples(run, Reader(shards, quarantine), tokenizer)
+    samples = TrainSamples(run, Reader(shards, quarantine), task)
     positions = TrainPositions(run, dp_rank, dp, start_position)
-    collate_fn = functools.partial(collate, pad_id=tokenizer.pad_id)
+    collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
     return Loader(samples, positions, collate_fn, run.data.workers, run.data.sample_timeout_s)
 
 
 def build_eval_loader(
     run: RunConfig,
     shards: ShardSet,
-    tokenizer: Tokenizer,
+    task: TextMaker,
     dp_rank: int,
     dp: int,
     quarantine: Quarantine | None = None,
 ) -> Iterable[EvalBatch]:
     """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
     batches = eval_indices(scored_images(run, shards), run.train.micro_batch, dp_rank, dp)
-    samples = EvalSamples(run, Reader(shards, quarantine), tokenizer)
-    collate_fn = functools.partial(collate_eval, pad_id=tokenizer.pad_id)
+    samples = EvalSamples(run, Reader(shards, quarantine), task)
+    collate_fn = functools.partial(collate_eval, pad_id=task.tokenizer.pad_id)
     workers = min(run.data.workers, len(batches))
     return Loader(samples, batches, collate_fn, workers, run.data.sample_timeout_s)
 

@@ -28,6 +28,7 @@ from git_scale.parallel.materialise import place_model
 from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted, keys_given, known_keys
+from git_scale.tasks import build_task
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ EFFECTIVE = (
     *("data.max_bad_share", "data.max_side", "data.max_text_tokens", "data.resize", "data.task"),
     *("data.sample_timeout_s", "data.workers", "train.micro_batch", "train.precision"),
     *("parallel.decoder", "parallel.encoder", "parallel.tp"),
-    *("model.encoder.image_size", "model.encoder.name", "model.encoder.options*", "model.frames"),
+    *("model.encoder.image_size", "model.encoder.name", "model.encoder.options*", "model.frames", "plugins"),
 )
 """Keys of a recipe that an evaluation reads; what else a model is, its weights say."""
 OPTION_OF = {
@@ -69,7 +70,7 @@ def evaluate_checkpoint(
     values, _ = values_from(deferred, run.model, opened)
     placed = place_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(placed, run, ds_config, topology, device)
-    evaluation = Evaluator(run, shards, words, topology).evaluate(runner)
+    evaluation = Evaluator(run, shards, build_task(run.data.task, run, words), topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)

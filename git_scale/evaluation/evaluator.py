@@ -18,7 +18,6 @@ from git_scale.data.loader import GAIN_IMAGES, build_eval_loader, scored_images
 from git_scale.data.problems import Reasons, share
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.shards import ShardSet
-from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
 from git_scale.evaluation.runner import Runner
@@ -28,6 +27,7 @@ from git_scale.models.generate import Decoding, generate
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress
+from git_scale.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,14 @@ class Evaluator:
         self,
         run: RunConfig,
         shards: ShardSet,
-        tokenizer: Tokenizer,
+        task: Task,
         topology: Topology,
         quarantine: Quarantine | None = None,
     ) -> None:
         self._quarantine = quarantine
         self._run = run
         self._shards = shards
-        self._tokenizer = tokenizer
+        self._task = task
         self._topology = topology
         self._decoding = Decoding(
             max_new_tokens=run.eval.max_new_tokens,
@@ -88,7 +88,7 @@ class Evaluator:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology = self._topology
         loader = build_eval_loader(
-            self._run, self._shards, self._tokenizer, topology.dp_rank, topology.dp, self._quarantine
+            self._run, self._shards, self._task, topology.dp_rank, topology.dp, self._quarantine
         )
         predictions: list[Prediction] = []
         losses: list[TextLoss] = []
@@ -145,7 +145,7 @@ class Evaluator:
             runner.model,
             normalise(batch.images.to(runner.device), runner.dtype),
             self._prefixes(batch),
-            self._tokenizer.eos_id,
+            self._task.tokenizer.eos_id,
             self._decoding,
             is_finished=all_finished,
         )
@@ -155,7 +155,7 @@ class Evaluator:
                 key,
                 query.identity,
                 query.question,
-                self._tokenizer.decode(text[0].tokens),
+                self._task.tokenizer.decode(text[0].tokens),
                 query.references,
             )
             for index, key, queries, answers in zip(
@@ -168,7 +168,7 @@ class Evaluator:
     def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
         """As many for each picture: where others have more questions, a bare begin token fills the place."""
         most = max(1, *map(len, batch.queries))
-        filler = [self._tokenizer.bos_id]
+        filler = [self._task.tokenizer.bos_id]
         return [
             [query.prefix for query in queries] + [filler] * (most - len(queries))
             for queries in batch.queries

@@ -13,10 +13,10 @@ from git_scale.checkpoint.opened import Opened
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, Sample, collate
 from git_scale.data.images import decode, normalise, prepare
-from git_scale.data.tasks import Prompts
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.models.git import GitModel, language_model_loss
+from git_scale.tasks.prompts import Prompts
 from git_scale.testing.tiny import (
     COLOUR,
     COLOURS,

@@ -28,6 +28,7 @@ from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.shared_indexing import open_shards_together
 from git_scale.parallel.topology import Topology
+from git_scale.tasks import build_task
 from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
@@ -57,6 +58,7 @@ def build_trainer(
     check_metric(run.data.task, run.checkpoint.best)
     run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
+    task = build_task(run.data.task, run, tokenizer)
     shards = open_shards_together(topology, run.data.train)
     heldout = run.data.heldout
     heldout_shards = open_shards_together(topology, heldout) if heldout else None
@@ -84,7 +86,7 @@ def build_trainer(
     for shape in training_shapes(run):
         costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
-        Evaluator(run, heldout_shards, tokenizer, topology, _quarantine(run, "heldout"))
+        Evaluator(run, heldout_shards, task, topology, _quarantine(run, "heldout"))
         if heldout_shards
         else None
     )
@@ -96,7 +98,7 @@ def build_trainer(
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
     batches = build_train_loader(
-        run, shards, tokenizer, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
+        run, shards, task, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
     )
     batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)

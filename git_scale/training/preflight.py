@@ -14,7 +14,6 @@ import numpy as np
 from git_scale.checkpoint.encoder_start import check_encoder_start
 from git_scale.checkpoint.layout import published
 from git_scale.config import DataConfig, RunConfig
-from git_scale.data.captions import TextRecord, clean_caption
 from git_scale.data.images import longest_side
 from git_scale.data.shard_report import shards_below
 from git_scale.data.shards import ShardSet
@@ -22,6 +21,8 @@ from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
 from git_scale.evaluation.scores import check_metric
 from git_scale.models.encoders import ImageEncoder
+from git_scale.tasks import TASKS
+from git_scale.tasks.task import Need
 from git_scale.training.run_folder import check_run_folder
 
 LOOKED_AT = 64  # samples, over all shards, whose texts say which task the data can serve
@@ -40,7 +41,7 @@ class Problems:
         try:
             return check()
         except ConfigError as error:
-            self.found += error.problems
+            self.found += [problem for problem in error.problems if problem not in self.found]
         except UserError as error:
             self.found.append(str(error))
         return None
@@ -154,21 +155,14 @@ def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:
     """What a look at some samples says of data.task and model.frames; empty when one of them serves, or none says."""
     numbers = _some(shards)
     texts = [text for number in numbers if (text := _read(shards.read_text, number)) is not None]
-    of_answers = key == "data.train"  # held-out questions may be a test split's, without answers
-    found = {
-        "caption": ("captions", any(map(_has_caption, texts))),
-        "vqa": (
-            "questions" + " with answers" * of_answers,
-            any(_has_question(text, of_answers) for text in texts),
-        ),
-    }
-    wanted, is_served = found[run.data.task]
-    if texts and not is_served:
-        others = [(task, what) for task, (what, is_there) in found.items() if is_there]
-        remedy = "".join(f"they have {what}: set data.task={task}, or " for task, what in others)
+    kind = "learns_from" if key == "data.train" else "asks_about"
+    needs: dict[str, Need] = {task: getattr(TASKS[task], kind) for task in TASKS}
+    served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]
+    if texts and run.data.task not in served:
+        remedy = "".join(f"they have {needs[task].what}: set data.task={task}, or " for task in served)
         return (
-            f"{key}: none of {len(texts)} samples looked at has {wanted}, for data.task={run.data.task};"
-            f" {remedy}take other shards"
+            f"{key}: none of {len(texts)} samples looked at has {needs[run.data.task].what},"
+            f" for data.task={run.data.task}; {remedy}take other shards"
         )
     raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(shards.read, number)) is not None]
     if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):
@@ -179,18 +173,6 @@ def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:
     if run.model.frames == 1 and raws and not any(raw.image for raw in raws):
         return f"{key}: none of {len(raws)} samples looked at has a picture, but frames of clips: set model.frames"
     return ""
-
-
-def _has_caption(text: TextRecord) -> bool:
-    return any(map(clean_caption, text.clip_captions))
-
-
-def _has_question(text: TextRecord, with_answers: bool) -> bool:
-    return any(
-        clean_caption(item["question"])
-        and (not with_answers or any(map(clean_caption, item.get("answers", []))))
-        for item in text.questions
-    )
 
 
 def _read(read: Callable[[int], Result], number: int) -> Result | None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from git_scale.data.batch import EvalSample, Query, Sample, Text, black, collate, collate_eval
+from git_scale.data.batch import EvalSample, Sample, black, collate, collate_eval
+from git_scale.data.texts import Query, Text
 
 
 def test_collate_pads_texts_and_keeps_places() -> None:

@@ -16,6 +16,7 @@ from git_scale.data.tokenizer import load_tokenizer
 from git_scale.errors import DataError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.parallel.topology import Topology
+from git_scale.tasks import build_task
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 
@@ -112,7 +113,8 @@ def test_an_evaluation_of_mostly_unusable_samples_is_no_score(
 ) -> None:
     run = tiny_run(squares, tmp_path / "run", data={"max_bad_share": max_bad_share})
     words = load_tokenizer(run.data.tokenizer)
-    evaluator = Evaluator(run, open_shards(squares / "heldout"), words, Topology())
+    task = build_task(run.data.task, run, words)
+    evaluator = Evaluator(run, open_shards(squares / "heldout"), task, Topology())
     problems = [f"shard.tar:{number}: the picture (9 bytes) cannot be decoded" for number in range(bad)]
     said = rf"{bad} of 7 .*held-out samples cannot be used"
     if is_refused:

@@ -220,10 +220,12 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     from git_scale.data.shards import open_shards
     from git_scale.data.tokenizer import load_tokenizer
     from git_scale.models.git import GitModel, language_model_loss
+    from git_scale.tasks import build_task
 
     run = vqa_run(squares, tmp_path / "run", taught)
     words = load_tokenizer(run.data.tokenizer)
-    batch = next(iter(build_train_loader(run, open_shards(run.data.train), words, 0, 1, 0)))
+    task = build_task(run.data.task, run, words)
+    batch = next(iter(build_train_loader(run, open_shards(run.data.train), task, 0, 1, 0)))
     torch.manual_seed(0)
     model = GitModel(run.model).double().eval()
     images = normalise(batch.images, torch.float64)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from git_scale.config import RunConfig
-from git_scale.data.batch import Text
 from git_scale.data.captions import TextRecord
 from git_scale.data.shards import RawSample
-from git_scale.data.tasks import build_task
+from git_scale.data.texts import Text
 from git_scale.errors import DataError
+from git_scale.tasks import build_task
 
 BEGIN, END = 1000, 1001
 
@@ -33,7 +33,8 @@ class Letters:
 
 
 def task_of(**data: Any) -> Any:
-    return build_task(RunConfig.model_validate({"data": data}), Letters())
+    run = RunConfig.model_validate({"data": data})
+    return build_task(run.data.task, run, Letters())
 
 
 def sample(captions: list[str], questions: list[dict[str, Any]] | None = None, **meta: Any) -> RawSample:

@@ -1,0 +1,58 @@
+"""What a task is: which texts a model learns, what it is asked, and which samples can serve for that."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from git_scale.config import RunConfig
+from git_scale.data.captions import TextRecord
+from git_scale.data.shards import RawSample
+from git_scale.data.texts import Query, Text
+from git_scale.data.tokenizer import Tokenizer
+from git_scale.tasks.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a task looks for in the texts of a sample: Need("captions", lambda text: bool(text.captions))."""
+
+    what: str
+    """A plural, as messages name it."""
+    is_met_by: Callable[[TextRecord], bool]
+
+
+class Task(ABC):
+    """One way to learn from what is stored beside a picture, and to ask for it. `data.task` names it."""
+
+    learns_from: ClassVar[Need]
+    """At least some training samples must have it, or a start is refused."""
+    asks_about: ClassVar[Need]
+    """The same of held-out samples, which may be a test server's and hold no right text."""
+    has_questions: ClassVar[bool] = False
+    """Whether generated texts begin with a question, which takes up to `data.max_text_tokens` positions."""
+
+    def __init__(self, run: RunConfig, tokenizer: Tokenizer) -> None:
+        self.run, self.tokenizer = run, tokenizer
+        self.prompts = Prompts(tokenizer, run.data)
+
+    @abstractmethod
+    def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:
+        """At most `data.texts_per_image` texts to learn. Raises DataError when the sample has none."""
+
+    @abstractmethod
+    def queries(self, raw: RawSample) -> list[Query]:
+        """Everything that an evaluation asks of the sample. Raises DataError when there is nothing."""
+
+    @abstractmethod
+    def reference_texts(self, raw: RawSample) -> list[Text]:
+        """The right texts as training has them, for the held-out loss; none where none is known."""
+
+
+def identity_of(given: object, key: str) -> int | str:
+    """The number or text that an evaluation's server knows something by; the sample's key where there is none."""
+    return given if isinstance(given, int | str) and not isinstance(given, bool) else key

@@ -1,0 +1,64 @@
+"""The table of tasks: names that are not in it, and recipes that name a task which is not loaded."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import git_scale
+from git_scale.checkpoint.native import export_native
+from git_scale.checkpoint.opened import open_checkpoint
+from git_scale.errors import ConfigError
+from git_scale.evaluation.benchmark import benchmark_run
+from git_scale.recipes import load_run
+from git_scale.tasks import TASKS
+from git_scale.testing.taught import write_taught
+from git_scale.testing.tiny import draw_square
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run("git_base", ["data.task=captions", "train.stepz=3"])
+    unknown_key, unknown_task = caught.value.problems
+    assert "train.stepz" in unknown_key
+    assert unknown_task == (
+        "data.task='captions': there is none of that name; did you mean caption?; there are caption, vqa, and those"
+        " of your own modules: plugins=[MODULE]"
+    )
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_a_task_of_the_package_is_usable_in_a_run(name: str) -> None:
+    assert load_run("git_base", [f"data.task={name}"]).data.task == name
+    assert TASKS[name].learns_from.what and TASKS[name].asks_about.what
+
+
+def test_a_model_whose_task_is_not_loaded_speaks_and_is_not_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe may name a plugin, which nothing imports from a checkpoint."""
+    known = open_checkpoint(write_taught(tmp_path / "taught"))
+    data = known.run.data.model_copy(update={"task": "counting"})
+    run = known.run.model_copy(update={"plugins": ("my_counting_task",), "data": data})
+    folder = tmp_path / "counting"
+    export_native(replace(known, run=run), folder)
+    (tmp_path / "my_counting_task.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = git_scale.load(folder, device="cpu")
+    assert model.caption(draw_square("red", "big")) == ["a big red square"]
+    assert "my_counting_task" not in sys.modules
+    opened = open_checkpoint(folder)
+    with pytest.raises(ConfigError) as caught:
+        benchmark_run(opened, Path("heldout"), None, [])
+    missing, remedy = caught.value.problems
+    assert missing.startswith("data.task='counting': there is none of that name; there are caption, vqa")
+    assert remedy.startswith(
+        "plugins=['my_counting_task'] stand in the checkpoint's recipe and are not imported"
+    )
+    assert remedy.endswith("if you trust them, give plugins=[my_counting_task]")
+    assert benchmark_run(opened, Path("heldout"), "caption", ["eval.max_new_tokens=8"]).data.task == "caption"
+    with pytest.raises(ConfigError, match="RuntimeError: imported"):
+        benchmark_run(opened, Path("heldout"), None, ["plugins=[my_counting_task]"])
