@@ -20,7 +20,7 @@ import torch
 
 from git_scale import load
 from git_scale.data.images import decode
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.recipes import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -83,8 +83,8 @@ def read_losses(run_dir: Path) -> list[float]:
 
 def captions(run_dir: Path) -> list[str]:
     """Of the first held-out scenes, greedy, by a single process."""
-    shards = open_shards(ROOT / str(load_run("demo", []).data.heldout))
-    pictures = [decode(image) for number in range(SCENES) if (image := shards.read(number).image)]
+    scenes = open_store(ROOT / str(load_run("demo", []).data.heldout))
+    pictures = [decode(image) for number in range(SCENES) if (image := scenes.read(number).image)]
     model = load(run_dir)
     return [
         text

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "contradictions": {"config", "tasks"},
     "recipes": {"config", "contradictions", "errors", "paths", "registry", "text_files", "yaml_tree"},
     "models": {"config", "errors"},
-    "data": BASE,
+    "data": BASE | {"registry"},
     "monitoring": BASE,
     "checkpoint": BASE | {"models", "data", "tasks"},
     "api": BASE | {"models", "data", "checkpoint", "tasks"},

@@ -24,7 +24,7 @@ import git_scale
 from git_scale.checkpoint.layout import find_checkpoint, read_progress
 from git_scale.console import tool
 from git_scale.data.images import decode
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.evaluation.exact_match import is_match
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.files import replaced_atomically
@@ -132,10 +132,10 @@ class Caption:
 def caption_heldout() -> list[Caption]:
     """All held-out scenes through the run's newest checkpoint, on one process, as a user of it would."""
     model = git_scale.load(RUN, device="cpu")
-    shards = open_shards(DATA / "heldout")
+    heldout = open_store(DATA / "heldout")
     captions = []
-    for first in range(0, len(shards), BATCH):
-        raws = [shards.read(index) for index in range(first, min(first + BATCH, len(shards)))]
+    for first in range(0, len(heldout), BATCH):
+        raws = [heldout.read(index) for index in range(first, min(first + BATCH, len(heldout)))]
         images = [decode(raw.image) for raw in raws if raw.image]
         for raw, image, text in zip(raws, images, model.caption(images, beams=1), strict=True):
             captions.append(Caption(image, raw.text.meta["kind"], raw.text.captions[0], text))

@@ -13,7 +13,7 @@ from itertools import islice
 
 from git_scale.console import path, tool, whole
 from git_scale.data.coverage import coverage_of, texts_of
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.store import SampleStore, open_store
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.data.train_tokenizer import (
     BYTE_FALLBACK_FROM,
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.destination}: exists; runs may depend on it: remove it or choose another name"
         )
     with StopRequest():
-        texts = Texts(open_shards(args.shards))
+        texts = Texts(open_store(args.shards))
         train_sentencepiece(texts, args.destination, args.vocab_size)
         for line in describe(args, texts):
             print(line)
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def describe(args: argparse.Namespace, texts: Texts) -> Iterator[str]:
     """What was trained, on what, and how it spells the texts."""
-    tokenizer, samples = load_tokenizer(args.destination), len(texts.shards)
+    tokenizer, samples = load_tokenizer(args.destination), len(texts.store)
     yield f"{args.destination}: {tokenizer.vocab_size} tokens, from {samples} samples of {args.shards}"
     if lost := len(texts.left_out):
         yield f"  left out: {lost} samples ({100 * lost / samples:.1f} %) without a readable text"
@@ -82,15 +82,15 @@ def describe(args: argparse.Namespace, texts: Texts) -> Iterator[str]:
 class Texts:
     """Every caption, question and answer of the shards; samples whose text cannot be read are left out."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self.shards = shards
+    def __init__(self, store: SampleStore) -> None:
+        self.store = store
         self.left_out: set[int] = set()
         """Numbers of samples; each is named on standard error when it is met first."""
 
     def __iter__(self) -> Iterator[str]:
-        for number in range(len(self.shards)):
+        for number in range(len(self.store)):
             try:
-                yield from texts_of(self.shards.read_text(number))
+                yield from texts_of(self.store.read_text(number))
             except DataError as error:
                 if number not in self.left_out:
                     remark(f"left out: {error}")

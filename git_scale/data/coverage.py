@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from git_scale.data.captions import TextRecord, clean_caption
-from git_scale.data.shards import ShardSet
+from git_scale.data.store import SampleStore
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError
 from git_scale.stop import check_stop
@@ -86,10 +86,10 @@ def coverage_of(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
     return found
 
 
-def report_coverage(tokenizer: Tokenizer, shards: ShardSet) -> None:
-    """Logs how the tokenizer spells a sample of the shards' texts; a warning when too much is lost."""
+def report_coverage(tokenizer: Tokenizer, store: SampleStore) -> None:
+    """Logs how the tokenizer spells a sample of the store's texts; a warning when too much is lost."""
     found = coverage_of(
-        tokenizer, (text for number in _spread(len(shards)) for text in _texts_at(shards, number))
+        tokenizer, (text for number in _spread(len(store)) for text in _texts_at(store, number))
     )
     if not found.texts:
         return  # the loader says why
@@ -112,9 +112,9 @@ def _spread(count: int) -> Iterator[int]:
         yield from range(int(start), int(start) + IN_A_ROW)
 
 
-def _texts_at(shards: ShardSet, number: int) -> list[str]:
+def _texts_at(store: SampleStore, number: int) -> list[str]:
     try:
-        return list(texts_of(shards.read_text(number)))
+        return list(texts_of(store.read_text(number)))
     except DataError:
         return []
 

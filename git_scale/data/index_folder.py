@@ -12,7 +12,7 @@ from git_scale.data.index import ShardFacts
 from git_scale.data.indexing import Indexed, make_indexes
 from git_scale.data.left_out import Reasons
 from git_scale.data.shard_report import copies, left_out_of, unread_of
-from git_scale.data.shards import find_shards, read_facts
+from git_scale.data.tar_shards import find_shards, read_facts
 from git_scale.errors import DataError
 from git_scale.progress import progress
 

@@ -28,7 +28,7 @@ from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import SampleOrder
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import Reader
-from git_scale.data.shards import RawSample, ShardSet, naming
+from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Text, TextMaker
 from git_scale.errors import DataError
 
@@ -50,7 +50,7 @@ class TrainSamples:
     def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
         self.run, self.reader, self.task = run, reader, task
         self.blank = Text([task.tokenizer.bos_id, task.tokenizer.eos_id], [False, False])
-        self.order = SampleOrder(reader.shards.counts, run.seed)
+        self.order = SampleOrder(reader.store.counts, run.seed)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         position, size = item
@@ -88,7 +88,7 @@ class EvalSamples:
     def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
         self.data, self.reader, self.task = run.data, reader, task
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
-        self.asked, self.count = run.eval.images, scored_images(run, reader.shards)
+        self.asked, self.count = run.eval.images, scored_images(run, reader.store)
 
     def __getitem__(self, index: int) -> EvalSample:
         if index < 0:
@@ -121,9 +121,9 @@ class EvalSamples:
         return None
 
 
-def scored_images(run: RunConfig, shards: ShardSet) -> int:
+def scored_images(run: RunConfig, store: SampleStore) -> int:
     """How many of the first samples an evaluation looks at; of the first `eval.images` it generates texts."""
-    return min(len(shards), max(run.eval.images, GAIN_IMAGES))
+    return min(len(store), max(run.eval.images, GAIN_IMAGES))
 
 
 def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
@@ -200,7 +200,7 @@ class Loader(Iterable[Any]):
 
 def build_train_loader(
     run: RunConfig,
-    shards: ShardSet,
+    store: SampleStore,
     task: TextMaker,
     dp_rank: int,
     dp: int,
@@ -212,7 +212,7 @@ def build_train_loader(
     A step takes run.accumulation(dp) of them. Waiting for one raises Stopped after a stop request or when a sample
     takes too long, LoaderError when workers keep dying.
     """
-    samples = TrainSamples(run, Reader(shards, quarantine), task)
+    samples = TrainSamples(run, Reader(store, quarantine), task)
     positions = TrainPositions(run, dp_rank, dp, start_position)
     collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
     return Loader(samples, positions, collate_fn, run.data.workers, run.data.sample_timeout_s)
@@ -220,15 +220,15 @@ def build_train_loader(
 
 def build_eval_loader(
     run: RunConfig,
-    shards: ShardSet,
+    store: SampleStore,
     task: TextMaker,
     dp_rank: int,
     dp: int,
     quarantine: Quarantine | None = None,
 ) -> Iterable[EvalBatch]:
     """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
-    batches = eval_indices(scored_images(run, shards), run.train.micro_batch, dp_rank, dp)
-    samples = EvalSamples(run, Reader(shards, quarantine), task)
+    batches = eval_indices(scored_images(run, store), run.train.micro_batch, dp_rank, dp)
+    samples = EvalSamples(run, Reader(store, quarantine), task)
     collate_fn = functools.partial(collate_eval, pad_id=task.tokenizer.pad_id)
     workers = min(run.data.workers, len(batches))
     return Loader(samples, batches, collate_fn, workers, run.data.sample_timeout_s)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from git_scale.data.shards import RawSample
+from git_scale.data.store import RawSample
 from git_scale.data.tokenizer import Tokenizer
 
 

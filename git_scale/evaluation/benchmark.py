@@ -25,7 +25,7 @@ from git_scale.models.deferred import Deferred
 from git_scale.models.git import GitModel
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
 from git_scale.parallel.materialise import place_model
-from git_scale.parallel.shared_indexing import open_shards_together
+from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted, keys_given, known_keys
 from git_scale.tasks import build_task
@@ -64,13 +64,13 @@ def evaluate_checkpoint(
     run = benchmark_run(opened, data, task, overrides)
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
-    shards = open_shards_together(topology, data)
-    run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(shards)})
+    store = open_store_together(topology, data)
+    run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
     deferred = Deferred(lambda: GitModel(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)
     placed = place_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(placed, run, ds_config, topology, device)
-    evaluation = Evaluator(run, shards, build_task(run.data.task, run, words), topology).evaluate(runner)
+    evaluation = Evaluator(run, store, build_task(run.data.task, run, words), topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)

@@ -17,7 +17,7 @@ from git_scale.data.images import normalise
 from git_scale.data.loader import GAIN_IMAGES, build_eval_loader, scored_images
 from git_scale.data.problems import Reasons, share
 from git_scale.data.quarantine import Quarantine
-from git_scale.data.shards import ShardSet
+from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
 from git_scale.evaluation.runner import Runner
@@ -68,14 +68,14 @@ class Evaluator:
     def __init__(
         self,
         run: RunConfig,
-        shards: ShardSet,
+        store: SampleStore,
         task: Task,
         topology: Topology,
         quarantine: Quarantine | None = None,
     ) -> None:
         self._quarantine = quarantine
         self._run = run
-        self._shards = shards
+        self._store = store
         self._task = task
         self._topology = topology
         self._decoding = Decoding(
@@ -88,7 +88,7 @@ class Evaluator:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology = self._topology
         loader = build_eval_loader(
-            self._run, self._shards, self._task, topology.dp_rank, topology.dp, self._quarantine
+            self._run, self._store, self._task, topology.dp_rank, topology.dp, self._quarantine
         )
         predictions: list[Prediction] = []
         losses: list[TextLoss] = []
@@ -125,7 +125,7 @@ class Evaluator:
         """Says what could not be used; raises DataError where that is most of it, and a score would say nothing."""
         if not problems:
             return
-        images = scored_images(self._run, self._shards)
+        images = scored_images(self._run, self._store)
         said = f"{share(len(problems), images)} held-out samples cannot be used:\n{Reasons(problems)}"
         if 2 * len(problems) > images and self._run.data.max_bad_share < 1:
             raise DataError(

@@ -13,7 +13,7 @@ from git_scale.data.captions import (
     clean_caption,
     clean_captions,
 )
-from git_scale.data.shards import RawSample
+from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
 from git_scale.tasks.task import Need, Task, identity_of

@@ -11,7 +11,7 @@ import numpy as np
 
 from git_scale.config import RunConfig
 from git_scale.data.captions import TextRecord
-from git_scale.data.shards import RawSample
+from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.tasks.prompts import Prompts

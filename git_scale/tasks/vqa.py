@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from git_scale.data.captions import TextRecord, clean_caption
-from git_scale.data.shards import RawSample
+from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
 from git_scale.tasks.task import Need, Task, identity_of

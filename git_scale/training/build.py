@@ -14,7 +14,7 @@ from git_scale.data.coverage import report_coverage
 from git_scale.data.loader import build_train_loader
 from git_scale.data.quarantine import FILE as QUARANTINE
 from git_scale.data.quarantine import Quarantine
-from git_scale.data.shards import ShardSet
+from git_scale.data.store import SampleStore
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.scores import check_metric
@@ -26,7 +26,7 @@ from git_scale.parallel.collectives import first_rank_first, from_first_rank, sh
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
-from git_scale.parallel.shared_indexing import open_shards_together
+from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.tasks import build_task
 from git_scale.training.checkpoints import Checkpoints, random_seed
@@ -59,12 +59,11 @@ def build_trainer(
     run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
     task = build_task(run.data.task, run, tokenizer)
-    shards = open_shards_together(topology, run.data.train)
-    heldout = run.data.heldout
-    heldout_shards = open_shards_together(topology, heldout) if heldout else None
-    first_rank_first(topology, lambda: check_data(run, shards, heldout_shards))
+    train = open_store_together(topology, run.data.train)
+    heldout = open_store_together(topology, run.data.heldout) if run.data.heldout else None
+    first_rank_first(topology, lambda: check_data(run, train, heldout))
     if topology.is_writer:
-        report_coverage(tokenizer, shards)
+        report_coverage(tokenizer, train)
     lease = first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
     words = first_rank_first(  # the writer copies it from there
         topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
@@ -81,24 +80,22 @@ def build_trainer(
     engine = Engine(placed, groups, run, ds_config, topology, device)
     checkpoints = Checkpoints(run, words, engine, topology)
     peak = peak_flops(device, run.train.precision)
-    meters = Meters(run.train.steps, len(shards), topology.world_size, peak, device)
+    meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
     costs = StepCosts(run.model, topology.dp, encoder_learns(placed.model))
     for shape in training_shapes(run):
         costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
-        Evaluator(run, heldout_shards, task, topology, _quarantine(run, "heldout"))
-        if heldout_shards
-        else None
+        Evaluator(run, heldout, task, topology, _quarantine(run, "heldout")) if heldout is not None else None
     )
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.
     torch.manual_seed(random_seed(run.seed, topology, step=0))
-    progress = first_progress(shards, tokenizer, topology, engine)
+    progress = first_progress(train, tokenizer, topology, engine)
     progress = checkpoints.resume(progress) or progress
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
     batches = build_train_loader(
-        run, shards, task, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
+        run, train, task, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
     )
     batches = shared_over_tp(batches)
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
@@ -116,14 +113,14 @@ def _quarantine(run: RunConfig, data: str) -> Quarantine:
     return quarantine
 
 
-def first_progress(shards: ShardSet, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:
+def first_progress(store: SampleStore, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:
     return Progress(
         step=0,
         samples=0,
         tokens=0,
         skipped_steps=0,
         skipped_samples=0,
-        data_fingerprint=shards.fingerprint,
+        data_fingerprint=store.fingerprint,
         tokenizer_fingerprint=tokenizer.fingerprint,
         world_size=topology.world_size,
         zero_stage=engine.stage,

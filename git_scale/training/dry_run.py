@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from git_scale.config import RunConfig
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.store import SampleStore, open_store, problem_of
 from git_scale.models.git import GitModel
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import check_ds_config
@@ -31,7 +30,6 @@ from git_scale.training.preflight import (
     Problems,
     check_data,
     check_image_sizes,
-    problem_of_shards,
     training_shapes,
 )
 from git_scale.training.start import freeze, parameter_counts
@@ -54,10 +52,10 @@ def dry_run(
     if problems.of(lambda: check_image_sizes(run, model.encoder)):
         costs = StepCosts(run.model, topology.dp)
         problems.of(lambda: [costs.image_tokens(*shape) for shape in training_shapes(run)])
-    shards = _opened(run.data.train, problems)
-    if shards is not None and not is_elsewhere:
+    train = _opened(run.data.train, problems)
+    if train is not None and not is_elsewhere:
         heldout = _opened(run.data.heldout, problems)
-        problems.of(lambda: check_data(run, shards, heldout))
+        problems.of(lambda: check_data(run, train, heldout))
     planned, room = problems.of(lambda: plan(run, ds_config, cluster)), problems.of(lambda: room_of(run))
     if planned is None or room is None:
         return ""
@@ -65,15 +63,15 @@ def dry_run(
     if not is_elsewhere:
         problems.of(lambda: refuse_if_none_fits(room))
     folder = run.data.train
-    words = f"{folder} is not there" if shards is None else f"{len(shards):,} samples in {folder}"
+    words = f"{folder} is not there" if train is None else f"{len(train):,} samples in {folder}"
     return f"{describe(run, model, planned, words)}\n\n{describe_room(room)}"
 
 
-def _opened(folder: str | None, problems: Problems) -> ShardSet | None:
+def _opened(folder: str | None, problems: Problems) -> SampleStore | None:
     """None where there are none, which check_inputs says, and for damaged ones, which is a problem."""
-    if folder is None or problem_of_shards(Path(folder)):
+    if folder is None or problem_of(folder):
         return None
-    return problems.of(lambda: open_shards(folder))
+    return problems.of(lambda: open_store(folder))
 
 
 def _cluster(run: RunConfig, topology: Topology, is_elsewhere: bool) -> Cluster:

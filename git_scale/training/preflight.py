@@ -15,8 +15,7 @@ from git_scale.checkpoint.encoder_start import check_encoder_start
 from git_scale.checkpoint.layout import published
 from git_scale.config import DataConfig, RunConfig
 from git_scale.data.images import longest_side
-from git_scale.data.shard_report import shards_below
-from git_scale.data.shards import ShardSet
+from git_scale.data.store import SampleStore, problem_of
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
 from git_scale.evaluation.scores import check_metric
@@ -58,7 +57,7 @@ def check_inputs(run: RunConfig, problems: Problems) -> None:
     )  # else the model may be the default's, and not what the tokenizer is for
     problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
     for key, folder in (("data.train", run.data.train), ("data.heldout", run.data.heldout)):
-        if folder is not None and (problem := problem_of_shards(Path(folder))):
+        if folder is not None and (problem := problem_of(folder)):
             problems.found.append(f"{key}={folder}: {problem}")
     if has_fitting_model:
         problems.of(lambda: load_fitting_tokenizer(run))
@@ -107,54 +106,51 @@ def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
     return squares + wide + [(width, height) for height, width in wide]
 
 
-def check_data(run: RunConfig, train: ShardSet, heldout: ShardSet | None) -> None:
+def check_data(run: RunConfig, train: SampleStore, heldout: SampleStore | None) -> None:
     """Raises ConfigError for shards that cannot serve the task, or that are trained on and held out."""
     problems = [
         problem
-        for key, shards in (("data.train", train), ("data.heldout", heldout))
-        if shards is not None and (problem := _problem_of_task(run, shards, key))
+        for key, store in (("data.train", train), ("data.heldout", heldout))
+        if store is not None and (problem := _problem_of_task(run, store, key))
     ]
-    if heldout is not None and not run.eval.on_training_data:
-        shared = {path.resolve() for path in train.paths} & {path.resolve() for path in heldout.paths}
-        if shared or _is_same_content(train, heldout):
-            what = (
-                f"the shard {min(shared).name} of it" if shared and len(shared) < len(train.paths) else "it"
-            )
-            problems.append(
-                f"data.heldout={run.data.heldout}: {what} is trained on (data.train={run.data.train}), so its scores"
-                " would say nothing of other pictures: hold out other shards, or set data.heldout=null; to overfit on"
-                " purpose, eval.on_training_data=true"
-            )
+    if heldout is not None and not run.eval.on_training_data and (what := _shared(train, heldout)):
+        problems.append(
+            f"data.heldout={run.data.heldout}: {what} is trained on (data.train={run.data.train}), so its scores"
+            " would say nothing of other pictures: hold out other shards, or set data.heldout=null; to overfit on"
+            " purpose, eval.on_training_data=true"
+        )
     if problems:
         raise ConfigError(problems)
 
 
-def _is_same_content(train: ShardSet, heldout: ShardSet) -> bool:
+def _shared(train: SampleStore, heldout: SampleStore) -> str:
+    """What of the held-out samples is trained on, in words; empty for nothing."""
+    shared = np.isin(heldout.contents, train.contents) & (heldout.contents != 0)
+    if shared.all() or _is_same_content(train, heldout):
+        return "it"
+    if not shared.any():
+        return ""
+    part = int(np.flatnonzero(shared)[0])
+    first = heldout.key(int(heldout.counts[:part].sum()))
+    return f"{int(shared.sum())} of its {len(shared)} parts, as that of {first},"
+
+
+def _is_same_content(train: SampleStore, heldout: SampleStore) -> bool:
     """As far as names, sizes and counts, and the texts of some samples, say."""
     if train.fingerprint != heldout.fingerprint:
         return False
     return all(_read(train.read_text, number) == _read(heldout.read_text, number) for number in _some(train))
 
 
-def _some(shards: ShardSet) -> list[int]:
+def _some(store: SampleStore) -> list[int]:
     """Numbers of at most LOOKED_AT samples, over all shards."""
-    return [int(number) for number in np.unique(np.linspace(0, len(shards) - 1, LOOKED_AT).astype(int))]
+    return [int(number) for number in np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int))]
 
 
-def problem_of_shards(folder: Path) -> str:
-    """Why there are none to open, and what to do; empty when there are."""
-    maker = "tools/prepare_data.py makes it"
-    if folder.is_file():
-        return "" if folder.suffix == ".tar" else f"no folder of tar shards; {maker}"
-    if not folder.is_dir():
-        return f"no such folder of tar shards; {maker}"
-    return "" if any(folder.glob("*.tar")) else f"no *.tar inside; {shards_below(folder) or maker}"
-
-
-def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:
+def _problem_of_task(run: RunConfig, store: SampleStore, key: str) -> str:
     """What a look at some samples says of data.task and model.frames; empty when one of them serves, or none says."""
-    numbers = _some(shards)
-    texts = [text for number in numbers if (text := _read(shards.read_text, number)) is not None]
+    numbers = _some(store)
+    texts = [text for number in numbers if (text := _read(store.read_text, number)) is not None]
     kind = "learns_from" if key == "data.train" else "asks_about"
     needs: dict[str, Need] = {task: getattr(TASKS[task], kind) for task in TASKS}
     served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]
@@ -164,7 +160,7 @@ def _problem_of_task(run: RunConfig, shards: ShardSet, key: str) -> str:
             f"{key}: none of {len(texts)} samples looked at has {needs[run.data.task].what},"
             f" for data.task={run.data.task}; {remedy}take other shards"
         )
-    raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(shards.read, number)) is not None]
+    raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
     if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):
         return (
             f"{key}: none of {len(raws)} samples looked at has frames (KEY.0.jpg, KEY.1.jpg, ...), for"

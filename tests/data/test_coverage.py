@@ -11,7 +11,7 @@ import pytest
 import webdataset
 
 from git_scale.data.coverage import SAMPLES, coverage_of, report_coverage
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.store import SampleStore, open_store
 from git_scale.data.tokenizer import Spelling
 
 
@@ -44,14 +44,14 @@ def test_characters_are_counted_and_named_with_an_example() -> None:
     assert clean.describe() == "the vocabulary has pieces for all 4 characters of 1 texts"
 
 
-def shards_of(folder: Path, texts: list[str]) -> ShardSet:
+def shards_of(folder: Path, texts: list[str]) -> SampleStore:
     folder.mkdir()
     with webdataset.TarWriter(str(folder / "s-000000.tar"), encoder=False) as tar:
         for key, text in enumerate(texts):
             said = {"captions": [text], "questions": [{"question": "what?", "answers": [text]}]}
             tar.write({"__key__": f"{key}", "jpg": b"never decoded", "json": json.dumps(said).encode()})
         tar.write({"__key__": "bad", "jpg": b"never decoded", "txt": b"\xff"})
-    return open_shards(folder)
+    return open_store(folder)
 
 
 def test_a_run_says_at_its_start_what_its_tokenizer_loses(

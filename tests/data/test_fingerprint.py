@@ -14,7 +14,8 @@ import xxhash
 from git_scale.data import index
 from git_scale.data.fingerprint import UNKNOWN, compare_fingerprints, parse_fingerprint
 from git_scale.data.indexing import make_indexes
-from git_scale.data.shards import find_shards, open_shards
+from git_scale.data.store import open_store
+from git_scale.data.tar_shards import find_shards
 
 PNG = b"\x89PNG" + bytes(600)
 
@@ -27,7 +28,7 @@ def build(tmp_path: Path, write_shard: Callable, text: Callable) -> Callable[...
         (tmp_path / name).mkdir(exist_ok=True)
         path = write_shard(tmp_path / name / "s.tar", [("a", {"png": picture, "json": text(caption)})])
         make_indexes([path], digests)
-        return open_shards(tmp_path / name).fingerprint
+        return open_store(tmp_path / name).fingerprint
 
     return write
 
@@ -38,7 +39,7 @@ def test_the_older_form_is_a_part_of_it(folder: Path) -> None:
         for path, count in zip(find_shards(folder), (5, 7, 4), strict=True)
     )
     older = xxhash.xxh3_64_hexdigest(listing.encode())
-    fingerprint = open_shards(folder).fingerprint
+    fingerprint = open_store(folder).fingerprint
     assert fingerprint.startswith(f"v2:{older}:")
     outcome = compare_fingerprints(older, fingerprint)
     assert (outcome.difference, outcome.known) == ("", fingerprint) and "older form" in outcome.note
@@ -83,7 +84,7 @@ def test_a_copy_with_other_times_is_the_same_data_and_keeps_its_digests(
     later = index.sidecar_of(shard).stat().st_mtime_ns + 10**9
     os.utime(shard, ns=(later, later))
     assert index.load(shard) is None
-    assert open_shards(tmp_path / "copy").fingerprint == whole
+    assert open_store(tmp_path / "copy").fingerprint == whole
 
 
 def test_an_index_of_the_older_form_leaves_the_content_uncompared(build: Callable, tmp_path: Path) -> None:
@@ -95,5 +96,5 @@ def test_an_index_of_the_older_form_leaves_the_content_uncompared(build: Callabl
     for name in older.dtype.names:
         older[name] = made.table[name]
     np.save(index.sidecar_of(shard), older)
-    outcome = compare_fingerprints(first, open_shards(tmp_path / "one").fingerprint)
+    outcome = compare_fingerprints(first, open_store(tmp_path / "one").fingerprint)
     assert (outcome.difference, outcome.known) == ("", first) and "not compared" in outcome.note

@@ -12,7 +12,8 @@ import pytest
 from git_scale.data import index, index_folder
 from git_scale.data.index_folder import describe_folder, fill_folder
 from git_scale.data.indexing import Indexed
-from git_scale.data.shards import find_shards, open_shards
+from git_scale.data.store import open_store
+from git_scale.data.tar_shards import find_shards
 from git_scale.errors import DataError
 from git_scale.stop import Stopped
 
@@ -25,7 +26,7 @@ def whole(folder: Path) -> list[bool]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_shard_gets_its_digests(folder: Path, workers: int) -> None:
-    before = open_shards(folder)  # indexes by headers alone
+    before = open_store(folder)  # indexes by headers alone
     assert whole(folder) == [False] * 3
     facts = fill_folder(folder, workers)
     assert whole(folder) == [True] * 3

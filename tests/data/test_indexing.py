@@ -13,7 +13,8 @@ import xxhash
 from git_scale.data import index, indexing
 from git_scale.data.index import Index
 from git_scale.data.indexing import Indexed, fill, make, make_indexes, scan, unindexed
-from git_scale.data.shards import find_shards, open_shards
+from git_scale.data.store import open_store
+from git_scale.data.tar_shards import find_shards
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
 
@@ -24,7 +25,7 @@ def test_missing_indexes_are_shared_out(folder: Path) -> None:
     first, second = make_indexes(paths[0::2]), make_indexes(paths[1::2])
     assert first | second == Indexed()  # saved, without a problem
     assert unindexed(paths) == []
-    assert len(open_shards(folder, first | second)) == 16
+    assert len(open_store(folder, [first | second])) == 16
 
 
 def test_problems_and_unsaved_indexes_of_all_processes_meet(
@@ -38,10 +39,10 @@ def test_problems_and_unsaved_indexes_of_all_processes_meet(
     parts = [make_indexes([path]) for path in paths]
     monkeypatch.setattr(indexing, "scan", lambda *_, **__: pytest.fail("made again"))
     together = parts[0] | parts[1] | parts[2]
-    assert open_shards(folder, together).read(15).key == "tiny-000002.tar:2-3"
+    assert open_store(folder, [together]).read(15).key == "tiny-000002.tar:2-3"
     broken = together | Indexed(problems={paths[1]: f"{paths[1]}: cut short"})
     with pytest.raises(DataError, match=r"1 problem in 3 shards:\n  - .*tiny-000001.tar: cut short"):
-        open_shards(folder, broken)
+        open_store(folder, [broken])
 
 
 def test_a_stop_is_heard_at_the_next_member_and_leaves_no_half_index(folder: Path) -> None:
@@ -59,7 +60,7 @@ def test_a_stop_is_heard_at_the_next_member_and_leaves_no_half_index(folder: Pat
     with StopRequest() as stop:
         stop._stopped = True
         with pytest.raises(Stopped):
-            open_shards(folder)
+            open_store(folder)
     index.save(folder / "tiny-000000.tar", scan(folder / "tiny-000000.tar"))
     found = index.load(folder / "tiny-000000.tar")
     assert found is not None

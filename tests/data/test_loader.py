@@ -20,7 +20,7 @@ from git_scale.data.batch import Batch, EvalBatch
 from git_scale.data.captions import clean_captions
 from git_scale.data.images import decode, resize_center_crop
 from git_scale.data.loader import build_eval_loader, build_train_loader, eval_indices, step_image_size
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.store import SampleStore, open_store
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.tasks import build_task
 
@@ -52,11 +52,15 @@ def make_run(workers: int = 0, global_batch: int = 8, micro_batch: int = 4, **se
     return RunConfig.model_validate({**tree, **sections})
 
 
-def train_batches(run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, *position: int) -> Iterable[Batch]:
+def train_batches(
+    run: RunConfig, shards: SampleStore, tokenizer: Tokenizer, *position: int
+) -> Iterable[Batch]:
     return build_train_loader(run, shards, build_task(run.data.task, run, tokenizer), *position)
 
 
-def eval_batches(run: RunConfig, shards: ShardSet, tokenizer: Tokenizer, *rank: int) -> Iterable[EvalBatch]:
+def eval_batches(
+    run: RunConfig, shards: SampleStore, tokenizer: Tokenizer, *rank: int
+) -> Iterable[EvalBatch]:
     return build_eval_loader(run, shards, build_task(run.data.task, run, tokenizer), *rank)
 
 
@@ -82,7 +86,7 @@ def words(tokenizer: Tokenizer, row: torch.Tensor) -> str:
 
 
 def test_a_batch_keeps_its_contract(folder: Path, tokenizer: Tokenizer) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     batch = take(train_batches(make_run(), shards, tokenizer, 0, 1, 0), 1)[0]
     assert batch.images.shape == (4, 1, 3, 16, 16) and batch.images.dtype == torch.uint8
     assert batch.tokens.shape == (4, 1, 8)  # [CLS] shard S sample K caption C [SEP]
@@ -95,7 +99,7 @@ def test_a_batch_keeps_its_contract(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_a_picture_is_the_one_of_its_key(folder: Path, tokenizer: Tokenizer) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     run = make_run(data={"crop_scale": (1.0, 1.0)})  # 40 x 32 has no square of its whole area: the center
     by_key = {shards.key(number): number for number in range(len(shards))}
     for batch in take(train_batches(run, shards, tokenizer, 0, 1, 0), 4):
@@ -108,7 +112,7 @@ def test_a_picture_is_the_one_of_its_key(folder: Path, tokenizer: Tokenizer) -> 
 def test_a_step_is_the_same_for_every_layout(
     folder: Path, tokenizer: Tokenizer, dp: int, micro_batch: int
 ) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
 
     def steps(dp: int, micro_batch: int, number: int) -> list[list[tuple]]:
         run = make_run(micro_batch=micro_batch, data={"image_sizes": (16, 24, 32)})
@@ -131,7 +135,7 @@ def test_a_step_is_the_same_for_every_layout(
 def test_resuming_yields_what_the_uninterrupted_run_yields(
     folder: Path, tokenizer: Tokenizer, workers: int
 ) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     sections = {"data": {"image_sizes": (16, 24), "texts_per_image": 2}}
     whole = [content(b) for b in take(train_batches(make_run(**sections), shards, tokenizer, 0, 1, 0), 20)]
     for step in (0, 1, 3, 7):  # an epoch has two steps
@@ -143,7 +147,7 @@ def test_resuming_yields_what_the_uninterrupted_run_yields(
 
 
 def test_more_workers_than_shards(folder: Path, tokenizer: Tokenizer) -> None:
-    shards = open_shards(folder / "tiny-000001.tar")
+    shards = open_store(folder / "tiny-000001.tar")
     batches = take(train_batches(make_run(3, 7, 1), shards, tokenizer, 0, 1, 0), 14)
     keys = [batch.keys[0] for batch in batches]
     assert sorted(keys[:7]) == sorted(keys[7:]) == [f"tiny-000001.tar:1-{k}" for k in range(7)]
@@ -153,7 +157,7 @@ def test_the_global_random_state_is_left_alone(folder: Path, tokenizer: Tokenize
     torch.manual_seed(0)
     np.random.seed(0)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr]
-    take(train_batches(make_run(), open_shards(folder), tokenizer, 0, 1, 0), 3)
+    take(train_batches(make_run(), open_store(folder), tokenizer, 0, 1, 0), 3)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
 
@@ -177,7 +181,7 @@ def test_bad_samples_keep_their_place(
     }
     write_shard(tmp_path / "s.tar", [*((f"good-{k}", good) for k in range(7)), *bad.items()])
     run = make_run(workers, 12, 4, data={"texts_per_image": 2})
-    batches = take(train_batches(run, open_shards(tmp_path), tokenizer, 0, 1, 0), 6)
+    batches = take(train_batches(run, open_store(tmp_path), tokenizer, 0, 1, 0), 6)
     for epoch in (batches[:3], batches[3:]):
         keys = Counter(key for batch in epoch for key in batch.keys)
         assert keys == Counter([f"s.tar:good-{k}" for k in range(7)] + [f"s.tar:{name}" for name in bad])
@@ -204,7 +208,7 @@ def test_bad_samples_keep_their_place(
 
 
 def test_k_captions_and_one(folder: Path, tokenizer: Tokenizer) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     run = make_run(data={"texts_per_image": 3})
     for batch in take(train_batches(run, shards, tokenizer, 0, 1, 0), 4):
         for b in range(4):
@@ -220,7 +224,7 @@ def test_k_captions_and_one(folder: Path, tokenizer: Tokenizer) -> None:
 
 def test_long_captions_are_cut_and_keep_their_end(folder: Path, tokenizer: Tokenizer) -> None:
     run = make_run(data={"max_text_tokens": 5})
-    batch = take(train_batches(run, open_shards(folder), tokenizer, 0, 1, 0), 1)[0]
+    batch = take(train_batches(run, open_store(folder), tokenizer, 0, 1, 0), 1)[0]
     assert batch.tokens.shape == (4, 1, 5)
     assert (batch.tokens[:, 0, -1] == tokenizer.eos_id).all() and batch.targets[:, 0, 1:].all()
     assert words(tokenizer, batch.tokens[0, 0]).endswith("sample")
@@ -235,7 +239,7 @@ def test_image_sizes_follow_the_step_alone() -> None:
 
 
 @pytest.fixture
-def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callable) -> ShardSet:
+def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callable) -> SampleStore:
     """Clips of 12 frames whose brightness is 20 times their number; the last has none."""
     import io
 
@@ -255,14 +259,14 @@ def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callab
         ("uneven", {**frames, "5.png": flat(5, 30), "json": words}),
     ]
     write_shard(tmp_path / "s.tar", samples)
-    return open_shards(tmp_path)
+    return open_store(tmp_path)
 
 
 def references_of(batch: EvalBatch) -> list[list[str]]:
     return [[text for query in queries for text in query.references] for queries in batch.queries]
 
 
-def test_frames_of_clips(clips: ShardSet, tokenizer: Tokenizer) -> None:
+def test_frames_of_clips(clips: SampleStore, tokenizer: Tokenizer) -> None:
     run = make_run(0, 4, 4, model={"encoder": {"image_size": 16}, "frames": 6})
     starts = set()
     for batch in take(train_batches(run, clips, tokenizer, 0, 1, 0), 20):
@@ -290,12 +294,12 @@ def test_frames_share_one_crop(
     run = make_run(
         0, 1, 1, model={"encoder": {"image_size": 16}, "frames": 4}, data={"crop_scale": (0.2, 0.5)}
     )
-    first, second = take(train_batches(run, open_shards(tmp_path), tokenizer, 0, 1, 0), 2)
+    first, second = take(train_batches(run, open_store(tmp_path), tokenizer, 0, 1, 0), 2)
     assert all(torch.equal(first.images[0, 0], first.images[0, f]) for f in range(4))
     assert not torch.equal(first.images, second.images)  # another epoch, another crop
 
 
-def test_a_clip_alone_is_no_image(clips: ShardSet, tokenizer: Tokenizer) -> None:
+def test_a_clip_alone_is_no_image(clips: SampleStore, tokenizer: Tokenizer) -> None:
     batch = take(train_batches(make_run(0, 4, 4), clips, tokenizer, 0, 1, 0), 1)[0]
     assert len(batch.problems) == 2 and all("only frames of a clip" in p for p in batch.problems)
     used = batch.targets.any(-1)[:, 0].tolist()
@@ -317,7 +321,7 @@ def test_eval_loader(
     folder: Path, tokenizer: Tokenizer, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "GAIN_IMAGES", 4)
-    shards = open_shards(folder)
+    shards = open_store(folder)
     run = make_run(workers, eval={"images": 7})
     ranks = [list(eval_batches(run, shards, tokenizer, r, 2)) for r in range(2)]
     assert [batch.indices for batch in ranks[0]] == [[0, 2, 4, 6]]
@@ -339,14 +343,14 @@ def test_eval_loader(
 def test_the_heldout_loss_looks_at_more_pictures_than_texts_are_generated_for(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
-    (batch,) = eval_batches(make_run(0, 16, 16, eval={"images": 7}), open_shards(folder), tokenizer, 0, 1)
+    (batch,) = eval_batches(make_run(0, 16, 16, eval={"images": 7}), open_store(folder), tokenizer, 0, 1)
     assert batch.indices == list(range(16)) and all(batch.has_other)
     assert [bool(queries) for queries in batch.queries] == [True] * 7 + [False] * 9
     assert batch.texts.targets.any(-1).any(-1).all()
 
 
 def test_eval_of_more_images_than_there_are(folder: Path, tokenizer: Tokenizer) -> None:
-    batches = list(eval_batches(make_run(eval={"images": 100}), open_shards(folder), tokenizer, 0, 1))
+    batches = list(eval_batches(make_run(eval={"images": 100}), open_store(folder), tokenizer, 0, 1))
     assert [index for batch in batches for index in batch.indices] == list(range(16))
 
 
@@ -355,7 +359,7 @@ def test_a_bad_sample_of_an_evaluation(
 ) -> None:
     good = {"jpg": picture(0), "txt": b"good"}
     write_shard(tmp_path / "s.tar", [("a", good), ("b", {**good, "jpg": b"no picture"}), ("c", good)])
-    batch = next(iter(eval_batches(make_run(), open_shards(tmp_path), tokenizer, 0, 1)))
+    batch = next(iter(eval_batches(make_run(), open_store(tmp_path), tokenizer, 0, 1)))
     assert references_of(batch) == [["good"], [], ["good"]] and batch.indices == [0, 1, 2]
     assert len(batch.problems) == 1 and batch.problems[0].startswith("s.tar:b: the picture")
     assert not batch.images[1].any()
@@ -367,7 +371,7 @@ def children() -> list[int]:
 
 
 def test_workers_outlive_the_signals_of_a_job_step(folder: Path, tokenizer: Tokenizer) -> None:
-    shards, caught = open_shards(folder), []
+    shards, caught = open_store(folder), []
     expected = [batch.keys for batch in take(train_batches(make_run(), shards, tokenizer, 0, 1, 0), 30)]
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {number: signal.signal(number, lambda *_: caught.append(os.getpid())) for number in numbers}
@@ -392,13 +396,13 @@ def test_a_process_that_still_holds_its_loader_ends(folder: Path, tokenizer: Tok
 import sys
 from git_scale.config import RunConfig
 from git_scale.data.loader import build_train_loader
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.tasks import build_task
 run = RunConfig.model_validate({"train": {"global_batch": 4, "micro_batch": 4}, "data": {"workers": 2},
                                 "model": {"encoder": {"image_size": 16}}})
 task = build_task("caption", run, load_tokenizer(sys.argv[2]))
-loader = build_train_loader(run, open_shards(sys.argv[1]), task, 0, 1, 0)
+loader = build_train_loader(run, open_store(sys.argv[1]), task, 0, 1, 0)
 sys.held = iter(loader)
 print(len(next(sys.held).keys))
 """

@@ -11,7 +11,7 @@ import pytest
 
 from git_scale.data.indexing import scan
 from git_scale.data.left_out import OTHER_TEXT, SEVERAL_LINES
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 
 
 def left_out(path: Path, write_shard: Callable, tree: Any, txt: str | None) -> list[tuple[str, int, str]]:
@@ -66,7 +66,7 @@ def test_a_text_of_several_lines_is_one_caption_and_counted(
     tmp_path: Path, write_shard: Callable, tree: Any
 ) -> None:
     assert left_out(tmp_path, write_shard, tree, "x\ny\n\nz\n") == [(SEVERAL_LINES, 2, "a.txt")]
-    assert open_shards(tmp_path).read_text(0).captions == ["x\ny\n\nz\n"]
+    assert open_store(tmp_path).read_text(0).captions == ["x\ny\n\nz\n"]
     assert left_out(tmp_path, write_shard, tree, "\n x y z\n\n") == []
 
 
@@ -74,5 +74,5 @@ def test_it_is_said_at_the_start(
     tmp_path: Path, write_shard: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     left_out(tmp_path, write_shard, {"captions": ["A"]}, "B")
-    open_shards(tmp_path)
+    open_store(tmp_path)
     assert f"{OTHER_TEXT}: 2 of 2 samples (100 %), e.g. 'a.txt'" in caplog.text

@@ -11,7 +11,7 @@ import torch
 
 import git_scale
 from git_scale.data.images import decode
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.errors import DataError
 from git_scale.evaluation.evaluator import Evaluator
@@ -42,7 +42,7 @@ def train_and_evaluate(
 
 
 def captions_from_checkpoint(run_dir: Path, heldout: Path) -> list[str]:
-    shards = open_shards(heldout)
+    shards = open_store(heldout)
     pictures = [decode(shards.read(index).image or b"") for index in range(len(shards))]
     return git_scale.load(run_dir, device="cpu").caption(pictures, beams=1)
 
@@ -114,7 +114,7 @@ def test_an_evaluation_of_mostly_unusable_samples_is_no_score(
     run = tiny_run(squares, tmp_path / "run", data={"max_bad_share": max_bad_share})
     words = load_tokenizer(run.data.tokenizer)
     task = build_task(run.data.task, run, words)
-    evaluator = Evaluator(run, open_shards(squares / "heldout"), task, Topology())
+    evaluator = Evaluator(run, open_store(squares / "heldout"), task, Topology())
     problems = [f"shard.tar:{number}: the picture (9 bytes) cannot be decoded" for number in range(bad)]
     said = rf"{bad} of 7 .*held-out samples cannot be used"
     if is_refused:

@@ -9,7 +9,7 @@ import torch
 
 import git_scale
 from git_scale.data.images import decode
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.evaluation.benchmark import evaluate_checkpoint
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics
@@ -28,7 +28,7 @@ def measured(
 
 def by_hand(folder: Path, data: Path) -> tuple[float, float]:
     """Loss and gain through the package's `score`, picture by picture."""
-    model, shards = git_scale.load(folder, device="cpu"), open_shards(data)
+    model, shards = git_scale.load(folder, device="cpu"), open_store(data)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     pictures = [decode(shards.read(number).image or b"") for number in range(len(shards))]
     captions = [shards.read(number).text.captions for number in range(len(shards))]

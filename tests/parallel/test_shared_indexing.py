@@ -14,7 +14,7 @@ from git_scale.data import index, indexing
 from git_scale.data.builders.writer import SampleToWrite, write_shards
 from git_scale.errors import DataError
 from git_scale.parallel import collectives
-from git_scale.parallel.shared_indexing import open_shards_together
+from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 
@@ -47,7 +47,7 @@ def scanned_by(
     if not writable:
         index.save = refuse
     try:
-        return scanned, open_shards_together(topology, folder).read(9).image
+        return scanned, open_store_together(topology, folder).read(9).image
     except DataError as error:
         return scanned, str(error)
 

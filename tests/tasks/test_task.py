@@ -11,7 +11,7 @@ import pytest
 
 from git_scale.config import RunConfig
 from git_scale.data.captions import TextRecord
-from git_scale.data.shards import RawSample
+from git_scale.data.store import RawSample
 from git_scale.data.texts import Text
 from git_scale.errors import DataError
 from git_scale.tasks import build_task

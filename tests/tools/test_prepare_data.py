@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
@@ -68,7 +68,7 @@ def test_every_format_builds_the_same_samples(
     captions = write_sources(tmp_path)[source]
     command = [form, str(images), str(tmp_path / "out"), "--captions", str(captions), "--workers", "1"]
     assert tool.main(command) == 0
-    shards = open_shards(tmp_path / "out")
+    shards = open_store(tmp_path / "out")
     assert len(shards) == 2
     first, second = shards.read(0), shards.read(1)
     assert first.image == (images / "a.jpg").read_bytes() and second.image == (images / "b.png").read_bytes()
@@ -130,7 +130,7 @@ def test_vqa_builds_pictures_with_questions_alone(
     assert "give --image-name" in capsys.readouterr().err
     command += ["--annotations", str(tmp_path / "a.json"), "--image-name", "{image_id}.jpg"]
     assert tool.main(command) == 0
-    shards = open_shards(tmp_path / "out")
+    shards = open_store(tmp_path / "out")
     (record,) = (shards.read(number).text for number in range(len(shards)))
     assert record.captions == [] and record.meta["image_id"] == "a"
     assert record.questions == [
@@ -159,10 +159,10 @@ def test_digits_build_both_splits_with_other_handwriting(
     assert hashes[0] == hashes[1] != hashes[2]
     scans = [
         {digit["scan"] for n in range(len(shards)) for digit in shards.read_text(n).meta["digits"]}
-        for shards in (open_shards(tmp_path / "one" / split) for split in ("train", "heldout"))
+        for shards in (open_store(tmp_path / "one" / split) for split in ("train", "heldout"))
     ]
     assert len(scans[0]) > 50 and len(scans[1]) > 25 and not scans[0] & scans[1]
-    sample = open_shards(tmp_path / "one" / "train").read(0)
+    sample = open_store(tmp_path / "one" / "train").read(0)
     assert Image.open(io.BytesIO(sample.image)).size == (64, 64)
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["train", "60", "60"]
 
@@ -230,7 +230,7 @@ def test_a_pipe_that_closed_and_a_full_disk_under_the_bar_do_not_end_a_build(
     os.close(reader)
     assert subprocess.run(command, env=environment, stdout=closed, stderr=closed).returncode == 0
     os.close(closed)
-    assert len(open_shards(tmp_path / "out")) == 1
+    assert len(open_store(tmp_path / "out")) == 1
     command[4] = str(tmp_path / "again")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=full, check=True)

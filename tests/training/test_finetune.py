@@ -217,7 +217,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     """Against a loss written by hand: the mean over answer and end tokens of the negative log-probabilities."""
     from git_scale.data.images import normalise
     from git_scale.data.loader import build_train_loader
-    from git_scale.data.shards import open_shards
+    from git_scale.data.store import open_store
     from git_scale.data.tokenizer import load_tokenizer
     from git_scale.models.git import GitModel, language_model_loss
     from git_scale.tasks import build_task
@@ -225,7 +225,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     run = vqa_run(squares, tmp_path / "run", taught)
     words = load_tokenizer(run.data.tokenizer)
     task = build_task(run.data.task, run, words)
-    batch = next(iter(build_train_loader(run, open_shards(run.data.train), task, 0, 1, 0)))
+    batch = next(iter(build_train_loader(run, open_store(run.data.train), task, 0, 1, 0)))
     torch.manual_seed(0)
     model = GitModel(run.model).double().eval()
     images = normalise(batch.images, torch.float64)

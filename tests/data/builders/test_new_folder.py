@@ -8,7 +8,7 @@ import pytest
 
 from git_scale.data.builders.new_folder import new_folder
 from git_scale.data.builders.writer import SampleToWrite, write_shards
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.errors import DataError
 
 
@@ -64,7 +64,7 @@ def test_an_empty_folder_is_filled_as_a_mount_point_must_be(
 
     monkeypatch.setattr(Path, "rename", on_a_volume)
     write_shards([sample(0), sample(1)], volume, samples_per_shard=1)
-    assert volume.stat().st_ino == identity and len(open_shards(volume)) == 2
+    assert volume.stat().st_ino == identity and len(open_store(volume)) == 2
     names = sorted(path.name for path in volume.iterdir() if path.suffix != ".npy")
     assert names == ["lost+found", "report.json", "volume-000000.tar", "volume-000001.tar"]
 
@@ -74,7 +74,7 @@ def test_a_link_to_an_empty_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "disk")
     write_shards([sample(0)], tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert len(open_shards(tmp_path / "disk")) == 1
+    assert len(open_store(tmp_path / "disk")) == 1
 
 
 def test_shards_are_not_read_before_all_have_arrived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_shards_are_not_read_before_all_have_arrived(tmp_path: Path, monkeypatch
         write_shards((sample(n) for n in range(3)), tmp_path / "set", samples_per_shard=1)
     assert (tmp_path / "set" / "set-000000.tar").is_file()
     with pytest.raises(DataError, match="a build into it is running or was cut off"):
-        open_shards(tmp_path / "set")
+        open_store(tmp_path / "set")
     with pytest.raises(DataError, match="another build into it is running or was cut off; remove it"):
         write_shards([sample(0)], tmp_path / "set")
 
@@ -126,5 +126,5 @@ def test_the_name_of_a_folder_is_no_pattern(
 ) -> None:
     (tmp_path / f".{name}.0123.partial").mkdir()
     write_shards([sample(0)], tmp_path / name)
-    assert len(open_shards(tmp_path / name)) == 1
+    assert len(open_store(tmp_path / name)) == 1
     assert f".{name}.0123.partial: left by a build" in caplog.text

@@ -18,7 +18,7 @@ from git_scale.data.builders import writer
 from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped, describe_skipped, write_shards
 from git_scale.data.indexing import fill, scan
 from git_scale.data.members import Kind
-from git_scale.data.shards import open_shards
+from git_scale.data.store import open_store
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
 
@@ -42,7 +42,7 @@ def test_five_samples_by_two_make_three_shards_that_read_back(tmp_path: Path) ->
     ]
     assert (report.samples, report.shards, report.captions, report.distinct_captions) == (5, 3, 10, 6)
     assert report.bytes == sum(tar.stat().st_size for tar in (tmp_path / "set").glob("*.tar"))
-    shards = open_shards(tmp_path / "set")
+    shards = open_store(tmp_path / "set")
     assert len(shards) == 5
     assert [shards.read(number).image for number in range(5)] == [b"picture %d" % n for n in range(5)]
     assert shards.read(3).text.captions == ["text 3", "same"]
@@ -185,7 +185,7 @@ def test_a_bar_that_cannot_be_drawn_does_not_end_a_build(
 def test_a_half_surrogate_does_not_stop_a_build(tmp_path: Path) -> None:
     text = {"captions": ["a b"], "file": "caf\udce9.jpg"}
     write_shards([SampleToWrite(b"x", "jpg", text)], tmp_path / "set")
-    assert open_shards(tmp_path / "set").read(0).text.meta == text
+    assert open_store(tmp_path / "set").read(0).text.meta == text
 
 
 def test_what_was_changed_is_told_apart_from_what_was_skipped(tmp_path: Path) -> None:

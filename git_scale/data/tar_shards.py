@@ -1,6 +1,6 @@
 """Samples by number from a folder of tar shards.
 
-    folder/NAME-000000.tar  + .index.npy  ->  ShardSet  ->  read(number)  ->  RawSample (bytes and text)
+    folder/NAME-000000.tar  + .index.npy  ->  TarShards  ->  read(number)  ->  RawSample (bytes and text)
 
 Nothing is unpacked and nothing is decoded here: a sample is one `pread` per member.
 """
@@ -8,11 +8,12 @@ Nothing is unpacked and nothing is decoded here: a sample is one `pread` per mem
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,26 +23,18 @@ import xxhash
 from git_scale.data.captions import TextRecord, decode_text, parse_json
 from git_scale.data.fingerprint import fingerprint_of
 from git_scale.data.index import SUFFIX, Index, ShardFacts, facts_of, load
-from git_scale.data.indexing import Indexed, make_indexes
+from git_scale.data.indexing import Indexed, make_indexes, unindexed
 from git_scale.data.members import Kind
 from git_scale.data.shard_report import announce, left_out_of, other_archives, shards_below
+from git_scale.data.store import RawSample, naming
 from git_scale.errors import DataError
 from git_scale.paths import special_kind
 
 log = logging.getLogger(__name__)
 
+MAKER = "tools/prepare_data.py makes"
 PARTIAL = ".partial"  # the name of a folder that a build still writes to ends so
 MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """`key` is SHARD.tar:KEY; `frames` are in the order of their numbers; image or frames may be missing."""
-
-    key: str
-    image: bytes | None
-    frames: list[bytes]
-    text: TextRecord
 
 
 @dataclass(frozen=True)
@@ -53,15 +46,14 @@ class _OpenShard:
     """Number of each sample's first row, and one more behind the last."""
 
 
-def open_shards(folder: str | Path, indexed: Indexed | None = None) -> ShardSet:
+def open_shards(folder: Path, indexed: Indexed) -> TarShards:
     """The shards of a folder, or of one .tar file, in the order of their names.
 
     Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory. `indexed` is
     what came of those that were made before, by this process or others.
     Logs what lies in the shards and is not used. Raises one DataError that lists every problem.
     """
-    folder = Path(folder)
-    facts, indexed = read_facts(folder, indexed or Indexed())
+    facts, indexed = read_facts(folder, indexed)
     if not any(item.summary.complete for item in facts.values()):
         raise DataError(
             f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
@@ -71,7 +63,7 @@ def open_shards(folder: str | Path, indexed: Indexed | None = None) -> ShardSet:
         number = len(indexed.unsaved)
         log.warning("%s: cannot be written, so %d indexes are made anew by each process", folder, number)
     announce(folder, facts)
-    return ShardSet(facts, indexed.unsaved)
+    return TarShards(facts, indexed.unsaved)
 
 
 def read_facts(folder: Path, indexed: Indexed) -> tuple[dict[Path, ShardFacts], Indexed]:
@@ -92,22 +84,13 @@ def read_facts(folder: Path, indexed: Indexed) -> tuple[dict[Path, ShardFacts], 
     return {path: facts for path, facts in found.items() if facts is not None}, indexed
 
 
-def find_shards(folder: str | Path) -> list[Path]:
+def find_shards(folder: Path) -> list[Path]:
     """The .tar files of a folder, or the one that `folder` is. Raises DataError when there is none."""
-    folder = Path(folder)
-    if folder.is_file() and folder.suffix == ".tar":
+    if problem := TAR.problem_of(folder):
+        raise DataError(f"{folder}: {problem}")
+    if folder.is_file():
         return [folder]
-    if not folder.is_dir():
-        what = special_kind(folder) or "no such folder of tar shards"
-        raise DataError(f"{folder}: {what}; tools/prepare_data.py makes one")
     paths = sorted(folder.glob("*.tar"))
-    if unfinished := next(folder.glob(f".*{PARTIAL}"), None):
-        raise DataError(
-            f"{folder}: a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
-        )
-    if not paths:
-        remedy = shards_below(folder) or other_archives(folder) or "tools/prepare_data.py makes them"
-        raise DataError(f"{folder}: no *.tar inside; {remedy}")
     if special := [f"{path.name} is {kind}" for path in paths if (kind := special_kind(path))]:
         raise DataError(f"{folder}: {', '.join(special)}; move it away, shards are files")
     return paths
@@ -118,7 +101,37 @@ def _facts(path: Path, indexed: Indexed) -> ShardFacts | None:
     return facts_of(index) if index else None
 
 
-class ShardSet:
+def _content(path: Path, facts: ShardFacts) -> int:
+    return int(facts.summary.content or xxhash.xxh3_64_hexdigest(os.fsencode(path.resolve())), 16)
+
+
+class TarFormat:
+    """Folders of tar shards, and single ones."""
+
+    def problem_of(self, path: Path) -> str:
+        if path.is_file() and path.suffix == ".tar":
+            return ""
+        if not path.is_dir():
+            return f"{special_kind(path) or 'no such folder of tar shards'}; {MAKER} one"
+        if unfinished := next(path.glob(f".*{PARTIAL}"), None):
+            return f"a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
+        if any(path.glob("*.tar")):
+            return ""
+        return f"no *.tar inside; {shards_below(path) or other_archives(path) or f'{MAKER} them'}"
+
+    def prepare(self, path: Path, part: int, parts: int) -> Indexed:
+        """Makes the indexes that are missing."""
+        # a part of all shards, not of the missing ones: which are missing changes while others make them
+        return make_indexes(unindexed(find_shards(path)[part::parts]))
+
+    def open(self, path: Path, prepared: Sequence[Indexed]) -> TarShards:
+        return open_shards(path, reduce(operator.or_, prepared))
+
+
+TAR = TarFormat()
+
+
+class TarShards:
     """`facts`: by path, in order. `counts`: int64, samples per shard. `fingerprint`: see data/fingerprint.py.
 
     Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
@@ -135,6 +148,11 @@ class ShardSet:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def contents(self) -> np.ndarray:
+        """Of a shard whose index is of the older form, the place stands for the content."""
+        return np.array([_content(path, facts) for path, facts in self.facts.items()], np.uint64)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -232,12 +250,3 @@ class ShardSet:
         if not jsons and not txts:
             raise DataError("no text (.json or .txt) beside the picture")
         return replace(record, captions=txts)
-
-
-@contextmanager
-def naming(key: str) -> Iterator[str]:
-    """Puts the sample's key before the message of any DataError from inside."""
-    try:
-        yield key
-    except DataError as error:
-        raise DataError(f"{key}: {error}") from None

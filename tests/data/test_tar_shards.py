@@ -16,12 +16,12 @@ import webdataset
 
 from git_scale.data import index, indexing
 from git_scale.data.members import Kind
-from git_scale.data.shards import ShardSet, open_shards
+from git_scale.data.store import SampleStore, open_store
 from git_scale.errors import DataError
 
 
 def test_samples_by_number(folder: Path) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     assert len(shards) == 16 and shards.counts.tolist() == [5, 7, 4]
     raw = shards.read(5 + 7 + 2)
     assert raw.key == "tiny-000002.tar:2-2" == shards.key(14)
@@ -33,7 +33,7 @@ def test_samples_by_number(folder: Path) -> None:
 
 
 def test_webdataset_reads_the_same_samples(folder: Path) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     files = [str(path) for path in sorted(folder.glob("*.tar"))]
     theirs = list(webdataset.WebDataset(files, shardshuffle=False, empty_check=False))
     assert len(theirs) == len(shards)
@@ -45,24 +45,24 @@ def test_webdataset_reads_the_same_samples(folder: Path) -> None:
 
 
 def test_the_sidecars_are_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_shards(folder)
+    first = open_store(folder)
     assert len(list(folder.glob("*.tar.index.npy"))) == 3
     monkeypatch.setattr(indexing, "scan", lambda *_, **__: pytest.fail("scanned again"))
-    again = open_shards(folder)
+    again = open_store(folder)
     assert again.fingerprint == first.fingerprint
     assert again.read(7) == first.read(7)
 
 
 def test_the_fingerprint_follows_names_and_contents_but_not_the_place(folder: Path, tmp_path: Path) -> None:
-    fingerprint = open_shards(folder).fingerprint
+    fingerprint = open_store(folder).fingerprint
     moved = tmp_path / "moved"
     moved.mkdir()
     for path in folder.glob("*.tar"):
         shutil.copy(path, moved)
-    assert open_shards(moved).fingerprint == fingerprint
+    assert open_store(moved).fingerprint == fingerprint
     (moved / "tiny-000002.tar").rename(moved / "tiny-000003.tar")
-    assert open_shards(moved).fingerprint != fingerprint
-    assert open_shards(moved / "tiny-000003.tar").counts.tolist() == [4]
+    assert open_store(moved).fingerprint != fingerprint
+    assert open_store(moved / "tiny-000003.tar").counts.tolist() == [4]
 
 
 def test_without_the_right_to_write_the_scan_stays_in_memory(
@@ -73,7 +73,7 @@ def test_without_the_right_to_write_the_scan_stays_in_memory(
 
     monkeypatch.setattr(index, "save", refuse)
     with caplog.at_level(logging.WARNING):
-        shards = open_shards(folder)
+        shards = open_store(folder)
     assert len(caplog.records) == 1 and "cannot be written" in caplog.text
     assert list(folder.glob("*.npy")) == []
     for copy in (shards, pickle.loads(pickle.dumps(shards))):
@@ -82,12 +82,12 @@ def test_without_the_right_to_write_the_scan_stays_in_memory(
 
 def test_missing_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
-        open_shards(tmp_path / "nowhere")
+        open_store(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no \*\.tar inside; tools/prepare_data.py"):
-        open_shards(tmp_path)
+        open_store(tmp_path)
     (tmp_path / "a.tar.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"1 other archives are not read \(e\.g\. a\.tar\.gz\): unpack"):
-        open_shards(tmp_path)
+        open_store(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pipe.tar", "link.tar"])
@@ -95,14 +95,14 @@ def test_a_named_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> 
     os.mkfifo(folder / "pipe.tar")
     (folder / "link.tar").symlink_to("pipe.tar")
     with pytest.raises(DataError, match=r"link\.tar is a named pipe, pipe\.tar is a named pipe; move"):
-        open_shards(folder)
+        open_store(folder)
     with pytest.raises(DataError, match=f"{name}: a named pipe"):
-        open_shards(folder / name)
+        open_store(folder / name)
 
 
 def test_an_index_that_is_a_named_pipe_is_made_anew(folder: Path) -> None:
     os.mkfifo(folder / "tiny-000001.tar.index.npy")
-    assert len(open_shards(folder)) == 16
+    assert len(open_store(folder)) == 16
     assert (folder / "tiny-000001.tar.index.npy").is_file()
 
 
@@ -114,7 +114,7 @@ def test_shards_in_folders_below_are_pointed_out(folder: Path, tmp_path: Path) -
     with pytest.raises(
         DataError, match=r"no \*\.tar inside; 1 \*\.tar in its folders .*give the folder .*above/x/y"
     ):
-        open_shards(above)
+        open_store(above)
 
 
 def test_all_problems_come_in_one_error(folder: Path) -> None:
@@ -122,7 +122,7 @@ def test_all_problems_come_in_one_error(folder: Path) -> None:
     (folder / "tiny-000003.tar").write_bytes(b"")
     (folder / "tiny-000004.tar").mkdir()
     with pytest.raises(DataError) as error:
-        open_shards(folder)
+        open_store(folder)
     lines = str(error.value).splitlines()
     assert lines[0] == f"{folder}: 3 problems in 5 shards:"
     assert "tiny-000000.tar: cut short" in lines[1] and "intact samples" in lines[1]
@@ -131,7 +131,7 @@ def test_all_problems_come_in_one_error(folder: Path) -> None:
 
 
 def test_a_shard_cut_after_it_was_indexed_is_noticed(folder: Path) -> None:
-    shards = open_shards(folder)
+    shards = open_store(folder)
     shards.read(0)
     path = folder / "tiny-000000.tar"
     os.truncate(path, 1024)
@@ -140,11 +140,11 @@ def test_a_shard_cut_after_it_was_indexed_is_noticed(folder: Path) -> None:
     with pytest.raises(DataError, match=r"changed during the run"):
         pickle.loads(pickle.dumps(shards)).read(4)
     with pytest.raises(DataError, match=r"damaged .* of 1024, behind 0 intact samples"):
-        open_shards(folder)
+        open_store(folder)
 
 
 def test_a_shard_that_vanishes_is_one_problem_per_sample(folder: Path) -> None:
-    shards = pickle.loads(pickle.dumps(open_shards(folder)))
+    shards = pickle.loads(pickle.dumps(open_store(folder)))
     path = folder / "tiny-000001.tar"
     path.rename(folder / "away")
     for number in (5, 11):
@@ -170,7 +170,7 @@ def test_bytes_that_changed_are_noticed_where_the_index_has_digests(folder: Path
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
     os.utime(path, ns=(times, times))  # as a failing disk does it
-    shards = open_shards(folder)
+    shards = open_store(folder)
     with pytest.raises(DataError, match=rf"tiny-000000\.tar:0-0: damaged: the bytes of its {kind} "):
         shards.read(0)
     assert shards.read(1).key == "tiny-000000.tar:0-1"
@@ -179,7 +179,7 @@ def test_bytes_that_changed_are_noticed_where_the_index_has_digests(folder: Path
 def test_without_digests_a_change_inside_a_picture_passes(folder: Path) -> None:
     """The negative control: what foreign shards are exposed to until their digests are filled in."""
     path = folder / "tiny-000000.tar"
-    shards = open_shards(folder)
+    shards = open_store(folder)
     found = index.load(path)
     assert found is not None
     assert [bool(row["digest"]) for row in found.table[:2]] == [False, True]  # the picture's, the text's
@@ -198,7 +198,7 @@ def test_what_is_not_used_is_said_at_the_start(
     (folder / "sub").mkdir()
     shutil.copy(folder / "x.tar", folder / "sub")
     with caplog.at_level(logging.INFO):
-        open_shards(folder)
+        open_store(folder)
     said = caplog.text
     assert "23 samples; not used" in said
     assert "name of a sample of another shard: 5 of 23 samples (22 %), e.g. 'x.tar:0-0'" in said
@@ -212,7 +212,7 @@ def test_what_is_not_used_is_said_at_the_start(
 
 def test_a_healthy_folder_is_opened_without_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        open_shards(folder)
+        open_store(folder)
     assert caplog.records == []
 
 
@@ -222,7 +222,7 @@ def test_no_sample_with_both(tmp_path: Path, write_shard: Callable, picture: Cal
         "no text of the picture's name: 1 of 2 samples .*, e.g. 'a'; no picture of the text's name: 1 of 2"
     )
     with pytest.raises(DataError, match=rf"no sample has both a picture and a text .*{reasons}"):
-        open_shards(tmp_path)
+        open_store(tmp_path)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def read_one(tmp_path: Path, write_shard: Callable, picture: Callable) -> Callab
     def read(members: dict[str, bytes]) -> object:
         write_shard(tmp_path / "s.tar", [("good", {"jpg": picture(0), "txt": b"good"}), ("it", members)])
         (tmp_path / "s.tar.index.npy").unlink(missing_ok=True)  # the clock of files may be too coarse here
-        return open_shards(tmp_path).read(1)
+        return open_store(tmp_path).read(1)
 
     return read
 
@@ -289,18 +289,18 @@ def test_a_forged_index_reads_no_memory_away(folder: Path) -> None:
     made.table["size"][0] = 2**60
     made.table["offset"][2] = -5
     index.save(path, made)
-    shards = open_shards(folder)
+    shards = open_store(folder)
     for number in (0, 1):
         with pytest.raises(DataError, match=r"the index points outside the shard; remove .*index\.npy"):
             shards.read(number)
 
 
-def _keys(shards: ShardSet, numbers: list[int]) -> list[str]:
+def _keys(shards: SampleStore, numbers: list[int]) -> list[str]:
     return [shards.read(number).key for number in numbers]
 
 
 def test_one_shard_many_readers_after_a_fork(folder: Path) -> None:
-    shards = open_shards(folder / "tiny-000001.tar")
+    shards = open_store(folder / "tiny-000001.tar")
     expected = _keys(shards, list(range(7)))  # the file is open now, and shared by the children
     with multiprocessing.get_context("fork").Pool(3) as pool:
         found = pool.starmap(_keys, [(shards, list(range(7)))] * 6)
@@ -308,14 +308,14 @@ def test_one_shard_many_readers_after_a_fork(folder: Path) -> None:
 
 
 def test_more_shards_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("git_scale.data.shards.MAX_OPEN", 3)
+    monkeypatch.setattr("git_scale.data.tar_shards.MAX_OPEN", 3)
     for number in range(8):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
             for name, data in (("k.jpg", b"picture %d" % number), ("k.txt", b"text")):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    shards = open_shards(tmp_path)
+    shards = open_store(tmp_path)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for number in np.random.default_rng(0).integers(8, size=100):
         assert shards.read(int(number)).image == b"picture %d" % number

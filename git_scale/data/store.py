@@ -1,0 +1,117 @@
+"""What a source of samples is, and the table of the formats in which samples lie on a disk.
+
+    store = open_store("data/train")     whatever format takes the path: today tar shards
+    len(store)                           samples; store.counts: of each part
+    store.read(7)                        RawSample: bytes and text, nothing decoded
+
+A format of your own is one class with the methods of DataFormat; a module under `plugins` adds it by
+`FORMATS.add("captions_csv", CaptionsCsv())`. The first format that finds nothing wrong with a path opens it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from git_scale.data.captions import TextRecord
+from git_scale.errors import DataError
+from git_scale.registry import Registry
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """`key` names it in messages; `frames` are in the order of their numbers; image or frames may be missing."""
+
+    key: str
+    image: bytes | None
+    frames: list[bytes]
+    text: TextRecord
+
+
+class SampleStore(Protocol):
+    """Samples by number, in parts that are read one after the other: shards, say.
+
+    It is pickled and forked, so it holds no open file whose position moves.
+    """
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [parts]: samples of each part; the numbers of a part's samples follow those of the part before."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same samples, wherever they lie: what a run compares when it goes on."""
+
+    @property
+    def contents(self) -> np.ndarray:
+        """uint64 [parts]: a digest of what each part holds, 0 where none is known: held-out parts are told by it."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, number: int) -> str:
+        """The name of sample `number` in messages, also where it cannot be read."""
+
+    def read(self, number: int) -> RawSample:
+        """Sample `number`. Raises DataError, naming the sample, when it has no picture or no valid text."""
+
+    def read_text(self, number: int) -> TextRecord:
+        """The text of sample `number` alone. Raises DataError naming the sample."""
+
+
+class DataFormat(Protocol):
+    """One way in which samples lie on a disk."""
+
+    def problem_of(self, path: Path) -> str:
+        """Why `path` is nothing to open, as far as a short look tells, and what to do; empty for what can be."""
+
+    def prepare(self, path: Path, part: int, parts: int) -> Any:
+        """Does part number `part` of `parts` of the work that comes before opening; its result is pickled.
+
+        Each rank of a run does one part, and all of them get what came of every one.
+        """
+
+    def open(self, path: Path, prepared: Sequence[Any]) -> SampleStore:
+        """The samples of `path`. Raises one DataError that lists every problem."""
+
+
+FORMATS: Registry[DataFormat] = Registry("data.format", {"tar": "git_scale.data.tar_shards:TAR"})
+
+
+def problem_of(path: str | Path) -> str:
+    """Why no format takes `path`, and what to do; empty where one does."""
+    problems = [FORMATS[name].problem_of(Path(path)) for name in FORMATS]
+    return "; ".join(problems) if all(problems) else ""
+
+
+def prepare_store(path: str | Path, part: int = 0, parts: int = 1) -> Any:
+    """See DataFormat.prepare. Raises DataError where no format takes `path`."""
+    return _format_of(Path(path)).prepare(Path(path), part, parts)
+
+
+def open_store(path: str | Path, prepared: Sequence[Any] | None = None) -> SampleStore:
+    """The samples of `path`; `prepared` is what came of preparing all its parts.
+
+    Logs what lies there and is not used. Raises one DataError that lists every problem.
+    """
+    return _format_of(Path(path)).open(Path(path), [prepare_store(path)] if prepared is None else prepared)
+
+
+def _format_of(path: Path) -> DataFormat:
+    for name in FORMATS:
+        if not FORMATS[name].problem_of(path):
+            return FORMATS[name]
+    raise DataError(f"{path}: {problem_of(path)}")
+
+
+@contextmanager
+def naming(key: str) -> Iterator[str]:
+    """Puts the sample's key before the message of any DataError from inside."""
+    try:
+        yield key
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
