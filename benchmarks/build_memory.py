@@ -34,11 +34,11 @@ def build(
     from git_scale.parallel.ds_config import read_ds_config
     from git_scale.parallel.materialise import place_model
     from git_scale.recipes import load_run
-    from git_scale.training.start import build_model
+    from git_scale.training.init_model import deferred_model
 
     batch = f"train.global_batch={topology.dp}"
     run = load_run(recipe, [batch, "train.micro_batch=1", *overrides])
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in deferred.module.modules()]
     ds_config = read_ds_config(Path(__file__).parents[1] / "ds_configs" / "zero3.json")
     before, started = reset_peak(), time.perf_counter()

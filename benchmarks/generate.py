@@ -22,8 +22,9 @@ from torch import Tensor
 from git_scale.checkpoint.names import cut, huggingface_rows
 from git_scale.config import ModelConfig
 from git_scale.errors import UserError
+from git_scale.inference.generate import Decoding, Prefixes, generate
+from git_scale.models.build import build_model
 from git_scale.models.encoders import QuickGelu
-from git_scale.models.generate import Decoding, Prefixes, generate
 from git_scale.models.git import GitModel
 from git_scale.recipes import load_run
 
@@ -107,7 +108,7 @@ def build_actions(
     """Both sides in fp32 on a CPU and in bf16 elsewhere."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     torch.manual_seed(0)
-    ours = GitModel(config).eval()
+    ours = build_model(config).eval()
     theirs = copy_to_transformers(ours, config).to(device, dtype)
     ours = ours.to(device, dtype)
     side = config.encoder.image_size

@@ -24,6 +24,7 @@ from benchmarks.synthetic import synthetic_batch
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel, language_model_loss
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
@@ -89,7 +90,7 @@ def measure(
 ) -> dict[str, list[tuple[float, float]]]:
     """Wall and CPU seconds of a step with 1 text, of one with 5 and of the products, one of each per round."""
     torch.manual_seed(config.seed)
-    model = GitModel(config.model).train()
+    model = build_model(config.model).train()
     optimizer = torch.optim.AdamW(
         parameter_groups(model, {name: p.shape for name, p in model.named_parameters()}, config.optimizer),
         betas=config.optimizer.betas,
@@ -123,7 +124,7 @@ def train_step(model: GitModel, optimizer: torch.optim.Optimizer, batch: Batch) 
 def step_products(config: ModelConfig, batch: Batch) -> Counter[Product]:
     """The products of one step forward and backward, from running it on `meta`."""
     with torch.device("meta"):
-        model = GitModel(config).train()
+        model = build_model(config).train()
     rows, labels = (tensor.to("meta") for tensor in batch.target_rows())
     shapes = batch.to("meta")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from git_scale.api import ImageToText, Scored, load
+    from git_scale.inference.api import ImageToText, Scored, load
 
 __all__ = ["ImageToText", "Scored", "load"]
 
@@ -13,7 +13,7 @@ __all__ = ["ImageToText", "Scored", "load"]
 def __getattr__(name: str) -> Any:
     """Imports the API when it is asked for: a login node reads a recipe without torch."""
     if name in __all__:
-        from git_scale import api
+        from git_scale.inference import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

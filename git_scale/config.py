@@ -201,7 +201,7 @@ class EvalConfig(Section):
     on_training_data: bool = False
     """Allow data.heldout to be data.train, as when a few samples are overfitted on purpose; else that is refused."""
     length_penalty: float = Field(0.6, ge=0)
-    """Exponent of the length in a beam's score; see git_scale/models/decoding.py."""
+    """Exponent of the length in a beam's score; see git_scale/inference/decoding.py."""
 
 
 class CheckpointConfig(Section):

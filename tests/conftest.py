@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tiny_models"]  # fixtures of tests/models and tests/inference
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start processes come first: they take minutes, and the seconds of the others even out the end."""

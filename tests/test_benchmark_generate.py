@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from git_scale.models.build import build_model
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import generate
 from git_scale.errors import UserError
-from git_scale.models.git import GitModel
 from git_scale.recipes import load_run
 
 TINY = (
@@ -50,7 +51,7 @@ def test_other_weights_say_something_else(one_thread: None) -> None:
     pytest.importorskip("transformers")
     config = load_run("git_base", TINY).model
     torch.manual_seed(0)
-    ours = GitModel(config).eval()
+    ours = build_model(config).eval()
     theirs = generate.copy_to_transformers(ours, config)
     decoding = generate.Decoding(6, 6, beams=4)
     pixels, prefixes = torch.randn(4, 1, 3, 32, 32), [[[generate.BEGIN]]] * 4

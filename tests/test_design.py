@@ -6,7 +6,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,10 +39,10 @@ MAY_IMPORT = {
     "data": BASE | {"registry"},
     "monitoring": BASE,
     "checkpoint": BASE | {"models", "data", "tasks"},
-    "api": BASE | {"models", "data", "checkpoint", "tasks"},
+    "inference": BASE | {"models", "data", "checkpoint", "tasks"},
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"parallel"},
-    "evaluation": BELOW_PARALLEL | {"parallel", "recipes"},
+    "evaluation": BELOW_PARALLEL | {"inference", "parallel", "recipes"},
     "training": BELOW_PARALLEL
     | {"parallel", "planning", "evaluation", "recipes", "console", "leave", "processes"},
     "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training", "processes"},
@@ -50,7 +50,7 @@ MAY_IMPORT = {
 # outside package -> what alone may import it, and in how many files at most
 RESERVED = {
     "deepspeed": ("parallel/", 2),
-    "megatron": ("parallel/", 1),
+    "megatron": ("parallel/", 2),
     "transformers": ("checkpoint/", 99),
 }
 
@@ -146,6 +146,56 @@ def test_files_and_functions_are_short(path: Path) -> None:
 def test_the_package_prints_in_its_command_lines_only() -> None:
     found = [named(path) for path in FILES if prints(path.read_text(encoding="utf-8"))]
     assert found == ["console.py", "training/cli.py"]
+
+
+MODULES = {
+    f"git_scale.{named(path).removesuffix('.py').replace('/', '.').removesuffix('.__init__')}": path
+    for path in FILES
+    if path != PACKAGE / "__init__.py"
+} | {"git_scale": PACKAGE / "__init__.py"}
+
+
+def files_imported(source: str, itself: str) -> set[str]:
+    """Modules of the package that a source imports, at its top or inside functions."""
+    names = {name if name in MODULES else name.rpartition(".")[0] for name in imports_of(source)}
+    return (names & MODULES.keys()) - {itself}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count: they hide a circle and do not undo it."""
+    graph = {name: files_imported(path.read_text(encoding="utf-8"), name) for name, path in MODULES.items()}
+    assert len(graph) == len(FILES)
+    assert sum(map(len, graph.values())) > 500
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_lazy_import_closes_a_circle() -> None:
+    first = files_imported("import git_scale.stop\nfrom git_scale import leave", "git_scale.files")
+    second = files_imported("def later():\n    from git_scale.files import digest", "git_scale.stop")
+    assert first == {"git_scale.stop", "git_scale.leave"}
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({"git_scale.files": first, "git_scale.stop": second}).static_order())
+
+
+def calls_of(name: str, source: str) -> int:
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return sum(isinstance(call.func, ast.Name) and call.func.id == name for call in calls)
+
+
+@pytest.mark.parametrize("model", ["GitModel", "ImageEncoder"])
+def test_models_have_one_constructor(model: str) -> None:
+    project = PACKAGE.parent
+    paths = [
+        path
+        for room in ("git_scale", "tools", "benchmarks", "tests")
+        for path in (project / room).rglob("*.py")
+    ]
+    found = {
+        path.relative_to(project).as_posix()
+        for path in paths
+        if calls_of(model, path.read_text(encoding="utf-8"))
+    }
+    assert found - {"git_scale/models/git.py"} == {"git_scale/models/build.py"}  # a GIT holds an encoder
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from git_scale.checkpoint.clip import open_encoder
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME

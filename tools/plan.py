@@ -35,7 +35,7 @@ from git_scale.planning.cluster import EFFICIENCY, GIB
 from git_scale.planning.disk import describe_room, room_of
 from git_scale.planning.report import describe_plan, options_table
 from git_scale.recipes import load_run
-from git_scale.training.start import settled_by
+from git_scale.training.init_model import inherited_from
 
 SHOWN = 8
 
@@ -43,7 +43,7 @@ SHOWN = 8
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    asked = load_run(args.config, args.overrides, settled_by)
+    asked = load_run(args.config, args.overrides, inherited_from)
     cluster = cluster_from(args, asked)
     run = with_dividing_batch(asked, cluster)
     planned = plan(run, read_ds_config(args.ds_config), cluster)

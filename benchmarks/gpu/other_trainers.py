@@ -23,7 +23,7 @@ from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 
 RECIPE = "git_base"  # transformers has published weights of that size
 
@@ -37,7 +37,7 @@ def measure_trainers(shapes: Shapes, device: torch.device) -> Iterator[Case]:
         return
     run = recipe_run(RECIPE, shapes)
     torch.compiler.set_stance("default")
-    model = copy_to_transformers(GitModel(run.model), run.model).to(device, torch.bfloat16).train()
+    model = copy_to_transformers(build_model(run.model), run.model).to(device, torch.bfloat16).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     for compiled in (False, True):
         step_model = torch.compile(model, backend=shapes.backend) if compiled else model

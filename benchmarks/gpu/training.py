@@ -21,9 +21,10 @@ from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.models.build import build_model
 from git_scale.models.compiled import compile_blocks
 from git_scale.models.deferred import Deferred
-from git_scale.models.git import GitModel, count_parameters, language_model_loss
+from git_scale.models.git import count_parameters, language_model_loss
 from git_scale.monitoring.peak import peak_flops
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine
@@ -31,8 +32,8 @@ from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
+from git_scale.training.init_model import deferred_model
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.start import build_model
 
 DS_CONFIG = Path(__file__).parents[2] / "ds_configs" / "zero1.json"
 GIB = 2**30
@@ -61,7 +62,7 @@ class Session:
         self.recipe, self.shapes, self.device = recipe, shapes, device
         self.run = recipe_run(recipe, shapes, overrides)
         topology, ds_config = Topology(), read_ds_config(DS_CONFIG)
-        deferred = build_model(self.run)
+        deferred = deferred_model(self.run)
         values = functools.partial(_quick_value, deferred, device)
         placed = place_model(deferred, self.run, values, ds_config, topology, device)
         self.model: Any = placed.model
@@ -183,7 +184,7 @@ def measure_settings(session: Session, settings: Sequence[Setting]) -> Iterator[
 def reason_to_skip(run: RunConfig, device: torch.device) -> str | None:
     """Why the model's states cannot fit, before minutes go into building them."""
     with torch.device("meta"):
-        parameters = count_parameters(GitModel(run.model))
+        parameters = count_parameters(build_model(run.model))
     needed = parameters * STATE_BYTES[run.train.gradient_precision] / GIB
     room = MEMORY_SHARE * memory_gib(device)
     if needed <= room:

@@ -31,7 +31,8 @@ from git_scale.checkpoint.vit import (
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder, QuickGelu, declare_torchvision_operators
+from git_scale.models.build import build_encoder
+from git_scale.models.encoders import QuickGelu, declare_torchvision_operators
 
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TRUNK = "visual.trunk."
@@ -239,12 +240,12 @@ def _timm_name(name: str) -> str:
 
 def _on_meta(encoder: EncoderConfig) -> Any:
     with torch.device("meta"):
-        return ImageEncoder(encoder).backbone
+        return build_encoder(encoder).backbone
 
 
 def _shapes(encoder: EncoderConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        return shapes_of(ImageEncoder(encoder), "encoder.")
+        return shapes_of(build_encoder(encoder), "encoder.")
 
 
 def _alone(path: Path, encoder: EncoderConfig, weights: Weights) -> Opened:

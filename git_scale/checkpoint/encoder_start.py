@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from git_scale.checkpoint.clip import open_encoder
 from git_scale.checkpoint.normalisation import Normalisation, fold_normalisation
-from git_scale.checkpoint.opened import Opened, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
-from git_scale.models.encoders import ImageEncoder, declare_torchvision_operators
+from git_scale.models.build import build_encoder
+from git_scale.models.encoders import declare_torchvision_operators
 
 SCRATCH, TIMM = "scratch", "timm"
 FROM_SCRATCH = (
@@ -58,7 +60,7 @@ def check_same_computation(opened: Opened, encoder: EncoderConfig) -> None:
     or number of heads from another."""
     same_size = opened.run.model.encoder.model_copy(update={"image_size": encoder.image_size})
     with torch.device("meta"):
-        theirs, ours = _computation(ImageEncoder(same_size)), _computation(ImageEncoder(encoder))
+        theirs, ours = _computation(build_encoder(same_size)), _computation(build_encoder(encoder))
     names = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     if names:
         first = min(names)
@@ -104,7 +106,7 @@ def _published(encoder: EncoderConfig) -> Opened:
     published = timm.get_pretrained_cfg(encoder.name, allow_unregistered=True)
     config = encoder.model_copy(update={"image_size": published.input_size[-1]})
     try:
-        tensors = ImageEncoder(config, published=True).state_dict()
+        tensors = build_encoder(config, published=True).state_dict()
     except ConfigError:
         raise
     except Exception as error:  # the download's own kinds, of three libraries

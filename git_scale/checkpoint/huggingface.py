@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from git_scale.checkpoint.hf_config import VISION_DEFAULTS, check_fixed, vision_sizes, whole_number
+from git_scale.checkpoint.layout import has_manifest
 from git_scale.checkpoint.lookalikes import refuse_folder_without_tensors
 from git_scale.checkpoint.names import RenamedWeights, Row, drop_single_temporal, huggingface_rows
 from git_scale.checkpoint.opened import Opened
@@ -18,7 +19,7 @@ from git_scale.checkpoint.vit import clip_encoder, shapes_of
 from git_scale.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +45,13 @@ DEFAULTS = {
 }
 
 
-def is_model(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file()
+def open_if_huggingface(folder: Path) -> Opened | None:
+    """None for anything but a folder of transformers.
 
-
-def open_huggingface(folder: Path) -> Opened:
-    """Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow."""
+    Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow.
+    """
+    if not (folder / CONFIG_FILE).is_file() or has_manifest(folder):
+        return None
     config = read_json(folder / CONFIG_FILE)
     _refuse_encoder_alone(config, folder)
     tensors = find_tensors(folder)
@@ -59,7 +61,7 @@ def open_huggingface(folder: Path) -> Opened:
     model = _model_config(config, folder / CONFIG_FILE, tied=_is_tied(source, config))
     _compare_preprocessing(folder)
     with torch.device("meta"):
-        shapes = shapes_of(GitModel(model))
+        shapes = shapes_of(build_model(model))
     layers = whole_number(config.get("vision_config") or {}, "num_hidden_layers", VISION_DEFAULTS, folder)
     rows, dropped = _rows(model, layers, source), _dropped(source, model, config, folder)
     weights = RenamedWeights(source, rows, shapes, dropped, folder)

@@ -15,7 +15,8 @@ from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
 from git_scale.checkpoint.huggingface_check import check_as_a_user
 from git_scale.checkpoint.names import Row, cut, huggingface_rows
-from git_scale.checkpoint.opened import Opened, open_checkpoint, tokenizer_of
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, tokenizer_of
 from git_scale.checkpoint.probe import (
     ExportReport,
     compare,
@@ -28,6 +29,7 @@ from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import CheckpointError
+from git_scale.models.build import build_model
 from git_scale.models.encoders import QuickGelu
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.tasks import TASKS
@@ -51,7 +53,7 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
         )
     tokenizer = tokenizer_of(opened)
     with torch.device("meta"):
-        model = GitModel(opened.run.model)
+        model = build_model(opened.run.model)
     vision = _vision_config(model, opened.run.model)
     rows = huggingface_rows(opened.run.model, vision["num_hidden_layers"])
     shapes = _shapes(rows, model)

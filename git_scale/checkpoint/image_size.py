@@ -12,7 +12,8 @@ from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import MAX_IMAGE_SIZE, EncoderConfig
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder, resize_positions
+from git_scale.models.build import build_encoder
+from git_scale.models.encoders import resize_positions
 
 POSITIONS = f"{ENCODER}pos_embed"
 
@@ -43,7 +44,7 @@ def with_image_size(opened: Opened, image_size: int) -> Opened:
     if image_size == encoder.image_size:
         return opened
     with torch.device("meta"):
-        built = ImageEncoder(encoder)
+        built = build_encoder(encoder)
     too_large = f"at most {MAX_IMAGE_SIZE} pixels are possible" if image_size > MAX_IMAGE_SIZE else ""
     if problem := too_large or built.problem_of_size(image_size):
         raise CheckpointError(f"image size {image_size}: {problem}")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.opened import Opened, check_names
-from git_scale.checkpoint.weights import Weights, read_finite
+from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.weights import Weights, check_names, read_finite
 from git_scale.config import ModelConfig
 from git_scale.models.deferred import Deferred
 

@@ -21,14 +21,21 @@ from git_scale.checkpoint.vit import (
 )
 from git_scale.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, TrainConfig
 from git_scale.errors import CheckpointError
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 
 WORDS, HEAD = "textual.embedding.words.weight", "textual.output.weight"
 DROPPED = {"image_encoder.proj": "CLIP's projection, which GIT never uses"}
 MAX_YAML = 1 << 20  # bytes; real ones have some hundred
 
 
-def find_file(path: Path) -> Path | None:
+def open_if_microsoft(path: Path) -> Opened | None:
+    """None for a path without a model.pt. Raises CheckpointError when that is no GIT of the paper's code or cannot be
+    read safely."""
+    file = _find_file(path)
+    return _open(file) if file is not None else None
+
+
+def _find_file(path: Path) -> Path | None:
     """The model.pt of a path: itself, in the folder, or in its snapshot/."""
     if path.is_file() and path.suffix in TORCH_SUFFIXES:
         return path
@@ -36,8 +43,7 @@ def find_file(path: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def open_microsoft(path: Path) -> Opened:
-    """Raises CheckpointError when the file is no GIT of the paper's code or cannot be read safely."""
+def _open(path: Path) -> Opened:
     source = Unwrapped(open_tensors(path))
     shapes = source.shapes
     if WORDS not in shapes or "image_encoder.conv1.weight" not in shapes:
@@ -65,7 +71,7 @@ def open_microsoft(path: Path) -> Opened:
         frames=len(temporal) or 1,
     )
     with torch.device("meta"):
-        ours = shapes_of(GitModel(model))
+        ours = shapes_of(build_model(model))
     weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, dropped, path)
     data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
     tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)

@@ -28,15 +28,15 @@ from git_scale.checkpoint.card import (
 )
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG, MANIFEST
-from git_scale.checkpoint.opened import Opened, open_checkpoint, read_run, tokenizer_of
+from git_scale.checkpoint.opened import Opened, read_run, tokenizer_of
 from git_scale.checkpoint.probe import ExportReport, compare, probe
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
-from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, read_finite
+from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, check_files, read_finite
 from git_scale.data.tokenizer import Tokenizer, WordPieceTokenizer
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, write_bytes
-from git_scale.models.encoders import ImageEncoder
-from git_scale.models.git import GitModel, count_parameters
+from git_scale.models.build import build_encoder, build_model
+from git_scale.models.git import count_parameters
 
 ORIGIN = "origin.json"
 
@@ -90,7 +90,7 @@ def export_native(
     tokenizer = None if opened.holds_encoder_only else tokenizer_of(opened, tokenizer_file)
     with torch.device("meta"):
         config = opened.run.model
-        module = ImageEncoder(config.encoder) if opened.holds_encoder_only else GitModel(config)
+        module = build_encoder(config.encoder) if opened.holds_encoder_only else build_model(config)
     prefix = "encoder." if opened.holds_encoder_only else ""
     state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     if config.decoder.tied:
@@ -101,7 +101,7 @@ def export_native(
         written = write_tensors(folder, shapes, lambda names: _read(opened, names))
         written += _write_rest(folder, opened, tokenizer)
         write_manifest(folder, written)
-        difference = compare(opened.path, expected, lambda: probe(open_checkpoint(folder)))
+        difference = compare(opened.path, expected, lambda: probe(open_native(folder, check_files(folder))))
     return ExportReport(
         destination=destination,
         tensors=len(shapes),

@@ -22,7 +22,7 @@ from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder
+from git_scale.models.build import build_encoder
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def fold_normalisation(
     if theirs.equals(CLIP):
         return weights
     with torch.device("meta"):
-        backbone = ImageEncoder(encoder).backbone
+        backbone = build_encoder(encoder).backbone
     target = _first_convolution(backbone)
     what = f"{path}: trained with pictures of mean {_short(theirs.mean)} and deviation {_short(theirs.std)}"
     if target is None:

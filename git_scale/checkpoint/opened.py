@@ -1,10 +1,4 @@
-"""Any checkpoint, opened: its recipe, its tokenizer and its weights by the names of GitModel.
-
-training      a checkpoint of a run, or a run's folder (its newest one)
-native        a model folder of git_scale (git_scale/checkpoint/native.py)
-huggingface   a folder of transformers with a GIT in it
-microsoft     model.pt of the paper's code, or its folder
-"""
+"""A checkpoint of any kind, opened: its recipe, its tokenizer and its weights by the names of GitModel."""
 
 from __future__ import annotations
 
@@ -18,24 +12,14 @@ import yaml
 from pydantic import ValidationError
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.lookalikes import refuse_lookalike_folder
-from git_scale.checkpoint.weights import TrainingWeights, Weights, check_files, check_names, read_finite
+from git_scale.checkpoint.weights import Weights, check_names, read_finite
 from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
+from git_scale.models.build import build_encoder, build_model
 from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
-
-__all__ = [
-    "Opened",
-    "check_names",
-    "load_encoder",
-    "load_model",
-    "open_checkpoint",
-    "read_run",
-    "refuse_encoder_alone",
-]
 
 
 @dataclass(frozen=True)
@@ -57,36 +41,6 @@ class Opened:
         return all(name.startswith("encoder.") for name in self.weights.shapes)
 
 
-def open_checkpoint(path: Path) -> Opened:
-    """Detects the kind. Raises CheckpointError when it is none, damaged, or not to be read by git_scale."""
-    from git_scale.checkpoint import huggingface, microsoft, native
-
-    path = layout.best_of(Path(path))
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    if path.is_dir():
-        refuse_lookalike_folder(path)
-    if huggingface.is_model(path) and not layout.has_manifest(path):
-        return huggingface.open_huggingface(path)
-    if (file := microsoft.find_file(path)) is not None:
-        return microsoft.open_microsoft(file)
-    checkpoint = layout.find_checkpoint(path)
-    listed = check_files(checkpoint)
-    if native.ORIGIN in listed:
-        return native.open_native(checkpoint, listed)
-    if layout.PROGRESS not in listed:
-        raise CheckpointError(f"{checkpoint}: its {layout.MANIFEST} lists no model and no state of a run")
-    run = read_run(checkpoint)
-    return Opened(
-        kind="training",
-        path=checkpoint,
-        run=run,
-        tokenizer=checkpoint / Path(run.data.tokenizer).name,
-        weights=TrainingWeights(checkpoint),
-        step=layout.read_progress(checkpoint).step,
-    )
-
-
 def read_run(checkpoint: Path) -> RunConfig:
     """The recipe in a checkpoint's folder. Raises CheckpointError."""
     try:
@@ -100,7 +54,7 @@ def read_run(checkpoint: Path) -> RunConfig:
 def load_model(opened: Opened) -> GitModel:
     """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
     refuse_encoder_alone(opened)
-    model: GitModel = _filled(lambda: GitModel(opened.run.model), opened, prefix="")
+    model: GitModel = _filled(lambda: build_model(opened.run.model), opened, prefix="")
     if opened.run.model.decoder.tied:
         model.decoder.head.weight = model.decoder.embedding.words.weight
     return model
@@ -134,7 +88,9 @@ def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
 
 def load_encoder(opened: Opened) -> ImageEncoder:
     """The image encoder alone, as load_model."""
-    encoder: ImageEncoder = _filled(lambda: ImageEncoder(opened.run.model.encoder), opened, prefix="encoder.")
+    encoder: ImageEncoder = _filled(
+        lambda: build_encoder(opened.run.model.encoder), opened, prefix="encoder."
+    )
     return encoder
 
 

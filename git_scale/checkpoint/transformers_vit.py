@@ -16,7 +16,7 @@ from git_scale.checkpoint.vit import clip_encoder, shapes_of, siglip_encoder
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder
+from git_scale.models.build import build_encoder
 
 PATCHES = "embeddings.patch_embedding.weight"
 CLIP_DEFAULTS = VISION_DEFAULTS | {"patch_size": 32}
@@ -67,7 +67,7 @@ def open_transformers_vit(
         )
     encoder = _encoder_config(vision, kind, described)
     with torch.device("meta"):
-        shapes = shapes_of(ImageEncoder(encoder), "encoder.")
+        shapes = shapes_of(build_encoder(encoder), "encoder.")
     layers = whole_number(vision, "num_hidden_layers", VISION_DEFAULTS, described)
     rows = siglip_rows(layers, prefix) if kind == "siglip" else huggingface_encoder_rows(layers, prefix)
     dropped = {n: reason for n in source.shapes for pattern, reason in DROPPED if re.fullmatch(pattern, n)}

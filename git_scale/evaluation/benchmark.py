@@ -11,18 +11,14 @@ from typing import Any
 import torch
 
 from git_scale.checkpoint.initial import values_from
-from git_scale.checkpoint.opened import (
-    Opened,
-    open_checkpoint,
-    refuse_encoder_alone,
-    tokenizer_of,
-)
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, refuse_encoder_alone, tokenizer_of
 from git_scale.config import ParallelConfig, RunConfig
 from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
 from git_scale.evaluation.health import findings
+from git_scale.models.build import build_model
 from git_scale.models.deferred import Deferred
-from git_scale.models.git import GitModel
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.shared_indexing import open_store_together
@@ -66,7 +62,7 @@ def evaluate_checkpoint(
     device = start_processes(topology)
     store = open_store_together(topology, data)
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
-    deferred = Deferred(lambda: GitModel(run.model), run.seed)
+    deferred = Deferred(lambda: build_model(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)
     placed = place_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(placed, run, ds_config, topology, device)

@@ -23,7 +23,7 @@ from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losse
 from git_scale.evaluation.runner import Runner
 from git_scale.evaluation.scores import score
 from git_scale.evaluation.sheet import Captioned, draw_captions
-from git_scale.models.generate import Decoding, generate
+from git_scale.inference.generate import Decoding, generate
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress

@@ -31,6 +31,6 @@ def mpu_of(topology: Topology) -> Any:
         return None
     # It misses Transformer Engine for optimizers that are not used here, and a CUDA setting that slurm/env.sh weighs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
-    from git_scale.parallel.tensor import Mpu
+    from git_scale.parallel.mpu import Mpu
 
     return Mpu(topology.tp)

@@ -23,7 +23,7 @@ from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState,
 from git_scale.checkpoint.weights import check_files
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest, write_bytes
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
 from git_scale.progress import bar
 
@@ -40,7 +40,7 @@ def reshape(source: Path, destination: Path, tp: int) -> Path:
     run = run.model_copy(update={"run_dir": str(destination), "parallel": parallel})
     state = TrainingState(checkpoint / layout.STATE_FOLDER)
     with torch.device("meta"):
-        splits = splits_of(GitModel(run.model), parallel)
+        splits = splits_of(build_model(run.model), parallel)
     index = replace(state.index, tp=tp, splits={name: splits.get(name) for name in state.index.shapes})
     with new_folder(destination, None, [checkpoint]) as folder:
         target = layout.checkpoints_folder(folder) / checkpoint.name

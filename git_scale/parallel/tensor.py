@@ -1,4 +1,4 @@
-"""A model's modules exchanged for tensor-parallel ones, by the table in rules.py. Nothing else imports megatron.
+"""A model's modules exchanged for tensor-parallel ones, by the table in rules.py.
 
 The model is built plain, on meta, and does not know. Split linear layers become megatron-core's; heads become
 this rank's. Everything between them is computed by every rank of a group, from the same numbers; with
@@ -31,45 +31,6 @@ from git_scale.models.git import smoothing_entropy
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules
-
-
-class Mpu:
-    """The process groups, under the names by which DeepSpeed asks an external `mpu` for them.
-
-    megatron.core.parallel_state itself will not do: it lacks get_model_parallel_rank and -world_size, and has
-    initialize_sequence_parallel in some versions, at the sight of which DeepSpeed takes the tensor-parallel degree
-    for 1 and reduces no gradient norm over the group (deepspeed/runtime/zero/stage3.py, utils/groups.py).
-    """
-
-    def __init__(self, tp: int) -> None:
-        """Makes the groups: neighbouring ranks are tensor-parallel. Collective."""
-        if not parallel_state.model_parallel_is_initialized():
-            parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
-
-    def get_model_parallel_rank(self) -> int:
-        return int(parallel_state.get_tensor_model_parallel_rank())
-
-    def get_model_parallel_world_size(self) -> int:
-        return int(parallel_state.get_tensor_model_parallel_world_size())
-
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group()
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return dist.get_process_group_ranks(self.get_data_parallel_group())
-
-    def get_data_parallel_rank(self) -> int:
-        return int(parallel_state.get_data_parallel_rank())
-
-    def get_data_parallel_world_size(self) -> int:
-        return int(parallel_state.get_data_parallel_world_size())
 
 
 def split_modules(model: Any, parallel: ParallelConfig) -> None:

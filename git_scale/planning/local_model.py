@@ -14,8 +14,8 @@ from git_scale.checkpoint.split import local_shape
 from git_scale.config import RunConfig
 from git_scale.data.images import longest_side
 from git_scale.errors import ConfigError
+from git_scale.models.build import build_model
 from git_scale.models.encoders import ImageEncoder
-from git_scale.models.git import GitModel
 from git_scale.parallel.rules import Column, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules, splits_of
@@ -53,7 +53,7 @@ def build_local(run: RunConfig) -> Local:
     Raises ConfigError for what parallel.tp cannot split, and when nothing learns.
     """
     with on_meta():
-        model = GitModel(run.model)
+        model = build_model(run.model)
     for pattern in run.train.freeze:
         for name in fnmatch.filter(dict(model.named_parameters()), pattern):
             model.get_parameter(name).requires_grad_(False)

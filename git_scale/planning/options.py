@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from git_scale.config import RunConfig
-from git_scale.models.encoders import ImageEncoder
+from git_scale.models.build import build_encoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
 from git_scale.planning.activations import measure
 from git_scale.planning.cluster import Cluster
@@ -111,7 +111,7 @@ def _model_flops(recipe: str) -> int:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     height, width = largest_picture(run)
     with on_meta():
-        encoder = ImageEncoder(run.model.encoder).eval()  # one picture is too few for a batch norm
+        encoder = build_encoder(run.model.encoder).eval()  # one picture is too few for a batch norm
     with Quick():
         tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
         encoder_flops = encoder_forward_flops(encoder, height, width)

@@ -17,14 +17,15 @@ from torch import Tensor
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, load_model
 from git_scale.config import RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.testing.tiny import tiny_run
 from git_scale.testing.tiny_encoders import tiny_encoder
 from git_scale.training.build import build_trainer
-from git_scale.training.start import build_model
+from git_scale.training.init_model import deferred_model
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def try_family(
     trained = open_checkpoint(folder / "run")
     export_native(trained, folder / "native")
     native = open_checkpoint(folder / "native")
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     values, _ = values_from(deferred, run.model, native)
     stations = {
         "loaded": load_model(trained),

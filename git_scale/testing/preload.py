@@ -17,7 +17,7 @@ import torch
 
 import git_scale.training.build  # noqa: F401
 from git_scale.config import EncoderConfig
-from git_scale.models.encoders import ImageEncoder
+from git_scale.models.build import build_encoder
 from git_scale.monitoring.peak import DTYPES, peak_flops
 
 importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # see parallel/groups.py
     importlib.import_module("git_scale.parallel.tensor")
 with torch.device("meta"):
-    ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224"))
+    build_encoder(EncoderConfig(name="vit_tiny_patch16_224"))
 threads = torch.get_num_threads()
 torch.set_num_threads(1)  # a pool of threads would be lost to the ranks that fork from here, and hang them
 for precision in DTYPES:

@@ -15,6 +15,7 @@ from git_scale.data.batch import Batch, Sample, collate
 from git_scale.data.images import decode, normalise, prepare
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.data.train_tokenizer import train_sentencepiece
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel, language_model_loss
 from git_scale.tasks.prompts import Prompts
 from git_scale.testing.tiny import (
@@ -43,7 +44,7 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
         train_sentencepiece([*said, COLOUR, SIZE, *COLOURS, *SIDES], words, VOCAB_SIZE)
         run = _recipe(words.parent, frames)
         torch.manual_seed(0)
-        model = GitModel(run.model)
+        model = build_model(run.model)
         _learn(model, _everything(Prompts(load_tokenizer(words), run.data), frames))
         export_native(Opened("training", folder, run, words, _Live(model), STEPS), folder)
     return folder

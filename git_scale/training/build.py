@@ -31,6 +31,7 @@ from git_scale.parallel.topology import Topology
 from git_scale.tasks import build_task
 from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts
+from git_scale.training.init_model import deferred_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.optimizer import parameter_groups
 from git_scale.training.preflight import (
     check_data,
@@ -39,7 +40,6 @@ from git_scale.training.preflight import (
     training_shapes,
 )
 from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
-from git_scale.training.start import build_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def build_trainer(
         topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
     )
 
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     check_image_sizes(run, deferred.module.encoder)
     log.info("parameters: %s", parameters_in_words(deferred.module))
     values = first_rank_first(topology, lambda: first_values(deferred, run))

@@ -26,10 +26,10 @@ from git_scale.processes import end_with, launcher_processes
 from git_scale.recipes import draft_run
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.dry_run import dry_run
+from git_scale.training.init_model import inherited_from
 from git_scale.training.out_of_memory import OutOfMemory, explain, in_phase
 from git_scale.training.outcome import Outcome
 from git_scale.training.preflight import Problems, check_inputs
-from git_scale.training.start import settled_by
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         datefmt="%H:%M:%S",
     )
     planned = _planned_topology(args)
-    run, found = draft_run(args.config, args.overrides, settled_by)
+    run, found = draft_run(args.config, args.overrides, inherited_from)
     problems = Problems(found)
     if from_checkpoint and run.init_from is None:
         found.append("init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR")

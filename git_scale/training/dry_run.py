@@ -8,6 +8,7 @@ import torch
 
 from git_scale.config import RunConfig
 from git_scale.data.store import SampleStore, open_store, problem_of
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import check_ds_config
@@ -26,13 +27,13 @@ from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.training.costs import StepCosts
+from git_scale.training.init_model import freeze, parameter_counts
 from git_scale.training.preflight import (
     Problems,
     check_data,
     check_image_sizes,
     training_shapes,
 )
-from git_scale.training.start import freeze, parameter_counts
 
 
 def dry_run(
@@ -45,7 +46,7 @@ def dry_run(
     cluster = _cluster(run, topology, is_elsewhere)
     problems.of(lambda: check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda"))
     with on_meta():
-        model = problems.of(lambda: GitModel(run.model))
+        model = problems.of(lambda: build_model(run.model))
     if model is None:
         return ""
     problems.of(lambda: freeze(model, run.train.freeze))

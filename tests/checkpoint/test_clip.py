@@ -15,12 +15,13 @@ from git_scale.checkpoint.clip import OPENAI_NUMBERS, open_encoder
 from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.names import clip_rows, cut
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened, load_encoder, load_model, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, load_encoder, load_model
 from git_scale.checkpoint.vit import PUBLISHED, Sizes, clip_encoder, read_sizes
 from git_scale.config import EncoderConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
-from git_scale.models.encoders import ImageEncoder
+from git_scale.models.build import build_encoder
 
 WIDTH, PATCH, SIDE = 64, 8, 32
 
@@ -160,7 +161,7 @@ def test_published_sizes_tell_the_heads_and_are_timms() -> None:
         encoder = clip_encoder(sizes, 16 * sizes.patch, quick_gelu=False)
         assert encoder.name == template.format("") and set(encoder.options) == {"dynamic_img_size"}
         with torch.device("meta"):
-            vit = ImageEncoder(encoder).backbone
+            vit = build_encoder(encoder).backbone
         block = vit.blocks[0]
         assert (vit.patch_embed.patch_size[0], vit.embed_dim, len(vit.blocks)) == sizes[:3]
         assert (block.attn.num_heads, block.mlp.fc1.out_features) == sizes[3:]
@@ -188,7 +189,7 @@ def test_what_tells_the_activation(tmp_path: Path) -> None:
 
 def test_a_bare_file_of_published_size_asks_for_its_activation(tmp_path: Path) -> None:
     shape = Sizes(32, 512, 12, 8, 2048)
-    small = ImageEncoder(clip_encoder(shape, 64, quick_gelu=False)).backbone
+    small = build_encoder(clip_encoder(shape, 64, quick_gelu=False)).backbone
     foreign = {
         t: p for row in clip_rows(12, "visual.") for t, p in cut(row, small.state_dict()[row.ours[17:]])
     }
@@ -321,7 +322,7 @@ def test_open_clip_with_a_trunk_of_timm(tmp_path: Path) -> None:
 
 def test_wrong_names_and_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    state = ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224")).backbone.state_dict()
+    state = build_encoder(EncoderConfig(name="vit_tiny_patch16_224")).backbone.state_dict()
     save_file(state | {"extra.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"near ones: .*vit_tiny_patch16_224"):
         open_encoder(path, "vit_tinny_patch16_224")

@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from git_scale.checkpoint.clip import open_encoder
 from git_scale.checkpoint.encoder_start import check_encoder_start, open_encoder_start
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
 from git_scale.config import EncoderConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.models.encoders import declare_torchvision_operators, resize_positions
 from git_scale.recipes import load_run
 from git_scale.testing.taught import write_taught
-from git_scale.training.start import build_model, first_values, settled_by
+from git_scale.training.init_model import deferred_model, first_values, inherited_from
 
 declare_torchvision_operators()
 import timm  # noqa: E402
@@ -63,7 +63,7 @@ def test_the_encoder_is_the_one_named_and_the_rest_is_random(
 ) -> None:
     start = folder if kind == "folder" else folder.parent / "vit.safetensors"
     run = run_of(tmp_path, encoder_of(start))
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     values = first_values(deferred, run)
     for name in ("cls_token", "blocks.11.mlp.fc2.bias", "pos_embed"):
         assert torch.equal(values(f"encoder.backbone.{name}"), weights[name])
@@ -77,7 +77,7 @@ def test_positions_follow_the_size_of_the_pictures(
     folder: Path, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, encoder_of(folder, image_size=64, options={"dynamic_img_size": True}))
-    values = first_values(build_model(run), run)
+    values = first_values(deferred_model(run), run)
     expected = resize_positions(weights["pos_embed"], (14, 14), (4, 4), 1)
     assert torch.equal(values(POSITIONS), expected)
 
@@ -87,7 +87,7 @@ def test_of_a_whole_git_the_encoder_is_taken(tmp_path: Path) -> None:
     theirs = open_checkpoint(whole)
     encoder = theirs.run.model.encoder.model_copy(update={"start": str(whole)})
     run = run_of(tmp_path, encoder)
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     values = first_values(deferred, run)
     name = "encoder.backbone.patch_embed.proj.weight"
     if name not in theirs.weights.shapes:
@@ -102,7 +102,7 @@ def test_from_scratch_nothing_is_read_and_a_slow_rate_is_named(
 ) -> None:
     small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
     run = run_of(tmp_path, encoder_of("scratch", options=small))
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     assert first_values(deferred, run) == deferred.first_value
     assert "model.encoder.start=scratch at optimizer.encoder_lr=1e-05" in caplog.text
     caplog.clear()
@@ -163,7 +163,7 @@ def test_timms_own(
 
     monkeypatch.setattr(timm, "create_model", published)
     run = run_of(tmp_path, encoder_of("timm", image_size=64, options={"dynamic_img_size": True}))
-    values = first_values(build_model(run), run)
+    values = first_values(deferred_model(run), run)
     assert torch.equal(values("encoder.backbone.norm.weight"), weights["norm.weight"])
     assert torch.equal(values(POSITIONS), resize_positions(weights["pos_embed"], (14, 14), (4, 4), 1))
     imported = open_checkpoint(folder).weights  # normalised as our pictures are, like these
@@ -198,11 +198,11 @@ def test_init_from_goes_before_it(folder: Path, tmp_path: Path) -> None:
             "model.encoder.options={}",
             f"model.encoder.name={NAME}",
         ],
-        settled_by,
+        inherited_from,
     )
     assert run.model.encoder.start == "models/clip-vit-base-patch16"
     run = run.model_copy(update={"train": run.train.model_copy(update={"precision": "fp32"})})
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     values = first_values(deferred, run)
     source = open_checkpoint(folder).weights
     for name in (POSITIONS, "encoder.backbone.norm.weight"):

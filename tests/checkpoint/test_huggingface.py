@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.opened import load_model, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import load_model
 from git_scale.errors import CheckpointError
-from git_scale.models.generate import Decoding, generate
+from git_scale.inference.generate import Decoding, generate
 
 BuildGit = Callable[..., Any]
 SaveGit = Callable[..., Path]

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 from git_scale.checkpoint import huggingface_export, probe
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened, load_model, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, load_model
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import normalise, resize_center_crop
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.errors import CheckpointError
-from git_scale.models.generate import Decoding, generate
+from git_scale.inference.generate import Decoding, generate
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 
 BuildGit = Callable[..., Any]
@@ -51,7 +53,7 @@ def open_ours(vocab_file: Path, seed: int = 0, resize: str = "crop", **model: An
     }
     config = ModelConfig.model_validate(tree)
     torch.manual_seed(seed)
-    ours = GitModel(config).eval()
+    ours = build_model(config).eval()
     for name, parameter in ours.named_parameters():
         is_scale = "norm" in name and name.endswith("weight")
         torch.nn.init.normal_(parameter, 1.0 if is_scale else 0.0, std=0.15)

@@ -12,8 +12,8 @@ from git_scale.checkpoint.initial import initial_weights
 from git_scale.checkpoint.opened import Opened
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
+from git_scale.models.build import build_model
 from git_scale.models.encoders import resize_positions
-from git_scale.models.git import GitModel
 
 TEMPORAL, POSITIONS = "temporal.frames", "encoder.backbone.pos_embed"
 
@@ -31,7 +31,7 @@ class InMemory:
 
     def __init__(self, config: ModelConfig, only: str = "") -> None:
         torch.manual_seed(1)
-        state = GitModel(config).state_dict()
+        state = build_model(config).state_dict()
         self.tensors = {name: torch.randn_like(t) for name, t in state.items() if name.startswith(only)}
         if "decoder.head.weight" in self.tensors:
             self.tensors["decoder.head.weight"] = self.tensors["decoder.embedding.words.weight"]
@@ -47,7 +47,7 @@ def started(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], InMemory, list[str]]:
     """State before and after, the source, and what was said."""
     torch.manual_seed(0)
-    model = GitModel(ours)
+    model = build_model(ours)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     source = InMemory(theirs, only)
     opened = Opened("native", Path("there"), RunConfig(model=theirs), None, source, None)
@@ -114,6 +114,6 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     source = InMemory(config_of())
     source.tensors["projection.0.bias"][3] = torch.nan
     opened = Opened("native", Path("there"), RunConfig(model=config_of()), None, source, None)
-    taken, _ = initial_weights(GitModel(config_of()), config_of(), opened)
+    taken, _ = initial_weights(build_model(config_of()), config_of(), opened)
     with pytest.raises(CheckpointError, match=r"projection.0.bias holds numbers that are not finite"):
         taken.read("projection.0.bias")

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.card import METRICS
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened, load_encoder, load_model, open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import Opened, load_encoder, load_model
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.errors import CheckpointError, DataError
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -60,7 +62,7 @@ def make(vocab_file: Path) -> Callable[..., Opened]:
             "vocab_size": vocab_size,
         }
         torch.manual_seed(0)
-        model = GitModel(ModelConfig.model_validate(tree))
+        model = build_model(ModelConfig.model_validate(tree))
         for name, buffer in model.named_buffers():
             if "running" in name:
                 buffer.uniform_(0.5, 1.5)

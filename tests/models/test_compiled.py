@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
+from git_scale.models.build import build_model
 from git_scale.models.compiled import compile_blocks
 from git_scale.models.git import GitModel
 
@@ -31,7 +32,7 @@ def a_model(name: str) -> GitModel:
     torch.manual_seed(0)
     encoder = EncoderConfig(name=name, image_size=64, options=ENCODERS[name])
     decoder = DecoderConfig(layers=3, width=16, heads=2, ffn=32, positions=16, dropout=0.0)
-    return GitModel(ModelConfig(encoder=encoder, decoder=decoder, vocab_size=23)).double()
+    return build_model(ModelConfig(encoder=encoder, decoder=decoder, vocab_size=23)).double()
 
 
 def a_pass(model: GitModel, length: int = 5) -> tuple[Tensor, list[Tensor]]:

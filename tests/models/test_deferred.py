@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
+from git_scale.models.build import build_model
 from git_scale.models.deferred import Deferred
-from git_scale.models.git import GitModel
 
 DECODER = DecoderConfig(layers=1, width=32, heads=2, ffn=64)
 ENCODERS: list[dict[str, Any]] = [
@@ -29,10 +29,10 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("encoder", ENCODERS, ids=lambda encoder: encoder["name"])
 def test_values_are_distributed_as_the_constructors_make_them(encoder: dict[str, Any]) -> None:
     config = ModelConfig(encoder=EncoderConfig(**encoder), decoder=DECODER, vocab_size=40)
-    deferred = Deferred(lambda: GitModel(config), seed=3)
+    deferred = Deferred(lambda: build_model(config), seed=3)
     assert {tensor.device.type for tensor in tensors(deferred.module).values()} == {"meta"}
     torch.manual_seed(0)
-    for name, built in tensors(GitModel(config)).items():
+    for name, built in tensors(build_model(config)).items():
         value = deferred.first_value(name)
         assert (value.shape, value.dtype) == (built.shape, built.dtype), name
         if not built.is_floating_point() or built.unique().numel() == 1:

@@ -13,6 +13,7 @@ import torch
 from git_scale.config import EncoderConfig
 from git_scale.errors import ConfigError
 from git_scale.models import encoders
+from git_scale.models.build import build_encoder
 from git_scale.models.encoders import ImageEncoder
 
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -23,7 +24,7 @@ DAVIT = {"depths": [1, 1], "embed_dims": [16, 32], "num_heads": [1, 2]}
 
 def build(name: str, image_size: int = 32, **options: Any) -> ImageEncoder:
     torch.manual_seed(0)
-    return ImageEncoder(EncoderConfig(name=name, image_size=image_size, options=options)).eval()
+    return build_encoder(EncoderConfig(name=name, image_size=image_size, options=options)).eval()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_grid_grows_with_the_picture(name: str, options: dict) -> None:
 
 def test_the_shipped_encoders_have_no_classifier() -> None:
     with torch.device("meta"):
-        encoder = ImageEncoder(EncoderConfig())
+        encoder = build_encoder(EncoderConfig())
     assert [name for name, _ in encoder.named_parameters() if "head" in name or "fc." in name[-12:-6]] == []
 
 
@@ -256,7 +257,7 @@ def test_real_operators_are_left_alone() -> None:
 
 def test_clips_activation_is_the_lean_one_with_the_same_values_and_gradients() -> None:
     with torch.device("meta"):
-        clip = ImageEncoder(EncoderConfig())
+        clip = build_encoder(EncoderConfig())
     assert sum(isinstance(module, encoders.QuickGelu) for module in clip.modules()) == 12  # one per block
     x = torch.linspace(-8, 8, 101, dtype=torch.float64, requires_grad=True)
     ours, plain = encoders.QuickGelu()(x), x * torch.sigmoid(1.702 * x)
@@ -267,14 +268,14 @@ def test_clips_activation_is_the_lean_one_with_the_same_values_and_gradients() -
 
 def test_first_positions_as_wide_as_asked_for() -> None:
     config = EncoderConfig(name="vit_tiny_patch16_224", image_size=224, position_std=0.5)
-    assert float(ImageEncoder(config).backbone.pos_embed.detach().std()) == pytest.approx(0.5, rel=0.05)
+    assert float(build_encoder(config).backbone.pos_embed.detach().std()) == pytest.approx(0.5, rel=0.05)
     with pytest.raises(ConfigError, match="resnet18 has no table of positions"):
-        ImageEncoder(EncoderConfig(name="resnet18", position_std=0.5))
+        build_encoder(EncoderConfig(name="resnet18", position_std=0.5))
 
 
 def test_pixels_beyond_the_last_whole_patch_are_not_seen() -> None:
     options = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
-    encoder = ImageEncoder(EncoderConfig(name="vit_tiny_patch16_224", image_size=32, options=options)).eval()
+    encoder = build_encoder(EncoderConfig(name="vit_tiny_patch16_224", image_size=32, options=options)).eval()
     images = torch.randn(2, 3, 37, 47)
     with torch.no_grad():
         whole = encoder(images)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.config import ModelConfig
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel, count_parameters, language_model_loss, smoothing_entropy
 from git_scale.recipes import load_run
 
@@ -21,7 +22,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 def build_on_meta(recipe: str) -> GitModel:
     with torch.device("meta"):
-        return GitModel(load_run(recipe).model)
+        return build_model(load_run(recipe).model)
 
 
 def loss_and_gradients(
@@ -120,7 +121,7 @@ def test_the_initial_weights_are_berts(tied: bool) -> None:
         }
     )
     torch.manual_seed(0)
-    model = GitModel(config)
+    model = build_model(config)
     for part in (model.projection, model.decoder):
         for name, parameter in part.named_parameters():
             if parameter.ndim == 2:
@@ -252,10 +253,10 @@ def test_frames_are_told_apart_by_their_embedding_only(
 
 def test_the_temporal_embedding_starts_at_zero_and_pictures_have_none() -> None:
     demo = load_run("demo", ["model.frames=6"]).model
-    model = GitModel(demo)
+    model = build_model(demo)
     assert model.temporal.frames.shape == (6, model.encoder.width)
     assert not model.temporal.frames.any()
-    assert GitModel(load_run("demo").model).temporal is None
+    assert build_model(load_run("demo").model).temporal is None
 
 
 def test_fewer_frames_take_the_first_embeddings(tiny_model: BuildModel, draw_inputs: DrawInputs) -> None:

@@ -11,14 +11,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from git_scale.config import RunConfig
-from git_scale.models.git import GitModel, language_model_loss
+from git_scale.models.build import build_model
+from git_scale.models.git import language_model_loss
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology, free_port
 from git_scale.recipes import load_run
 from git_scale.testing.gpu import requires_gpu
+from git_scale.training.init_model import deferred_model
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.start import build_model
 
 SMALL = [
     "model.encoder.name=vit_tiny_patch16_224",
@@ -53,7 +54,7 @@ def inputs(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torc
 
 def losses(run: RunConfig, ds_config: dict[str, Any], device: torch.device, steps: int = 3) -> list[float]:
     """Mean token loss of each of some steps on one batch, from the same first weights."""
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     placed = place_model(deferred, run, deferred.first_value, ds_config, Topology(), device)
     groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
     engine = Engine(placed, groups, run, ds_config, Topology(), device)
@@ -98,7 +99,7 @@ def test_activation_checkpointing_changes_no_loss(device: torch.device) -> None:
 
 @requires_gpu
 def test_image_rows_take_the_flash_kernel(device: torch.device) -> None:
-    model = GitModel(small_run().model).to(device)
+    model = build_model(small_run().model).to(device)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         with pytest.raises(RuntimeError):  # no flash in fp32: the restriction binds
             model(*inputs(device, torch.float32))

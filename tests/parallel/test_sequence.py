@@ -14,7 +14,7 @@ import torch
 from git_scale.config import ModelConfig, ParallelConfig
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
 from git_scale.parallel.topology import Topology
 from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of
@@ -249,7 +249,7 @@ def test_an_evaluation_takes_any_number_of_pictures(squares: Path, tmp_path: Pat
 def test_batch_norms_are_refused() -> None:
     config = {"encoder": {"name": "resnet18"}, "decoder": {"width": 32, "heads": HEADS, "ffn": 64}}
     with torch.device("meta"):
-        model = GitModel(ModelConfig.model_validate(config))
+        model = build_model(ModelConfig.model_validate(config))
     parallel = ParallelConfig(tp=2, encoder=False)
     splits_of(model, parallel)
     with pytest.raises(ConfigError, match=r"batch norms .* set parallel.sequence=false"):

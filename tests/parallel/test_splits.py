@@ -10,6 +10,7 @@ import torch
 from git_scale.checkpoint.split import Split
 from git_scale.config import ModelConfig, ParallelConfig
 from git_scale.errors import ConfigError
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.recipes import load_run
@@ -22,7 +23,7 @@ def on_meta(name: str, **options: Any) -> GitModel:
         {"encoder": {"name": name, "options": options}, "decoder": DECODER, "vocab_size": 50}
     )
     with torch.device("meta"):
-        return GitModel(config)
+        return build_model(config)
 
 
 def test_each_layer_is_cut_as_the_table_says() -> None:
@@ -43,7 +44,7 @@ def test_each_layer_is_cut_as_the_table_says() -> None:
 def test_shipped_recipes_split_nearly_whole(recipe: str, tp: int) -> None:
     run = load_run(recipe, [f"parallel.tp={tp}"])
     with torch.device("meta"):
-        model = GitModel(run.model)
+        model = build_model(run.model)
     splits = splits_of(model, run.parallel)
     whole = sum(p.numel() for name, p in model.named_parameters() if splits[name] is None)
     assert whole / sum(p.numel() for p in model.parameters()) < 0.015

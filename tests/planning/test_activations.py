@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from git_scale.config import RunConfig
-from git_scale.models.git import GitModel, count_parameters
+from git_scale.models.build import build_model
+from git_scale.models.git import count_parameters
 from git_scale.planning import activations
 from git_scale.planning.activations import Timeline, measure
 from git_scale.planning.kernels import flops_of
@@ -24,7 +25,7 @@ def peak(timeline: Timeline) -> int:
 def test_all_gradients_are_done_and_nothing_is_left_at_the_end(small_run: RunConfig) -> None:
     timeline = measure(small_run, "cuda")
     with torch.device("meta"):
-        model = GitModel(small_run.model)
+        model = build_model(small_run.model)
     assert int(timeline.gradients[-1]) == count_parameters(model)
     assert bool((timeline.gradients.diff() >= 0).all())
     assert int(timeline.per_sample[-1]) < 0.1 * peak(timeline)

@@ -8,7 +8,7 @@ import torch
 from git_scale.checkpoint.split import local_shape
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
 from git_scale.planning import Cluster, plan
 from git_scale.planning.local_model import build_local, largest_picture, parameters_of
@@ -22,7 +22,7 @@ def split_run(small_run: RunConfig) -> RunConfig:
 
 def test_shapes_are_those_of_the_table_of_rules(split_run: RunConfig) -> None:
     with torch.device("meta"):
-        whole = GitModel(split_run.model)
+        whole = build_model(split_run.model)
     splits = splits_of(whole, split_run.parallel)
     local = build_local(split_run).model
     for name, parameter in whole.named_parameters():

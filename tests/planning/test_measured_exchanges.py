@@ -20,8 +20,8 @@ from git_scale.planning.step_time import buckets, gathered_again, gatherings
 from git_scale.planning.zero import read_zero
 from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
+from git_scale.training.init_model import deferred_model
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.start import build_model
 
 WORLD = 2
 RUN = load_run(
@@ -42,7 +42,7 @@ def collectives(
     topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]
 ) -> Counter[str]:
     """Of a step in which DeepSpeed knows what is needed when: gatherings and scatterings by part of the step."""
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
     groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
     engine = Engine(placed, groups, run, ds_config, topology, device)

@@ -21,8 +21,8 @@ from git_scale.planning.options import setting_of, weigh
 from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.gpu import requires_gpu
+from git_scale.training.init_model import deferred_model
 from git_scale.training.optimizer import parameter_groups
-from git_scale.training.start import build_model
 
 DS_CONFIGS = Path(__file__).parents[2] / "ds_configs"
 MIB = 2**20
@@ -51,7 +51,7 @@ def ds_config_of(stage: int) -> dict[str, Any]:
 
 def train(run: RunConfig, ds_config: dict[str, Any], topology: Topology, device: torch.device) -> None:
     """Two steps on random numbers: in the second, ZeRO-3 knows what is needed when, and gathers ahead."""
-    deferred = build_model(run)
+    deferred = deferred_model(run)
     placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
     groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
     engine = Engine(placed, groups, run, ds_config, topology, device)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from git_scale.config import RunConfig
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 from git_scale.planning.meta import Operations, Quick, on_meta
 
 ATEN = torch.ops.aten
@@ -28,9 +28,9 @@ class Names(TorchDispatchMode):
 
 def test_a_model_without_its_initialisers_is_the_same_one(small_run: RunConfig) -> None:
     with torch.device("meta"):
-        slow = GitModel(small_run.model)
+        slow = build_model(small_run.model)
     with Names() as names, on_meta():
-        quick = GitModel(small_run.model)
+        quick = build_model(small_run.model)
     assert {name for name in names.seen if name.endswith("_")} == set()
     described = [
         {name: (t.shape, t.dtype, t.device, t.requires_grad) for name, t in model.state_dict().items()}

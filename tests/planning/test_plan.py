@@ -11,7 +11,8 @@ import torch
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.models.git import GitModel, count_parameters
+from git_scale.models.build import build_model
+from git_scale.models.git import count_parameters
 from git_scale.planning import (
     Cluster,
     accelerator_named,
@@ -46,7 +47,7 @@ def cluster(world_size: int = 8, memory_gib: float = 80.0) -> Cluster:
 
 def parameters_of(run: RunConfig) -> int:
     with torch.device("meta"):
-        return count_parameters(GitModel(run.model))
+        return count_parameters(build_model(run.model))
 
 
 @pytest.mark.parametrize(

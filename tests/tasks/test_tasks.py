@@ -10,7 +10,7 @@ import pytest
 
 import git_scale
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
 from git_scale.errors import ConfigError
 from git_scale.evaluation.benchmark import benchmark_run
 from git_scale.recipes import load_run

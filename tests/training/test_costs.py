@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
-from git_scale.models.git import GitModel
+from git_scale.models.build import build_model
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 
@@ -31,7 +31,7 @@ def counted_forward(config: ModelConfig, batch: Batch) -> int:
     """The products of one real forward pass, attention included; nothing is computed on `meta`."""
     rows, _ = batch.target_rows()
     with torch.device("meta"):
-        model = GitModel(config).eval()
+        model = build_model(config).eval()
         images = torch.empty(batch.images.shape)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images, batch.tokens.to("meta"), rows.to("meta"))

@@ -14,6 +14,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.weights import load_weights
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.models.build import build_model
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
 from git_scale.stop import StopRequest
@@ -85,7 +86,7 @@ def test_it_starts_from_the_checkpoint_and_frozen_weights_stay(
 
 
 def _weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    from git_scale.checkpoint.opened import open_checkpoint
+    from git_scale.checkpoint.open import open_checkpoint
 
     weights = open_checkpoint(folder).weights
     return {name: weights.read(name) for name in weights.shapes}
@@ -142,8 +143,7 @@ def test_values_of_two_metrics_are_not_compared(squares: Path, tmp_path: Path, t
 
 def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     from git_scale.config import ModelConfig
-    from git_scale.models.git import GitModel
-    from git_scale.training.start import freeze
+    from git_scale.training.init_model import freeze
 
     options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     encoder = {"name": "resnet18", "image_size": 32, "options": options}
@@ -151,7 +151,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     config = ModelConfig.model_validate({"encoder": encoder, "decoder": decoder, "vocab_size": 10})
     for patterns, moves in (((), True), (("encoder.*",), False)):
         torch.manual_seed(0)
-        model = GitModel(config)
+        model = build_model(config)
         freeze(model, patterns)
         model.eval()
         model.train()
@@ -188,11 +188,11 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_recipe_takes_model_and_tokenizer_from_the_checkpoint(taught: Path, tmp_path: Path) -> None:
-    from git_scale.training.start import settled_by
+    from git_scale.training.init_model import inherited_from
 
     given = [f"init_from={taught}", f"run_dir={tmp_path / 'run'}", "eval.max_new_tokens=8"]
     run = load_run(
-        "finetune_vqa", [*given, "data.max_text_tokens=24", "model.encoder.image_size=48"], settled_by
+        "finetune_vqa", [*given, "data.max_text_tokens=24", "model.encoder.image_size=48"], inherited_from
     )
     assert run.model.vocab_size == 34 and run.model.decoder.width == 32
     assert run.data.tokenizer == str(taught / "tokenizer.model")
@@ -201,14 +201,14 @@ def test_a_recipe_takes_model_and_tokenizer_from_the_checkpoint(taught: Path, tm
 
 
 def test_a_run_that_has_begun_does_not_need_what_it_started_from(tmp_path: Path, squares: Path) -> None:
-    from git_scale.training.start import settled_by
+    from git_scale.training.init_model import inherited_from
 
     run = tiny_run(squares, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000010"
     checkpoint.mkdir(parents=True)
     (checkpoint / layout.MANIFEST).touch()
     (tmp_path / "run" / "config.yaml").write_text(run.to_yaml(), encoding="utf-8")
-    settled = settled_by(str(tmp_path / "gone"), str(tmp_path / "run"))
+    settled = inherited_from(str(tmp_path / "gone"), str(tmp_path / "run"))
     assert settled["model"] == run.model.model_dump(mode="json")
     assert settled["data"] == {"tokenizer": str(tmp_path / "run" / "tokenizer.model")}
 
@@ -219,7 +219,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     from git_scale.data.loader import build_train_loader
     from git_scale.data.store import open_store
     from git_scale.data.tokenizer import load_tokenizer
-    from git_scale.models.git import GitModel, language_model_loss
+    from git_scale.models.git import language_model_loss
     from git_scale.tasks import build_task
 
     run = vqa_run(squares, tmp_path / "run", taught)
@@ -227,7 +227,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     task = build_task(run.data.task, run, words)
     batch = next(iter(build_train_loader(run, open_store(run.data.train), task, 0, 1, 0)))
     torch.manual_seed(0)
-    model = GitModel(run.model).double().eval()
+    model = build_model(run.model).double().eval()
     images = normalise(batch.images, torch.float64)
     everywhere = torch.arange(batch.tokens.numel())
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizerConfig
+from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.training.optimizer import lr_factor, parameter_groups
 
@@ -27,7 +28,7 @@ def model() -> GitModel:
         frames=2,
     )
     with torch.device("meta"):
-        return GitModel(config)
+        return build_model(config)
 
 
 def groups_of(model: nn.Module, config: OptimizerConfig) -> list[dict]:

@@ -14,6 +14,8 @@ import torch
 import webdataset
 from PIL import Image
 
+from git_scale.models.build import build_encoder
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -23,7 +25,6 @@ import pretrain  # noqa: E402
 from git_scale.config import RunConfig  # noqa: E402
 from git_scale.data.store import open_store  # noqa: E402
 from git_scale.errors import ConfigError  # noqa: E402
-from git_scale.models.encoders import ImageEncoder  # noqa: E402
 from git_scale.testing.tiny import tiny_run  # noqa: E402
 from git_scale.training.preflight import check_data, check_image_sizes  # noqa: E402
 
@@ -181,7 +182,7 @@ def test_sizes_that_cut_a_token(
     encoder = {"name": name, "options": options, "image_size": size}
     run = tiny_run(squares, tmp_path / "run", model={"encoder": encoder}, data={"image_sizes": [size, 192]})
     with torch.device("meta"):
-        built = ImageEncoder(run.model.encoder)
+        built = build_encoder(run.model.encoder)
     with pytest.raises(ConfigError) as caught:
         check_image_sizes(run, built)
     assert [problem.partition("=")[0] for problem in caught.value.problems] == [
@@ -199,7 +200,7 @@ def test_a_published_size_is_taken_though_tokens_are_padded(squares: Path, tmp_p
         encoder = {"name": "levit_128s", "image_size": size}
         run = tiny_run(squares, tmp_path / "run", model={"encoder": encoder}, data={"image_sizes": [size]})
         with torch.device("meta"):
-            built = ImageEncoder(run.model.encoder)
+            built = build_encoder(run.model.encoder)
         if size == 224:
             assert check_image_sizes(run, built)
         else:

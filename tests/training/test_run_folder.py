@@ -15,6 +15,7 @@ from git_scale.errors import ConfigError, UserError
 from git_scale.processes import find_process
 from git_scale.recipes import load_run
 from git_scale.training import lease
+from git_scale.training.init_model import inherited_from
 from git_scale.training.run_folder import (
     as_begun,
     check_run_folder,
@@ -22,7 +23,6 @@ from git_scale.training.run_folder import (
     keep_tokenizer,
     renew_recipe,
 )
-from git_scale.training.start import settled_by
 
 
 def a_run(folder: Path, *overrides: str) -> RunConfig:
@@ -240,4 +240,4 @@ def test_a_damaged_recipe_is_named_with_the_copy_to_take(tmp_path: Path, content
     assert problem.startswith(f"{tmp_path / 'config.yaml'}: damaged")
     assert problem.endswith(f"copy {copy} over it, or choose another run_dir")
     with pytest.raises(ConfigError, match="damaged"):
-        settled_by("gone", str(tmp_path))
+        inherited_from("gone", str(tmp_path))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from git_scale.errors import ConfigError
-from git_scale.models.trie import Trie
+from git_scale.inference.trie import Trie
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from git_scale.models.decoding import Decoding, Generated, Rules
-from git_scale.models.stream import TextStream
-from git_scale.models.trie import ROOT
+from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.stream import TextStream
+from git_scale.inference.trie import ROOT
 
 
 def draw_texts(

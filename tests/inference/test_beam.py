@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from git_scale.models.generate import Decoding, Generated, Trie, generate
+from git_scale.inference.generate import Decoding, Generated, Trie, generate
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from git_scale.errors import ConfigError
+from git_scale.inference.generate import Decoding, Trie, generate
 from git_scale.models.decoder import LayerCache, Placement
-from git_scale.models.generate import Decoding, Trie, generate
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]

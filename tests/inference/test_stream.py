@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from git_scale.inference.stream import TextStream
 from git_scale.models.decoder import GrowingRows, Placement
 from git_scale.models.git import GitModel
-from git_scale.models.stream import TextStream
 
 BuildModel = Callable[..., GitModel]
 EXACT = {"rtol": 0.0, "atol": 1e-10}

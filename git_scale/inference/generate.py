@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from git_scale.errors import ConfigError
-from git_scale.models.beam import search_beams
-from git_scale.models.decoding import Decoding, Generated, Rules
-from git_scale.models.sampling import draw_texts
-from git_scale.models.stream import Decodable, Prefixes, TextStream
-from git_scale.models.trie import Trie
+from git_scale.inference.beam import search_beams
+from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.sampling import draw_texts
+from git_scale.inference.stream import Decodable, Prefixes, TextStream
+from git_scale.inference.trie import Trie
 
 __all__ = ["Decodable", "Decoding", "Generated", "Prefixes", "Trie", "generate"]
 

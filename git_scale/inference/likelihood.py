@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.models.generate import Decodable
+from git_scale.inference.generate import Decodable
 
 Text = tuple[list[int], list[int]]
 """What is given (the begin token first), and the tokens after it that are judged."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.encoder_start import SCRATCH, open_encoder_start
 from git_scale.checkpoint.initial import values_from
-from git_scale.checkpoint.opened import open_checkpoint
+from git_scale.checkpoint.open import open_checkpoint
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.models.build import build_model
 from git_scale.models.deferred import Deferred
 from git_scale.models.encoders import has_batch_norm
 from git_scale.models.git import GitModel, count_parameters
@@ -28,7 +29,7 @@ SLOW_FROM_SCRATCH = (
 )
 
 
-def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
+def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
     """The model and tokenizer of the checkpoint that a run starts from, to lie below its recipe.
 
     A run that has begun keeps what it began with: it goes on where that checkpoint is gone.
@@ -46,9 +47,9 @@ def settled_by(init_from: str, run_dir: str) -> dict[str, Any]:
     return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
 
 
-def build_model(run: RunConfig) -> Deferred:
+def deferred_model(run: RunConfig) -> Deferred:
     """The model on meta; its first values are a function of (seed, name), the same on any number of ranks."""
-    deferred = Deferred(lambda: GitModel(run.model), run.seed)
+    deferred = Deferred(lambda: build_model(run.model), run.seed)
     model = deferred.module
     if run.train.precision == "bf16" and has_batch_norm(model):
         raise ConfigError(

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 import git_scale
-from git_scale import ImageToText, api
-from git_scale.checkpoint.predictor import Predictor
+from git_scale import ImageToText
 from git_scale.data.clips import Clip
-from git_scale.data.grouping import work_off
 from git_scale.data.images import decode, normalise
 from git_scale.errors import CheckpointError, ConfigError, DataError, UserError
+from git_scale.inference import api
+from git_scale.inference.grouping import work_off
+from git_scale.inference.predictor import Predictor
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOUR, COLOURS, SIDES, SIZE, describe, draw_square
 
@@ -334,8 +335,8 @@ def test_half_precision_says_the_same(folder: Path, squares: list[Image.Image]) 
 def test_the_tokenizer_must_fit(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from git_scale.checkpoint import predictor
     from git_scale.data.train_tokenizer import train_sentencepiece
+    from git_scale.inference import predictor
 
     train_sentencepiece(["a b c d e f g"] * 9, tmp_path / "other.model", 12)
     with pytest.raises(CheckpointError, match=r"12 pieces, but the word table .* 34 rows"):

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.models.decoding import Decoding, Generated, Rules
-from git_scale.models.stream import TextStream
-from git_scale.models.trie import ROOT
+from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.stream import TextStream
+from git_scale.inference.trie import ROOT
 
 
 def search_beams(

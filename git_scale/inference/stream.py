@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from git_scale.inference.decoding import log_probabilities
 from git_scale.models.decoder import LayerCache, Placement
-from git_scale.models.decoding import log_probabilities
 
 Prefixes = list[list[list[int]]]  # [B][K] token lists, the begin token first
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from git_scale.data.clips import Clip
-from git_scale.data.grouping import WINDOW, in_shape_of, per_image, work_off
 from git_scale.errors import UserError
+from git_scale.inference.grouping import WINDOW, in_shape_of, per_image, work_off
 
 
 def run(

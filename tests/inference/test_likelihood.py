@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from git_scale.inference.likelihood import Text, log_likelihoods
 from git_scale.models.git import GitModel
-from git_scale.models.likelihood import Text, log_likelihoods
 
 END = 3
 

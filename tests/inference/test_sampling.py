@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.models.generate import Decoding, Generated, Trie, generate
+from git_scale.inference.generate import Decoding, Generated, Trie, generate
 
 BEGIN, END, VOCAB = 3, 2, 8
 DRAWS = 4000

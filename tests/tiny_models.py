@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
+from git_scale.models.build import build_model
 from git_scale.models.decoder import LayerCache, Placement
 from git_scale.models.git import GitModel
 
@@ -34,7 +35,7 @@ def build_tiny_model(
         frames=frames,
     )
     torch.manual_seed(seed)
-    model = GitModel(config).double()
+    model = build_model(config).double()
     for name, parameter in model.named_parameters():
         # With GIT's own 0.02 attention is nearly uniform, and a wrong mask would hardly show.
         mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from git_scale.errors import ConfigError
-from git_scale.models.decoding import Decoding, log_probabilities
+from git_scale.inference.decoding import Decoding, log_probabilities
 
 
 @pytest.mark.parametrize(

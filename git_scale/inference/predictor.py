@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.opened import load_model, open_checkpoint, tokenizer_of
+from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.opened import load_model, tokenizer_of
 from git_scale.config import RunConfig
 from git_scale.data.clips import Clip, ClipLike, prepare_clip
-from git_scale.data.grouping import work_off
 from git_scale.data.images import normalise
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError, UserError
-from git_scale.models.generate import Decoding, Generated, Prefixes, generate
+from git_scale.inference.generate import Decoding, Generated, Prefixes, generate
+from git_scale.inference.grouping import work_off
+from git_scale.inference.likelihood import Text, log_likelihoods
+from git_scale.inference.trie import Trie
 from git_scale.models.git import GitModel
-from git_scale.models.likelihood import Text, log_likelihoods
-from git_scale.models.trie import Trie
 
 TEXTS = 64  # per forward pass: the logits are 64 x 10 tokens x 30522 words x 4 bytes = 78 MB
 
@@ -67,7 +68,7 @@ class Predictor:
         return [texts for (texts,) in found]
 
     def log_likelihoods(self, images: list[ClipLike], texts: list[list[Text]]) -> list[list[float]]:
-        """[image][text], see git_scale/models/likelihood.py. Raises DataError as `generate` does."""
+        """[image][text], see git_scale/inference/likelihood.py. Raises DataError as `generate` does."""
         self._check_lengths(texts)
 
         def work(clips: list[Clip], texts: list[list[Text]]) -> list[list[float]]:

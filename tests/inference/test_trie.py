@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from git_scale.errors import UserError
-from git_scale.models.trie import ENDED, ROOT, Trie
+from git_scale.inference.trie import ENDED, ROOT, Trie
 
 END = 2
 

@@ -15,14 +15,14 @@ from typing import TypeAlias, cast, overload
 
 import torch
 
-from git_scale.checkpoint.predictor import Predictor, load_predictor
 from git_scale.data.captions import clean_caption
 from git_scale.data.clips import Clip, ClipLike, Picture
-from git_scale.data.grouping import in_shape_of, per_image
 from git_scale.errors import UserError
-from git_scale.models.generate import Decoding, Generated
-from git_scale.models.likelihood import Text
-from git_scale.models.trie import Trie
+from git_scale.inference.generate import Decoding, Generated
+from git_scale.inference.grouping import in_shape_of, per_image
+from git_scale.inference.likelihood import Text
+from git_scale.inference.predictor import Predictor, load_predictor
+from git_scale.inference.trie import Trie
 from git_scale.tasks.prompts import Prompts
 
 Images: TypeAlias = Clip | Picture | Sequence[ClipLike]
