@@ -22,6 +22,7 @@ from pydantic import (
 
 from git_scale.errors import ConfigError
 from git_scale.paths import expanded
+from git_scale.upgrades import VERSION, upgraded
 
 MAX_IMAGE_SIZE = 4096
 """Pixels of a side: four times what any published image encoder takes; a table of positions grows with its square."""
@@ -50,14 +51,6 @@ class Section(BaseModel):
         return value
 
 
-def renamed(encoder: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's section with `start` in the place of the switch `pretrained`, which it had before."""
-    if "start" in encoder or not isinstance(encoder.get("pretrained"), bool):
-        return encoder
-    kept = {key: value for key, value in encoder.items() if key != "pretrained"}
-    return {**kept, "start": "timm" if encoder["pretrained"] else "scratch"}
-
-
 class EncoderConfig(Section):
     name: Text = "vit_base_patch16_clip_quickgelu_224"
     """Any timm architecture that yields feature tokens or a feature grid."""
@@ -72,11 +65,6 @@ class EncoderConfig(Section):
     scratch and with few pictures, 0.5 shows places to the first attention at once."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_an_older_recipe(cls, value: Any) -> Any:
-        return renamed(value) if isinstance(value, dict) else value
 
 
 class DecoderConfig(Section):
@@ -220,6 +208,8 @@ class LogConfig(Section):
 
 
 class RunConfig(Section):
+    version: int = VERSION
+    """Of the recipe's format (git_scale/upgrades.py); a recipe of an earlier one is brought to this one. None: 1."""
     run_dir: UserPath = "runs/git"
     """Everything a run writes: config.yaml, checkpoints/, tensorboard/, metrics.jsonl, pictures/."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
@@ -237,6 +227,11 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, value: Any) -> Any:
+        return upgraded(value)[0] if isinstance(value, dict) else value
 
     @property
     def train_image_sizes(self) -> tuple[int, ...]:

@@ -17,11 +17,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from git_scale import text_files
-from git_scale.config import RunConfig, renamed
+from git_scale.config import RunConfig
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
 from git_scale.registry import did_you_mean, import_plugins
+from git_scale.upgrades import upgraded
 from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
 log = logging.getLogger(__name__)
@@ -120,10 +121,9 @@ def _read_recipe(recipe: str) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError([f"--config {path}: {error.strerror}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}"])
-    encoder = _get(tree, "model.encoder")
-    if isinstance(encoder, dict) and (new := renamed(encoder)) is not encoder:
-        log.warning("%s: model.encoder.pretrained is read as model.encoder.start=%s", path, new["start"])
-        tree["model"]["encoder"] = new
+    tree, changes = upgraded(tree, str(path))
+    for change in changes:
+        log.warning("%s: %s", path, change)
     return tree, [f"{path}: {problem}" for problem in problems]
 
 
@@ -157,18 +157,29 @@ def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[s
     if given.setdefault(key, override) != override:
         log.warning("%s: takes the place of %s, given before it", override, given[key])
     given[key] = override
-    if key == "model.encoder.pretrained" and isinstance(value, bool):  # as recipes had it before
-        key, value = "model.encoder.start", renamed({"pretrained": value})["start"]
-        log.warning("%s: the key is model.encoder.start now, and this is read as %s=%s", override, key, value)
-    *sections, last = key.split(".")
-    node = tree
-    for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            return [f"{override!r}: {section} is a value, not a section"]
-    above = {last: value}
-    node.update(_laid_over(node, above))
+    for name, new in _in_this_version(override, key, value).items():
+        *sections, last = name.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                return [f"{override!r}: {section} is a value, not a section"]
+        above = {last: new}
+        node.update(_laid_over(node, above))
     return [f"{override!r}: {problem}" for problem in problems]
+
+
+def _in_this_version(override: str, key: str, value: Any) -> dict[str, Any]:
+    """Keys and values of an override, with keys of earlier versions under their present names."""
+    above = value
+    for section in reversed(key.split(".")):
+        above = {section: above}
+    tree, changes = upgraded(above)
+    for change in changes:
+        log.warning("%s: %s", override, change)
+    return (
+        {name: _get(tree, name) for name in _leaves(tree) if name != "version"} if changes else {key: value}
+    )
 
 
 def _shortened(text: str) -> str:

@@ -307,7 +307,7 @@ def test_an_override_beyond_all_measure_is_one_message(override: str, words: str
 def test_the_switch_of_older_recipes_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load_run("git_base", ["model.encoder.pretrained=true"]).model.encoder.start == "timm"
     assert load_run("git_base", ["model.encoder.pretrained=false"]).model.encoder.start == "scratch"
-    assert "the key is model.encoder.start now" in caplog.text
+    assert "pretrained=true: model.encoder.pretrained is read as model.encoder.start=timm" in caplog.text
     caplog.clear()
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("model: {encoder: {pretrained: true}}\n")

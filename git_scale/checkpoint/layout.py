@@ -33,6 +33,7 @@ import yaml
 
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest, replaced_atomically
+from git_scale.upgrades import read_upgraded
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +141,8 @@ def read_manifest(checkpoint: Path) -> list[FileDigest]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["version"] != FORMAT_VERSION:
-            raise RefusedError(
-                f"{checkpoint}: format {tree['version']}, this git_scale reads {FORMAT_VERSION}"
-            )
+            found = f"format {tree['version']}, this git_scale reads {FORMAT_VERSION}"
+            raise RefusedError(f"{checkpoint}: {found}: update it")
         files = [FileDigest(**item) for item in tree["files"]]
         _check_entries(files)
     except FileNotFoundError:
@@ -230,9 +230,9 @@ def misnamed(checkpoint: Path) -> str:
     return "" if checkpoint.name == step_name(step) else f"it holds step {step}: somebody put it there"
 
 
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    return tree
+def read_config(checkpoint: Path) -> Any:
+    """The recipe's tree, in the present version. Raises ConfigError for one of a later git_scale."""
+    return read_upgraded(checkpoint / CONFIG)
 
 
 def read_tokenizer_name(checkpoint: Path) -> str:

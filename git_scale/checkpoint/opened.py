@@ -42,7 +42,7 @@ class Opened:
 
 
 def read_run(checkpoint: Path) -> RunConfig:
-    """The recipe in a checkpoint's folder. Raises CheckpointError."""
+    """The recipe in a checkpoint's folder. Raises CheckpointError; ConfigError for one of a later git_scale."""
     try:
         return RunConfig.model_validate(layout.read_config(checkpoint))
     except (OSError, ValidationError, yaml.YAMLError) as error:

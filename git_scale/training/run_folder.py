@@ -15,6 +15,7 @@ from git_scale.errors import ConfigError
 from git_scale.files import replaced_atomically
 from git_scale.paths import problem_of_folder
 from git_scale.training.lease import LEASE, Lease, acquire
+from git_scale.upgrades import read_upgraded
 
 # What makes a run the one it is. Everything else (steps, rates, cadences, batch) may change when it goes on. Of the
 # training data and the tokenizer it is what they hold, wherever they lie: their fingerprints are in the checkpoints.
@@ -141,9 +142,9 @@ def _same_place(ours: Any, theirs: Any) -> bool:
 
 
 def read_recipe(config: Path) -> RunConfig:
-    """The recipe of a run. Raises ConfigError when it is damaged."""
+    """The recipe of a run. Raises ConfigError when it is damaged, or of a later version."""
     try:
-        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+        tree = read_upgraded(config)
         if not isinstance(tree, dict) or not tree.keys() >= SECTIONS:
             raise ValueError(f"the sections {', '.join(sorted(SECTIONS))} are not all there")
         return RunConfig.model_validate(tree)

@@ -57,7 +57,7 @@ class ModelWeights:
 def make(vocab_file: Path) -> Callable[..., Opened]:
     def build(encoder: str = "vit", tied: bool = True, vocab_size: int = 29) -> Opened:
         tree = {
-            "encoder": {**ENCODERS[encoder], "pretrained": False},
+            "encoder": ENCODERS[encoder],
             "decoder": {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "positions": 12, "tied": tied},
             "vocab_size": vocab_size,
         }

@@ -21,6 +21,7 @@ from git_scale.files import digest
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run, write_squares
+from git_scale.upgrades import VERSION
 
 GOLDEN = Path(__file__).parent / "data" / "run_format_1.tar.gz"
 
@@ -190,6 +191,20 @@ def test_a_checkpoint_of_a_later_git_scale_is_not_damaged(squares: Path, run_dir
     tree = json.loads((at(run_dir, 4) / layout.MANIFEST).read_text()) | {"version": 2}
     (at(run_dir, 4) / layout.MANIFEST).write_text(json.dumps(tree))
     assert "format 2, this git_scale reads 1" in str(go_on(squares, run_dir, 5))
+    assert names(run_dir) == steps(1, 2, 3, 4)
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_with_a_later_recipe_is_not_damaged(squares: Path, run_dir: Path) -> None:
+    config = at(run_dir, 4) / layout.CONFIG
+    text = config.read_text()
+    assert text.startswith(f"version: {VERSION}\n")
+    config.write_text(
+        text.replace(f"version: {VERSION}", f"version: {VERSION + 1}").replace("tokenizer:", "words:")
+    )
+    entry = {"size": config.stat().st_size, "xxh3": digest(config).xxh3}
+    manifest_of(at(run_dir, 4), lambda files: [f.update(entry) for f in files if f["name"] == layout.CONFIG])
+    assert f"{config}: version={VERSION + 1}: written by a later git_scale" in str(go_on(squares, run_dir, 5))
     assert names(run_dir) == steps(1, 2, 3, 4)
 
 
