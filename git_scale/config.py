@@ -61,8 +61,9 @@ class EncoderConfig(Section):
     whole GIT its encoder is taken), timm (its published weights of that name, downloaded or cached), or scratch. Not
     asked when init_from brings an encoder, nor when a run goes on."""
     position_std: float | None = Field(None, gt=0)
-    """Of a ViT's first table of positions; none: timm's 0.02, which is little beside the embeddings of patches. From
-    scratch and with few pictures, 0.5 shows places to the first attention at once."""
+    """Standard deviation of the first values of a ViT's table of positions. None is timm's 0.02, which is little
+    beside the embeddings of patches. A ViT that starts from scratch on few pictures learns sooner with 0.5, since its
+    first attention then tells places apart from the beginning."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
 

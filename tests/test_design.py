@@ -245,6 +245,57 @@ def test_a_long_function_and_a_print_are_found() -> None:
     assert prints(source) == [5]
 
 
+DESIGN = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+
+
+def drawn_rooms(page: str) -> set[str]:
+    """Of the tree in docs/design.md: what stands two columns in, below `git_scale/`."""
+    tree = page.partition("## Rooms")[2].partition("```\ngit_scale/\n")[2]
+    lines = tree[: re.search(r"^\S", tree, re.MULTILINE).start()].splitlines()
+    return {match[1] for line in lines if (match := re.match(r"  ([a-z_]+)(/|\.py) ", line))}
+
+
+def drawn_order(page: str) -> list[set[str]]:
+    """The layers of `a, b <- c <- d`: a room imports rooms of its own layer and of those before it."""
+    sentence = re.search(r"Imports run one way: `([^`]+)`", page)[1]
+    return [set(re.findall(r"\w+", layer)) for layer in sentence.split("<-")]
+
+
+def against_the_order(layers: list[set[str]], may_import: dict[str, set[str]]) -> set[tuple[str, str]]:
+    place = {room: number for number, layer in enumerate(layers) for room in layer}
+    pairs = {(room, other) for room, others in may_import.items() for other in others if room in place}
+    return {(room, other) for room, other in pairs if place.get(other, len(layers)) > place[room]}
+
+
+def test_the_rooms_of_the_page_are_those_of_the_package() -> None:
+    assert drawn_rooms(DESIGN) - {"configs"} == {room_of(path) for path in FILES} - {"__init__"}
+    without = DESIGN.replace("\n  paths.py ", "\n  trails.py ")
+    assert drawn_rooms(DESIGN) ^ drawn_rooms(without) == {"paths", "trails"}
+
+
+def test_the_order_of_the_page_is_that_of_the_imports() -> None:
+    layers = drawn_order(DESIGN)
+    assert set.union(*layers) - {"tools"} == MAY_IMPORT.keys()
+    assert against_the_order(layers, MAY_IMPORT) == set()
+    assert against_the_order(layers, MAY_IMPORT | {"data": {"parallel"}}) == {("data", "parallel")}
+    assert against_the_order(layers, MAY_IMPORT | {"errors": {"console"}}) == {("errors", "console")}
+
+
+def test_a_step_of_training_is_short() -> None:
+    (step,) = (
+        node
+        for path in (PACKAGE / "training").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name == "train_step"
+    )
+    assert step.end_lineno - step.lineno + 1 < 50
+
+
+def test_every_package_has_its_folder_of_tests() -> None:
+    packages = {path.parent.relative_to(PACKAGE) for path in FILES if path.parent != PACKAGE}
+    assert [room for room in packages if not any((PACKAGE.parent / "tests" / room).glob("test_*.py"))] == []
+
+
 def test_no_two_files_of_tests_have_one_name() -> None:
     """pytest imports them by their names alone: of two it would collect one, and end with an error for the other."""
     names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]

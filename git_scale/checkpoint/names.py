@@ -23,7 +23,7 @@ ENCODER = "encoder.backbone."
 
 @dataclass(frozen=True)
 class Row:
-    """`theirs` are of one shape: that of ours cut along its first dimension, unless `shape` says another."""
+    """One tensor of ours and theirs that make it up, all of one shape: ours cut along its first dimension."""
 
     ours: str
     theirs: tuple[str, ...]

@@ -5,7 +5,7 @@
     at a log step   writer.scalars(step, meters.report(step, lr_encoder=..., ...))
     around the rest with meters.pause(): evaluate, save
 
-Tensors are kept as they are and read at the log step alone, so that no step waits for the device.
+A value may be a number or a tensor on the device. Tensors are read at the log step alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DeepSpeed behind the few verbs that the training loop needs. Nothing else imports deepspeed."""
+"""DeepSpeed behind the few verbs that the training loop needs. zero.py is the only other file to import it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,8 @@ class Holding:
     group_part: int
     """This rank's part of the largest group of parameters, which the optimizer updates at once."""
     gathered: int
-    """Matrices, not their elements, that ZeRO-3 gathers for their use; vectors come along with them."""
+    """The number of matrices (not of their elements) that ZeRO-3 gathers before a layer uses them. Vectors are not
+    counted: they are gathered together with the matrix of their layer."""
     persistent: int
     """Parameters so small that it keeps them whole; it gathers each on its own after an update."""
     lingering: int
