@@ -199,8 +199,8 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
     best: Text | None = None
-    """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, exact_match, cider, vqa_accuracy.
-    Of equal values the one with the lower held-out loss is kept, then the later one."""
+    """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, or one of the task's (exact_match,
+    cider, vqa_accuracy, ...). Of equal values the one with the lower held-out loss is kept, then the later one."""
 
 
 class LogConfig(Section):

@@ -17,7 +17,7 @@ PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"config", "errors", "files", "paths", "progress", "stop", "text_files"}
-BELOW_PARALLEL = BASE | {"models", "data", "tasks", "checkpoint", "monitoring"}
+BELOW_PARALLEL = BASE | {"models", "data", "metrics", "tasks", "checkpoint", "monitoring"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
     "errors": set(),
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "console": {"errors", "paths", "stop"},
     "registry": {"errors"},
     "upgrades": {"errors"},
-    "tasks": BASE | {"data", "registry"},
+    "metrics": {"errors", "registry"},
+    "tasks": BASE | {"data", "metrics", "registry"},
     "config": {"errors", "paths", "upgrades"},
     "yaml_tree": set(),
     "contradictions": {"config", "tasks"},

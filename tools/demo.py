@@ -25,9 +25,9 @@ from git_scale.checkpoint.layout import find_checkpoint, read_progress
 from git_scale.console import tool
 from git_scale.data.images import decode
 from git_scale.data.store import open_store
-from git_scale.evaluation.exact_match import is_match
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.files import replaced_atomically
+from git_scale.metrics.exact_match import is_match
 from git_scale.monitoring.tables import format_table
 from git_scale.recipes import load_run
 

@@ -47,7 +47,6 @@ MARKS = (MANIFEST, PROGRESS, STATE_FOLDER)
 """One of them is in what is left of any damaged checkpoint: a folder without them is somebody else's."""
 RANK_FILES = "rank_*.safetensors"
 BEST, BEST_FILE = "best", "best.json"
-LOWER_IS_BETTER = ("loss",)  # metrics of checkpoint.best; of all others a higher value is better
 
 
 class RefusedError(CheckpointError):
@@ -64,18 +63,19 @@ class Best:
     loss: float | None = None
     """Held-out loss of the same evaluation; None where there was none."""
 
-    def beats(self, other: Best | None) -> bool:
+    def beats(self, other: Best | None, lower_is_better: bool = False) -> bool:
         """Whether this later evaluation takes the other's place: among equal values the lower held-out loss does.
 
         So does the later step when the loss is the same as well. A value that is not finite never does.
         """
         if not math.isfinite(self.value):
             return False
-        return other is None or other.metric != self.metric or self._rank() >= other._rank()
+        if other is None or other.metric != self.metric:
+            return True
+        return self._rank(lower_is_better) >= other._rank(lower_is_better)
 
-    def _rank(self) -> tuple[float, float]:
-        value = -self.value if self.metric in LOWER_IS_BETTER else self.value
-        return value, -(math.inf if self.loss is None else self.loss)
+    def _rank(self, lower_is_better: bool) -> tuple[float, float]:
+        return self.value * (-1 if lower_is_better else 1), -(math.inf if self.loss is None else self.loss)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Texts for held-out pictures, generated on all ranks, and what they are worth."""
+"""What a model says of held-out pictures, asked on all ranks, and what that is worth."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import EvalBatch
-from git_scale.data.images import normalise
 from git_scale.data.loader import GAIN_IMAGES, build_eval_loader, scored_images
 from git_scale.data.problems import Reasons, share
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
+from git_scale.evaluation.generation import Generation
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
 from git_scale.evaluation.runner import Runner
-from git_scale.evaluation.scores import score
 from git_scale.evaluation.sheet import Captioned, draw_captions
-from git_scale.inference.generate import Decoding, generate
+from git_scale.metrics.metric import Prediction
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress
@@ -36,19 +34,6 @@ PROGRESS: dict[str, Any] = {"desc": "evaluation", "delay": 5, "leave": False}
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One generated text."""
-
-    index: int
-    """Number of the sample in the shards."""
-    key: str
-    identity: int | str
-    question: str
-    generated: str
-    references: list[str]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The same on every rank; predictions in the order of the shards."""
 
@@ -57,10 +42,12 @@ class Evaluation:
     sheet: Image.Image | None
     problems: list[str]
     """One message per sample that could not be used."""
+    results: list[dict[str, Any]]
+    """The predictions as the benchmark's server takes them."""
 
 
 class Evaluator:
-    """Asks everything of the first `eval.images` held-out samples; each rank takes every dp-th of them.
+    """Asks what the task asks of the first `eval.images` held-out samples; each rank takes every dp-th of them.
 
     The held-out loss is that of the same samples, or of the first 256 where those are fewer.
     """
@@ -78,17 +65,13 @@ class Evaluator:
         self._store = store
         self._task = task
         self._topology = topology
-        self._decoding = Decoding(
-            max_new_tokens=run.eval.max_new_tokens,
-            beams=run.eval.beams,
-            length_penalty=run.eval.length_penalty,
-        )
 
     def evaluate(self, runner: Runner) -> Evaluation:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
-        topology = self._topology
+        topology, task = self._topology, self._task
+        examination = Generation(runner, task.tokenizer, self._run.eval)
         loader = build_eval_loader(
-            self._run, self._store, self._task, topology.dp_rank, topology.dp, self._quarantine
+            self._run, self._store, task, topology.dp_rank, topology.dp, self._quarantine
         )
         predictions: list[Prediction] = []
         losses: list[TextLoss] = []
@@ -102,7 +85,7 @@ class Evaluator:
         for batch in progress(batches, None, "batch", **bar):
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:
-                predictions += self._predict(runner, batch)
+                predictions += task.predict(batch, examination)
             first += self._run.train.micro_batch * topology.dp
             shown += self._pictures_to_show(batch)
             problems += batch.problems
@@ -112,13 +95,13 @@ class Evaluator:
         self._check_problems(problems)
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
         pictures = dict(item for part in parts for item in part[1])
-        metrics = score(self._run.data.task, everything)
-        metrics |= loss_metrics(loss for part in parts for loss in part[3])
+        metrics = task.score(everything) | loss_metrics(loss for part in parts for loss in part[3])
         return Evaluation(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,
             _draw(everything, pictures),
             problems,
+            [task.result_row(item) for item in everything],
         )
 
     def _check_problems(self, problems: list[str]) -> None:
@@ -132,47 +115,6 @@ class Evaluator:
                 f"{said}\nMend data.heldout, or set data.max_bad_share=1 to score the others alone."
             )
         log.warning("%s", said)
-
-    def _predict(self, runner: Runner, batch: EvalBatch) -> list[Prediction]:
-        def all_finished(ended: Tensor) -> bool:
-            running = not bool(ended.all())
-            # Under ZeRO-3 every forward pass gathers weights from all ranks: the last to finish decides.
-            return not (
-                running if runner.is_whole_on_each_rank else collectives.any_rank(running, runner.device)
-            )
-
-        texts = generate(
-            runner.model,
-            normalise(batch.images.to(runner.device), runner.dtype),
-            self._prefixes(batch),
-            self._task.tokenizer.eos_id,
-            self._decoding,
-            is_finished=all_finished,
-        )
-        return [
-            Prediction(
-                index,
-                key,
-                query.identity,
-                query.question,
-                self._task.tokenizer.decode(text[0].tokens),
-                query.references,
-            )
-            for index, key, queries, answers in zip(
-                batch.indices, batch.keys, batch.queries, texts, strict=True
-            )
-            # neither a filler of a short rank nor an unreadable sample has queries
-            for query, text in zip(queries, answers, strict=False)
-        ]
-
-    def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
-        """As many for each picture: where others have more questions, a bare begin token fills the place."""
-        most = max(1, *map(len, batch.queries))
-        filler = [self._task.tokenizer.bos_id]
-        return [
-            [query.prefix for query in queries] + [filler] * (most - len(queries))
-            for queries in batch.queries
-        ]
 
     def _pictures_to_show(self, batch: EvalBatch) -> list[tuple[int, np.ndarray]]:
         return [

@@ -1,8 +1,7 @@
 """What an evaluation leaves behind, in the formats that the evaluation servers take.
 
     metrics.json         {"eval/cider": 1.23, ...}
-    results.json         COCO: [{"image_id": 42, "caption": "..."}, ...]
-                         VQA: [{"question_id": 42001, "answer": "..."}, ...]
+    results.json         the rows of the task: [{"image_id": 42, "caption": "..."}, ...]
     predictions.jsonl    one line per text: key, identity, question, generated, references
     captions.png         the first pictures with reference and text
 
@@ -20,12 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from git_scale.evaluation.evaluator import Evaluation, Prediction
+from git_scale.evaluation.evaluator import Evaluation
 from git_scale.files import replaced_atomically
+from git_scale.metrics.metric import Prediction
 
 log = logging.getLogger(__name__)
-
-Id = int | str
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> None:
@@ -40,11 +38,7 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
 
 
 def _write_all(folder: Path, evaluation: Evaluation) -> None:
-    texts = [(item.identity, item.generated) for item in evaluation.predictions]
-    if any(item.question for item in evaluation.predictions):
-        write_vqa_results(folder / "results.json", texts)
-    else:
-        write_coco_results(folder / "results.json", texts)
+    write_rows(folder / "results.json", evaluation.results)
     for problem in id_problems(evaluation.predictions):
         log.warning("%s: %s", folder / "results.json", problem)
     _write(folder / "predictions.jsonl", "".join(map(_line, evaluation.predictions)))
@@ -69,19 +63,9 @@ def id_problems(predictions: Sequence[Prediction]) -> list[str]:
     return [f"{problem}: no evaluation server takes that" for problem in problems]
 
 
-def write_coco_results(path: Path, captions: Iterable[tuple[Id, str]]) -> None:
-    """(image_id, caption) pairs in COCO's format."""
-    _write(path, _rows({"image_id": number, "caption": text} for number, text in captions))
-
-
-def write_vqa_results(path: Path, answers: Iterable[tuple[Id, str]]) -> None:
-    """(question_id, answer) pairs in VQA's format."""
-    _write(path, _rows({"question_id": number, "answer": text} for number, text in answers))
-
-
-def _rows(rows: Iterable[dict[str, Any]]) -> str:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """A JSON array with one row per line, so that two evaluations can be compared line by line."""
-    return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n"
+    _write(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
 
 
 def _line(item: Prediction) -> str:

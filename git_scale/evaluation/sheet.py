@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from git_scale.errors import DataError
-from git_scale.evaluation.exact_match import is_match
+from git_scale.metrics.exact_match import is_match
 
 SIDE = 224  # pixels of a picture on the sheet
 GAP = 16  # between cells, and around the sheet

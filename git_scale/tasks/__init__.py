@@ -1,10 +1,13 @@
-"""The tasks by name. A task is one new file here and one line in this table; a plugin adds its own with TASKS.add."""
+"""The tasks by name. A task is one new file here and one line in this table; a plugin calls TASKS.add."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from git_scale.registry import Registry
+from git_scale.errors import ConfigError
+from git_scale.metrics import METRICS
+from git_scale.metrics.scores import judges
+from git_scale.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from git_scale.config import RunConfig
@@ -21,5 +24,20 @@ TASKS: Registry[type[Task]] = Registry(
 
 
 def build_task(name: str, run: RunConfig, tokenizer: Tokenizer) -> Task:
-    """The task of that name, for the samples of this run. Raises ConfigError where there is none."""
-    return TASKS[name](run, tokenizer)
+    """The task of that name, for samples of this run. Raises ConfigError where it, or a metric of it, is missing."""
+    task = TASKS[name]
+    if problems := list(filter(None, map(METRICS.problem_of, task.metrics))):
+        raise ConfigError([f"data.task={name}: {problem}" for problem in problems])
+    return task(run, tokenizer)
+
+
+def check_metric(task: str, name: str | None) -> None:
+    """Raises ConfigError when checkpoint.best names what the task does not measure."""
+    known = judges(TASKS[task].metrics)
+    if name is not None and name not in known:
+        raise ConfigError(
+            [
+                f"checkpoint.best={name!r}: with data.task={task} it is one of {', '.join(known)}"
+                f"{did_you_mean(name, known)}"
+            ]
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from git_scale.data.captions import (
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
+from git_scale.metrics.metric import Prediction
 from git_scale.tasks.task import Need, Task, identity_of
 
 MAX_REFERENCE_TEXTS = 5  # captions of a picture that the held-out loss looks at: COCO's number
@@ -28,6 +29,10 @@ def _has_caption(text: TextRecord) -> bool:
 class CaptionTask(Task):
     """Captions of pictures; of clips where `model.frames` is above 1."""
 
+    metrics: ClassVar = (
+        *("exact_match", "distinct", "distinct_references"),
+        *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "segmented_by_character"),
+    )
     learns_from: ClassVar = Need("captions", _has_caption)
     asks_about: ClassVar = learns_from
 
@@ -51,6 +56,10 @@ class CaptionTask(Task):
         stored = self._stored(raw)
         captions = clean_captions(stored)[:MAX_REFERENCE_TEXTS] if stored else []
         return [self.prompts.caption(caption) for caption in captions]
+
+    def result_row(self, prediction: Prediction) -> dict[str, Any]:
+        """COCO's format."""
+        return {"image_id": prediction.identity, "caption": prediction.generated}
 
     def _stored(self, raw: RawSample) -> list[str]:
         return raw.text.captions if self.run.model.frames == 1 else raw.text.clip_captions

@@ -1,11 +1,13 @@
-"""What a task is: which texts a model learns, what it is asked, and which samples can serve for that."""
+"""What a task is: which texts a model learns, what it is asked, how its answers are judged, and what they look like
+in the file that a benchmark's server takes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -14,7 +16,12 @@ from git_scale.data.captions import TextRecord
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.data.tokenizer import Tokenizer
+from git_scale.metrics.metric import Prediction
+from git_scale.metrics.scores import score
 from git_scale.tasks.prompts import Prompts
+
+if TYPE_CHECKING:  # it needs torch, which reading a run does without
+    from git_scale.data.batch import EvalBatch
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,21 @@ class Need:
     is_met_by: Callable[[TextRecord], bool]
 
 
+class Examination(Protocol):
+    """An evaluation at work, as a task sees it: the model on all ranks, and texts generated with it."""
+
+    runner: Any
+    """See git_scale/evaluation/runner.py."""
+
+    def generate(self, batch: EvalBatch) -> list[Prediction]:
+        """A text for each query of the batch. Collective where the model's forward pass is."""
+
+
 class Task(ABC):
-    """One way to learn from what is stored beside a picture, and to ask for it. `data.task` names it."""
+    """One way to learn from what is stored beside a picture, to ask for it, and to judge what comes of that."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """Names in git_scale.metrics.METRICS, in the order in which they are shown."""
 
     learns_from: ClassVar[Need]
     """At least some training samples must have it, or a start is refused."""
@@ -51,6 +71,21 @@ class Task(ABC):
     @abstractmethod
     def reference_texts(self, raw: RawSample) -> list[Text]:
         """The right texts as training has them, for the held-out loss; none where none is known."""
+
+    @abstractmethod
+    def result_row(self, prediction: Prediction) -> dict[str, Any]:
+        """One row of results.json, as the benchmark's server takes it."""
+
+    def predict(self, batch: EvalBatch, examination: Examination) -> list[Prediction]:
+        """What the model says of the samples of one batch, on this rank; `score` is given that of all ranks.
+
+        A task that is not about generated texts asks `examination.runner.model` for something else.
+        """
+        return examination.generate(batch)
+
+    def score(self, predictions: list[Prediction]) -> dict[str, float]:
+        """The metrics by name, from the predictions of all samples in the order of the shards."""
+        return score(self.metrics, predictions)
 
 
 def identity_of(given: object, key: str) -> int | str:

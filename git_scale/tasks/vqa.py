@@ -11,6 +11,7 @@ from git_scale.data.captions import TextRecord, clean_caption
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
+from git_scale.metrics.metric import Prediction
 from git_scale.tasks.task import Need, Task, identity_of
 
 
@@ -25,6 +26,7 @@ def _has_answered_question(text: TextRecord) -> bool:
 class QuestionTask(Task):
     """Questions as prefixes. One of the annotators' answers is drawn anew each epoch, as GIT does for VQAv2."""
 
+    metrics: ClassVar = ("exact_match", "distinct", "distinct_references", "vqa_accuracy")
     learns_from: ClassVar = Need("questions with answers", _has_answered_question)
     asks_about: ClassVar = Need("questions", _has_question)
     has_questions: ClassVar = True
@@ -59,6 +61,10 @@ class QuestionTask(Task):
             for item in _questions(raw)
             if item.references
         ]
+
+    def result_row(self, prediction: Prediction) -> dict[str, Any]:
+        """VQA's format."""
+        return {"question_id": prediction.identity, "answer": prediction.generated}
 
 
 def _questions(raw: RawSample) -> list[Query]:

@@ -17,7 +17,6 @@ from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation.evaluator import Evaluator
-from git_scale.evaluation.scores import check_metric
 from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
@@ -28,7 +27,7 @@ from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
-from git_scale.tasks import build_task
+from git_scale.tasks import build_task, check_metric
 from git_scale.training.checkpoints import Checkpoints, random_seed
 from git_scale.training.costs import StepCosts
 from git_scale.training.init_model import deferred_model, encoder_learns, first_values, parameters_in_words

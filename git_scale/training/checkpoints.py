@@ -21,6 +21,7 @@ from git_scale.config import RunConfig
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, sync_folder, write_bytes
+from git_scale.metrics.scores import lower_is_better
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
@@ -146,7 +147,8 @@ class Checkpoints:
 
     def is_best(self, best: layout.Best) -> bool:
         """Whether this evaluation is better than the one whose checkpoint is marked, see Best.beats."""
-        return best.beats(collectives.from_first_rank(layout.read_best(self._run_dir)))
+        marked = collectives.from_first_rank(layout.read_best(self._run_dir))
+        return best.beats(marked, lower_is_better(best.metric))
 
     def mark_best(self, best: layout.Best) -> None:
         """Makes checkpoints/best mean that step's checkpoint, if it was written."""

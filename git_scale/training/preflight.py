@@ -18,9 +18,8 @@ from git_scale.data.images import longest_side
 from git_scale.data.store import SampleStore, problem_of
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
-from git_scale.evaluation.scores import check_metric
 from git_scale.models.encoders import ImageEncoder
-from git_scale.tasks import TASKS
+from git_scale.tasks import TASKS, check_metric
 from git_scale.tasks.task import Need
 from git_scale.training.run_folder import check_run_folder
 

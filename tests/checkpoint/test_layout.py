@@ -287,7 +287,8 @@ def test_of_equal_evaluations_the_lower_heldout_loss_is_the_best_and_then_the_la
 
 def test_a_lower_loss_is_better_and_none_is_better_than_a_number_that_is_not_finite() -> None:
     first = layout.Best(20, "loss", 2.0, loss=2.0)
-    assert layout.Best(40, "loss", 1.5, loss=1.5).beats(first)
-    assert not layout.Best(40, "loss", 2.5, loss=2.5).beats(first)
+    assert layout.Best(40, "loss", 1.5, loss=1.5).beats(first, lower_is_better=True)
+    assert not layout.Best(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=True)
+    assert layout.Best(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=False)
     for value in (math.nan, math.inf, -math.inf):
         assert not layout.Best(40, "cider", value).beats(None)

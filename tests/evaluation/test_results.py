@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image
 
+from git_scale.config import RunConfig
+from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation import results
-from git_scale.evaluation.evaluator import Evaluation, Prediction
-from git_scale.evaluation.results import id_problems, write_coco_results, write_results, write_vqa_results
+from git_scale.evaluation.evaluator import Evaluation
+from git_scale.evaluation.results import id_problems, write_results, write_rows
+from git_scale.metrics.metric import Prediction
+from git_scale.tasks import build_task
 
 CAPTIONS = [
     Prediction(0, "s.tar:000", 42, "", "a caf\u00e9", ["the caf\u00e9"]),
@@ -23,7 +28,10 @@ ANSWERS = [
 
 
 def evaluation(predictions: list[Prediction], sheet: Image.Image | None = None) -> Evaluation:
-    return Evaluation({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [])
+    name = "vqa" if predictions[0].question else "caption"
+    task = build_task(name, RunConfig(), cast(Tokenizer, None))
+    rows = [task.result_row(item) for item in predictions]
+    return Evaluation({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [], rows)
 
 
 def test_captions_in_cocos_format(tmp_path: Path) -> None:
@@ -61,8 +69,8 @@ def test_answers_in_vqas_format_and_all_predictions(tmp_path: Path) -> None:
 
 
 def test_no_text_is_an_empty_list(tmp_path: Path) -> None:
-    write_coco_results(tmp_path / "a.json", [])
-    write_vqa_results(tmp_path / "b.json", iter([]))
+    write_rows(tmp_path / "a.json", [])
+    write_rows(tmp_path / "b.json", iter([]))
     assert (
         json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "b.json").read_text()) == []
     )
@@ -70,9 +78,9 @@ def test_no_text_is_an_empty_list(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_coco_results(path, [(1, "old")])
+    write_rows(path, [{"image_id": 1, "caption": "old"}])
     with pytest.raises(TypeError):
-        write_coco_results(path, [(1, "new"), (object(), "no number")])  # type: ignore[list-item]
+        write_rows(path, [{"image_id": 1, "caption": "new"}, {"image_id": object()}])
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
     assert json.loads(path.read_text()) == [{"image_id": 1, "caption": "old"}]
 

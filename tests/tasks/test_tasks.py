@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import git_scale
 from git_scale.checkpoint.native import export_native
 from git_scale.checkpoint.open import open_checkpoint
+from git_scale.config import RunConfig
+from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import ConfigError
 from git_scale.evaluation.benchmark import benchmark_run
 from git_scale.recipes import load_run
-from git_scale.tasks import TASKS
+from git_scale.tasks import TASKS, build_task, check_metric
+from git_scale.tasks.caption import CaptionTask
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import draw_square
 
@@ -34,6 +38,33 @@ def test_an_unknown_task_is_answered_with_the_nearest_and_all() -> None:
 def test_a_task_of_the_package_is_usable_in_a_run(name: str) -> None:
     assert load_run("git_base", [f"data.task={name}"]).data.task == name
     assert TASKS[name].learns_from.what and TASKS[name].asks_about.what
+
+
+def test_the_best_checkpoint_may_be_that_of_the_lowest_loss() -> None:
+    for task in ("caption", "vqa"):
+        check_metric(task, "loss")
+        check_metric(task, "exact_match")
+        check_metric(task, None)
+    with pytest.raises(
+        ConfigError, match=r"checkpoint.best='cider': with data.task=vqa it is one of .*loss$"
+    ):
+        check_metric("vqa", "cider")
+    with pytest.raises(ConfigError) as caught:
+        check_metric("caption", "blue_4")
+    assert caught.value.problems == [
+        "checkpoint.best='blue_4': with data.task=caption it is one of exact_match, bleu_1, bleu_2, bleu_3, bleu_4,"
+        " rouge_l, cider, loss; did you mean bleu_4?"
+    ]
+    with pytest.raises(ConfigError, match="it is one of exact_match"):
+        check_metric("caption", "distinct")  # it describes the texts
+
+
+def test_a_task_with_a_metric_that_is_not_there_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(CaptionTask, "metrics", ("exact_match", "cidre"))
+    with pytest.raises(ConfigError, match=r"data.task=caption: metric='cidre': .* did you mean cider\?"):
+        build_task("caption", RunConfig(), cast(Tokenizer, None))
 
 
 def test_a_model_whose_task_is_not_loaded_speaks_and_is_not_evaluated(

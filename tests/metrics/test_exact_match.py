@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from git_scale.errors import DataError
-from git_scale.evaluation.exact_match import exact_match, normalize_text
+from git_scale.metrics.exact_match import exact_match, normalize_text
 
 
 def test_share_of_texts_that_equal_any_reference() -> None:

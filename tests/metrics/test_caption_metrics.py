@@ -7,7 +7,7 @@ import math
 import pytest
 
 from git_scale.errors import DataError
-from git_scale.evaluation.caption_metrics import caption_metrics
+from git_scale.metrics.caption_metrics import caption_metrics
 
 NAMES = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"}
 

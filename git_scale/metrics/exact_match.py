@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from git_scale.errors import DataError
+from git_scale.metrics.metric import Metric
 
 
 def exact_match(generated: list[str], references: list[list[str]]) -> float:
@@ -36,3 +37,6 @@ def is_match(generated: str, references: list[str]) -> bool:
 def normalize_text(text: str) -> str:
     """Lower case, runs of white space as one blank, none at the ends; punctuation and accents stay."""
     return " ".join(text.casefold().split())
+
+
+EXACT_MATCH = Metric(lambda texts: exact_match(texts.generated, texts.references))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.evaluation.ptb import tokenize
+from git_scale.metrics.ptb import tokenize
 
 VECTORS = json.loads((Path(__file__).parent / "ptb_vectors.json").read_text(encoding="utf-8"))
 

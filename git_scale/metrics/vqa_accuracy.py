@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from git_scale.evaluation.exact_match import require_references
+from git_scale.metrics.exact_match import require_references
+from git_scale.metrics.metric import Metric
 
 ENOUGH = 3  # people who must agree with an answer
 
@@ -85,3 +86,6 @@ def normalize_answer(text: str) -> str:
         plain = plain.replace(sign, "" if vanishes else " ")
     words = (_NUMBERS.get(word, word) for word in _PERIOD.sub("", plain).lower().split())
     return " ".join(_MENDED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+VQA_ACCURACY = Metric(lambda texts: vqa_accuracy(texts.generated, texts.references))

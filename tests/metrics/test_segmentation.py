@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.evaluation.ptb import tokenize
-from git_scale.evaluation.segmentation import is_segmented, words_of
+from git_scale.metrics.ptb import tokenize
+from git_scale.metrics.segmentation import is_segmented, words_of
 
 VECTORS = json.loads((Path(__file__).parent / "ptb_vectors.json").read_text(encoding="utf-8"))
 

@@ -16,7 +16,7 @@ import sys
 import unicodedata
 from typing import TypeAlias
 
-from git_scale.evaluation.ptb import tokenize
+from git_scale.metrics.ptb import tokenize
 
 _Ranges: TypeAlias = tuple[tuple[int, int], ...]
 

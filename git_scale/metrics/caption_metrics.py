@@ -9,8 +9,9 @@ from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
 from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 
-from git_scale.evaluation.exact_match import require_references
-from git_scale.evaluation.segmentation import is_segmented, words_of
+from git_scale.metrics.exact_match import require_references
+from git_scale.metrics.metric import Metric, Predictions
+from git_scale.metrics.segmentation import is_segmented, words_of
 
 
 def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[str, float]:
@@ -41,3 +42,16 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
 
 def _join(caption: str) -> str:
     return " ".join(words_of(caption))
+
+
+def _all(texts: Predictions) -> dict[str, float]:
+    return caption_metrics(texts.generated, texts.references)
+
+
+BLEU_1 = Metric(lambda texts: texts.shared(_all)["bleu_1"])
+BLEU_2 = Metric(lambda texts: texts.shared(_all)["bleu_2"])
+BLEU_3 = Metric(lambda texts: texts.shared(_all)["bleu_3"])
+BLEU_4 = Metric(lambda texts: texts.shared(_all)["bleu_4"])
+ROUGE_L = Metric(lambda texts: texts.shared(_all)["rouge_l"])
+CIDER = Metric(lambda texts: texts.shared(_all)["cider"])
+SEGMENTED_BY_CHARACTER = Metric(lambda texts: texts.shared(_all).get("segmented_by_character"), better=None)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from git_scale.errors import DataError
-from git_scale.evaluation.vqa_accuracy import answer_accuracy, normalize_answer, vqa_accuracy
+from git_scale.metrics.vqa_accuracy import answer_accuracy, normalize_answer, vqa_accuracy
 
 
 @pytest.mark.parametrize(

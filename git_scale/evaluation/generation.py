@@ -1,0 +1,68 @@
+"""Texts for the queries of an evaluation, generated on all ranks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from git_scale.config import EvalConfig
+from git_scale.data.batch import EvalBatch
+from git_scale.data.images import normalise
+from git_scale.data.tokenizer import Tokenizer
+from git_scale.evaluation.runner import Runner
+from git_scale.inference.generate import Decoding, generate
+from git_scale.metrics.metric import Prediction
+from git_scale.parallel import collectives
+
+
+class Generation:
+    """A model on all ranks that answers the queries of batches: the Examination of git_scale/tasks/task.py."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EvalConfig) -> None:
+        self.runner = runner
+        self._tokenizer = tokenizer
+        self._decoding = Decoding(
+            max_new_tokens=config.max_new_tokens,
+            beams=config.beams,
+            length_penalty=config.length_penalty,
+        )
+
+    def generate(self, batch: EvalBatch) -> list[Prediction]:
+        """A text for each query. Collective where the model's forward pass is."""
+        runner = self.runner
+        texts = generate(
+            runner.model,
+            normalise(batch.images.to(runner.device), runner.dtype),
+            self._prefixes(batch),
+            self._tokenizer.eos_id,
+            self._decoding,
+            is_finished=self._all_finished,
+        )
+        return [
+            Prediction(
+                index,
+                key,
+                query.identity,
+                query.question,
+                self._tokenizer.decode(text[0].tokens),
+                query.references,
+            )
+            for index, key, queries, answers in zip(
+                batch.indices, batch.keys, batch.queries, texts, strict=True
+            )
+            # neither a filler of a short rank nor an unreadable sample has queries
+            for query, text in zip(queries, answers, strict=False)
+        ]
+
+    def _all_finished(self, ended: Tensor) -> bool:
+        """Under ZeRO-3 every forward pass gathers weights from all ranks: the last to finish decides."""
+        running, runner = not bool(ended.all()), self.runner
+        return not (running if runner.is_whole_on_each_rank else collectives.any_rank(running, runner.device))
+
+    def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
+        """As many for each picture: where others have more questions, a bare begin token fills the place."""
+        most = max(1, *map(len, batch.queries))
+        filler = [self._tokenizer.bos_id]
+        return [
+            [query.prefix for query in queries] + [filler] * (most - len(queries))
+            for queries in batch.queries
+        ]

@@ -1,0 +1,65 @@
+"""What a metric is: a number for the texts of an evaluation, and whether more of it is better.
+
+EXACT_MATCH = Metric(lambda texts: exact_match(texts.generated, texts.references))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Shared = TypeVar("Shared")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One generated text."""
+
+    index: int
+    """Number of the sample in the shards."""
+    key: str
+    identity: int | str
+    question: str
+    generated: str
+    references: list[str]
+
+
+class Predictions(Sequence[Prediction]):
+    """The predictions that a metric is taken over, in the order of the shards."""
+
+    def __init__(self, items: Sequence[Prediction]) -> None:
+        self._items = list(items)
+        self._shared: dict[Callable[[Predictions], Any], Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._items[number]
+
+    @property
+    def generated(self) -> list[str]:
+        return [item.generated for item in self._items]
+
+    @property
+    def references(self) -> list[list[str]]:
+        return [item.references for item in self._items]
+
+    def shared(self, compute: Callable[[Predictions], Shared]) -> Shared:
+        """compute(self), worked out once: BLEU-1 to BLEU-4 come from the same counts."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        found: Shared = self._shared[compute]
+        return found
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`compute` is given at least one prediction; None means that there is nothing to say, and is left out."""
+
+    compute: Callable[[Predictions], float | None]
+    better: Literal["higher", "lower"] | None = "higher"
+    """None: it describes the texts and judges nothing, so that checkpoint.best cannot name it."""
+    needs_references: bool = True
+    """Whether it is taken over the predictions alone that have a right text."""

@@ -1,0 +1,37 @@
+"""The metrics of an evaluation, and in which direction each is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from git_scale.metrics import METRICS
+from git_scale.metrics.metric import Prediction, Predictions
+
+HELDOUT_LOSS = "loss"
+"""What every evaluation measures beside the metrics of its task; the lower the better."""
+
+
+def score(names: Iterable[str], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """These of METRICS by name, and how many images and texts there were; those without a reference are counted only.
+
+    A metric that nothing can be said of is left out.
+    """
+    everything = Predictions(predictions)
+    known = Predictions([item for item in predictions if item.references])
+    found: dict[str, float] = {}
+    for name in names:
+        metric = METRICS[name]
+        texts = known if metric.needs_references else everything
+        if texts and (value := metric.compute(texts)) is not None:
+            found[name] = value
+    images = len({item.index for item in predictions})
+    return found | {"images": float(images), "texts": float(len(predictions))}
+
+
+def judges(names: Iterable[str]) -> list[str]:
+    """Those by which one evaluation is better than another: what checkpoint.best may be, the held-out loss last."""
+    return [*(name for name in names if METRICS[name].better is not None), HELDOUT_LOSS]
+
+
+def lower_is_better(name: str) -> bool:
+    return name == HELDOUT_LOSS or METRICS[name].better == "lower"
