@@ -29,7 +29,7 @@ from git_scale.data.order import SampleOrder
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import Reader
 from git_scale.data.store import RawSample, SampleStore, naming
-from git_scale.data.texts import Text, TextMaker
+from git_scale.data.texts import Text, TextMaker, check_choices
 from git_scale.errors import DataError
 
 GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is then a few hundredths of a nat
@@ -89,6 +89,7 @@ class EvalSamples:
         self.data, self.reader, self.task = run.data, reader, task
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
         self.asked, self.count = run.eval.images, scored_images(run, reader.store)
+        self.new_tokens = run.eval.max_new_tokens
 
     def __getitem__(self, index: int) -> EvalSample:
         if index < 0:
@@ -106,8 +107,9 @@ class EvalSamples:
         with naming(raw.key):
             pictures = decode_pictures(raw, self.frames, 0.5)
             images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
-            texts = self.task.reference_texts(raw)
-            return EvalSample(index, raw.key, images, self.task.queries(raw), texts=texts)
+            texts, queries = self.task.reference_texts(raw), self.task.queries(raw)
+            check_choices(queries, self.new_tokens, self.task.tokenizer.eos_id)
+            return EvalSample(index, raw.key, images, queries, texts=texts)
 
     def _other_picture(self, sample: EvalSample) -> np.ndarray | None:
         """That of the next usable sample with other texts: the same for any number of ranks and workers."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from git_scale.data.store import RawSample
 from git_scale.data.tokenizer import Tokenizer
+from git_scale.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Query:
     """Empty for a caption."""
     identity: int | str = ""
     """The benchmark's number of the picture or question, else a name that is unique in the data."""
+    choices: Mapping[tuple[int, ...], str] = field(default_factory=dict)
+    """The only texts that may be generated, each under its tokens without begin and end; none: any text may."""
 
 
 class TextMaker(Protocol):
@@ -46,3 +50,15 @@ class TextMaker(Protocol):
 
     def reference_texts(self, raw: RawSample) -> list[Text]:
         """The right texts as training has them, for the held-out loss; none where none is known."""
+
+
+def check_choices(queries: Iterable[Query], max_new_tokens: int, end_token: int) -> None:
+    """Raises DataError for a text to choose from that generation cannot spell."""
+    for tokens, text in (item for query in queries for item in query.choices.items()):
+        if not tokens or end_token in tokens:
+            raise DataError(f"{text!r} cannot be chosen: the tokenizer has no words for it")
+        if len(tokens) >= max_new_tokens:
+            raise DataError(
+                f"{text!r} cannot be chosen: it has {len(tokens)} tokens, but eval.max_new_tokens={max_new_tokens},"
+                f" the end token included: set eval.max_new_tokens={len(tokens) + 1} or more"
+            )

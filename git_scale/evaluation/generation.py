@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor
 
 from git_scale.config import EvalConfig
@@ -9,9 +11,11 @@ from git_scale.data.batch import EvalBatch
 from git_scale.data.images import normalise
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation.runner import Runner
-from git_scale.inference.generate import Decoding, generate
+from git_scale.inference.generate import FREE, Decoding, Trie, generate
 from git_scale.metrics.metric import Prediction
 from git_scale.parallel import collectives
+
+Item = TypeVar("Item")
 
 
 class Generation:
@@ -29,12 +33,15 @@ class Generation:
     def generate(self, batch: EvalBatch) -> list[Prediction]:
         """A text for each query. Collective where the model's forward pass is."""
         runner = self.runner
+        trie, roots = self._choices(batch)
         texts = generate(
             runner.model,
             normalise(batch.images.to(runner.device), runner.dtype),
             self._prefixes(batch),
             self._tokenizer.eos_id,
             self._decoding,
+            trie,
+            roots=roots,
             is_finished=self._all_finished,
         )
         return [
@@ -43,7 +50,7 @@ class Generation:
                 key,
                 query.identity,
                 query.question,
-                self._tokenizer.decode(text[0].tokens),
+                query.choices.get(tuple(text[0].tokens)) or self._tokenizer.decode(text[0].tokens),
                 query.references,
             )
             for index, key, queries, answers in zip(
@@ -60,9 +67,21 @@ class Generation:
 
     def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
         """As many for each picture: where others have more questions, a bare begin token fills the place."""
-        most = max(1, *map(len, batch.queries))
-        filler = [self._tokenizer.bos_id]
-        return [
-            [query.prefix for query in queries] + [filler] * (most - len(queries))
-            for queries in batch.queries
-        ]
+        bare = [self._tokenizer.bos_id]
+        return _filled([[query.prefix for query in queries] for queries in batch.queries], bare)
+
+    def _choices(self, batch: EvalBatch) -> tuple[Trie | None, list[list[int]] | None]:
+        """The different sets of choices of a batch in one trie, and where the answer to each query begins in it."""
+        rows = [[tuple(query.choices) for query in queries] for queries in batch.queries]
+        sets = list(dict.fromkeys(choices for row in rows for choices in row if choices))
+        if not sets:
+            return None, None
+        trie = Trie(sets[0], self._tokenizer.eos_id, sets[1:])
+        begin = dict(zip(sets, trie.roots, strict=True))
+        return trie, _filled([[begin.get(choices, FREE) for choices in row] for row in rows], FREE)
+
+
+def _filled(rows: list[list[Item]], filler: Item) -> list[list[Item]]:
+    """Rows of one length, and none empty."""
+    most = max(1, *map(len, rows))
+    return [row + [filler] * (most - len(row)) for row in rows]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from git_scale.inference.decoding import Decoding, Generated, Rules
 from git_scale.inference.stream import TextStream
-from git_scale.inference.trie import ROOT
 
 
 def search_beams(
@@ -42,7 +41,7 @@ class _Search:
         self._rules = rules
         self._decoding = decoding
         self._lengths_G1 = stream.lengths_G[:, None]
-        self._nodes_GW = torch.full((groups, 1), ROOT, device=device)
+        self._nodes_GW = rules.first_nodes[:, None]
         self._parents_GW = torch.zeros_like(self._nodes_GW)
         self._texts_GWT = torch.zeros(groups, 1, 0, dtype=torch.long, device=device)
         self._sums_GW = torch.zeros(groups, 1, device=device)

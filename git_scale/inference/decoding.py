@@ -102,6 +102,8 @@ class Rules:
     end_token: int
     min_new_tokens: int
     trie: Trie | None
+    first_nodes: Tensor
+    """[G]: where each text begins."""
 
     def permit(self, logs: Tensor, step: int, nodes: Tensor) -> Tensor:
         """Log-probabilities [..., V], in place or new: -inf for what may not be token number `step` at nodes."""

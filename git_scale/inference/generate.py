@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from git_scale.inference.beam import search_beams
 from git_scale.inference.decoding import Decoding, Generated, Rules
 from git_scale.inference.sampling import draw_texts
 from git_scale.inference.stream import Decodable, Prefixes, TextStream
-from git_scale.inference.trie import Trie
+from git_scale.inference.trie import FREE, ROOT, Trie
 
-__all__ = ["Decodable", "Decoding", "Generated", "Prefixes", "Trie", "generate"]
+__all__ = ["FREE", "Decodable", "Decoding", "Generated", "Prefixes", "Trie", "generate"]
 
 
 def _all_ended(ended: Tensor) -> bool:
@@ -31,11 +31,13 @@ def generate(
     trie: Trie | None = None,
     is_finished: Callable[[Tensor], bool] = _all_ended,
     generator: torch.Generator | None = None,
+    roots: Sequence[Sequence[int]] | None = None,
 ) -> list[list[list[Generated]]]:
     """Texts [B][K][n_best], best first, without prefix and end token.
 
     prefixes[b][k]: the tokens that a text begins with, of any length, the begin token first; K for each picture.
-    With a trie the generated part is one of its texts. Sampling is repeatable through `generator`, which lives
+    With a trie the generated part is one of its texts; roots[b][k] is where that of a prefix begins, which chooses
+    among the sets of the trie, or FREE for any text. Sampling is repeatable through `generator`, which lives
     on the pictures' device.
 
     `is_finished` is asked after each token, with a bool tensor of the texts that are done. Under ZeRO-3 every
@@ -49,9 +51,10 @@ def generate(
     _check_positions(model, longest, decoding)
     _check_choice(model, decoding, trie, end_token)
     trie = None if trie is None else trie.to(images_BFCHW.device)
-    rules = Rules(end_token, decoding.min_new_tokens, trie)
     count, copies = len(prefixes[0]), decoding.n_best if decoding.samples else 1
     repeated = [[prefix for prefix in row for _ in range(copies)] for row in prefixes]
+    nodes = torch.tensor(roots or [[ROOT] * count for _ in prefixes], device=images_BFCHW.device)
+    rules = Rules(end_token, decoding.min_new_tokens, trie, nodes.repeat_interleave(copies, dim=1).flatten())
     stream = TextStream(model, images_BFCHW, repeated)
     if decoding.beams == 1:
         drawn = draw_texts(stream, rules, decoding, generator, is_finished)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from git_scale.inference.decoding import Decoding, Generated, Rules
 from git_scale.inference.stream import TextStream
-from git_scale.inference.trie import ROOT
 
 
 def draw_texts(
@@ -22,7 +21,7 @@ def draw_texts(
     """One text per prefix [G]. The score is the model's own, whatever it was drawn from."""
     device = stream.lengths_G.device
     ended = torch.zeros(len(stream.lengths_G), dtype=torch.bool, device=device)
-    nodes = torch.full_like(stream.lengths_G, ROOT)
+    nodes = rules.first_nodes
     itself = torch.zeros_like(nodes)[:, None]
     sums: Tensor | float = 0.0
     steps: list[Tensor] = []

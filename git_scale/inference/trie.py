@@ -1,17 +1,22 @@
-"""A closed set of texts, as a tree of tokens that generation can only walk along."""
+"""Closed sets of texts, as trees of tokens that generation can only walk along."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from git_scale.errors import UserError
 
-ROOT, ENDED = 0, 1  # ENDED follows itself by the end token, so that an ended text always has a next token
+ROOT, ENDED, FREE = 0, 1, 2
+# ENDED follows itself by the end token, so that an ended text always has a next token. After FREE comes any token.
+
+
+Texts: TypeAlias = Iterable[Sequence[int]]
 
 
 class Trie:
@@ -22,21 +27,19 @@ class Trie:
     Raises UserError when there is no text, or an empty one.
     """
 
-    def __init__(self, texts: Iterable[Sequence[int]], end_token: int) -> None:
-        unique = {tuple(text) for text in texts}
-        if not unique:
-            raise UserError("no text to choose from: a trie needs at least one")
-        if () in unique:
-            raise UserError("one of the texts to choose from has no tokens: leave it out")
-        if any(end_token in text or min(text) < 0 for text in unique):
-            raise ValueError(f"token lists hold no negative number and not the end token {end_token}")
+    def __init__(self, texts: Texts, end_token: int, others: Iterable[Texts] = ()) -> None:
+        """`others`: further sets, of which texts about other pictures are chosen; their trees begin at `roots`."""
+        sets = [_unique(items, end_token) for items in (texts, *others)]
+        every = [text for unique in sets for text in unique]
         self.end_token = end_token
-        self.shortest, self.longest = min(map(len, unique)), max(map(len, unique))
-        self.largest_token = max(end_token, *(max(text) for text in unique))
-        self._count = len(unique)
+        self.roots = [ROOT, *range(FREE + 1, FREE + len(sets))]
+        self.shortest, self.longest = min(map(len, every)), max(map(len, every))
+        self.largest_token = max(end_token, *map(max, every))
+        self._count = min(map(len, sets))
         self._base = self.largest_token + 1
         edges = sorted(
-            (node * self._base + token, to) for (node, token), to in _edges(unique, end_token).items()
+            (node * self._base + token, to)
+            for (node, token), to in _edges(dict(zip(self.roots, sets, strict=True)), end_token).items()
         )
         self._keys, self._targets = torch.tensor(edges).T.contiguous()
 
@@ -46,6 +49,7 @@ class Trie:
         return moved
 
     def __len__(self) -> int:
+        """Texts of the smallest set."""
         return self._count
 
     def permit(self, logs: Tensor, nodes: Tensor) -> Tensor:
@@ -58,26 +62,38 @@ class Trie:
         token = self._keys[first[row] + within] % self._base
         permitted = torch.full_like(rows_RV, -math.inf)
         permitted[row, token] = rows_RV[row, token]
-        return permitted.view_as(logs)
+        return torch.where(nodes_R[:, None] == FREE, rows_RV, permitted).view_as(logs)
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         """The nodes that permitted tokens lead to; any node for others, which only lost beams are given."""
         edge = self._find(nodes * self._base + tokens).clamp(max=len(self._targets) - 1)
-        return self._targets[edge]
+        return torch.where(nodes == FREE, nodes, self._targets[edge])
 
     def _find(self, keys: Tensor) -> Tensor:
         return torch.searchsorted(self._keys, keys)
 
 
-def _edges(texts: Iterable[tuple[int, ...]], end_token: int) -> dict[tuple[int, int], int]:
-    """(node, token) -> next node."""
+def _unique(texts: Texts, end_token: int) -> set[tuple[int, ...]]:
+    unique = {tuple(text) for text in texts}
+    if not unique:
+        raise UserError("no text to choose from: a trie needs at least one")
+    if () in unique:
+        raise UserError("one of the texts to choose from has no tokens: leave it out")
+    if any(end_token in text or min(text) < 0 for text in unique):
+        raise ValueError(f"token lists hold no negative number and not the end token {end_token}")
+    return unique
+
+
+def _edges(sets: Mapping[int, Iterable[tuple[int, ...]]], end_token: int) -> dict[tuple[int, int], int]:
+    """(node, token) -> next node, of the texts below each root."""
     edges = {(ENDED, end_token): ENDED}
-    nodes = ENDED + 1
-    for text in texts:
-        node = ROOT
-        for token in text:
-            following = edges.setdefault((node, token), nodes)
-            nodes += following == nodes
-            node = following
-        edges[node, end_token] = ENDED
+    nodes = max(FREE, *sets) + 1
+    for root, texts in sets.items():
+        for text in texts:
+            node = root
+            for token in text:
+                following = edges.setdefault((node, token), nodes)
+                nodes += following == nodes
+                node = following
+            edges[node, end_token] = ENDED
     return edges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from git_scale.config import DataConfig
@@ -30,6 +31,13 @@ class Prompts:
     def prefix(self, question: list[int]) -> list[int]:
         """What a generated answer begins with: of the question's first 40 tokens the last 38, which 40 - 2 are."""
         return [self.tokenizer.bos_id, *self._cut(question)[-(self.data.max_text_tokens - 2) :]]
+
+    def choices(self, texts: Iterable[str]) -> dict[tuple[int, ...], str]:
+        """For a Query that is to be answered with one of these texts; those alike in tokens are the first of them."""
+        spelled: dict[tuple[int, ...], str] = {}
+        for text in texts:
+            spelled.setdefault(tuple(self.tokenizer.encode(text)), text)
+        return spelled
 
     def _cut(self, question: list[int]) -> list[int]:
         """GIT's tokenizer cuts a question first; what comes after its first 40 tokens is never seen."""

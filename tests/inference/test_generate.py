@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from git_scale.errors import ConfigError
-from git_scale.inference.generate import Decoding, Trie, generate
+from git_scale.inference.generate import FREE, Decoding, Trie, generate
 from git_scale.models.decoder import LayerCache, Placement
 from git_scale.models.git import GitModel
 
@@ -207,6 +207,35 @@ def test_with_a_trie_only_its_texts_are_said(make_oracle: Any, number_pictures: 
     assert len({tuple(text) for (text,) in found}) > 2
     free = first_texts(generate(make_oracle(8), images, prefixes, END, decoding))
     assert not all(text in names for (text,) in free)
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(4), Decoding(4, beams=3), Decoding(4, n_best=3, temperature=1.0)]
+)
+def test_each_prefix_has_choices_of_its_own(
+    make_oracle: Any, number_pictures: Any, decoding: Decoding
+) -> None:
+    """As with a trie for each set alone, and without any."""
+    sets = [[[0], [0, 3], [4, 4]], [[5], [6], [7, 5]]]
+    images, prefixes, count = number_pictures(12), [[[BEGIN]] * 3] * 12, decoding.n_best
+    trie = Trie(sets[0], END, sets[1:])
+    roots = [[trie.roots[0], trie.roots[1], FREE], [FREE, trie.roots[1], trie.roots[0]]] * 6
+    found = generate(make_oracle(8), images, prefixes, END, decoding, trie, roots=roots)
+    said: dict[int, list[list[int]]] = {root: [] for root in (*trie.roots, FREE)}
+    for row, begin in zip(found, roots, strict=True):
+        for texts, root in zip(row, begin, strict=True):
+            assert len(texts) == count
+            said[root] += [text.tokens for text in texts]
+    for root, names in zip(trie.roots, sets, strict=True):
+        assert all(text in names for text in said[root]) and len({tuple(text) for text in said[root]}) > 1
+    assert not all(text in sets[0] + sets[1] for text in said[FREE])
+    if not decoding.samples:
+        alone = [
+            generate(make_oracle(8), images, prefixes, END, decoding, Trie(names, END)) for names in sets
+        ] + [generate(make_oracle(8), images, prefixes, END, decoding)]
+        at = {trie.roots[0]: 0, trie.roots[1]: 1, FREE: 2}
+        for b, begin in enumerate(roots):
+            assert [found[b][k] for k in range(3)] == [alone[at[root]][b][k] for k, root in enumerate(begin)]
 
 
 NAMES = [[3], [4, 4, 4]]

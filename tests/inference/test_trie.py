@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from git_scale.errors import UserError
-from git_scale.inference.trie import ENDED, ROOT, Trie
+from git_scale.inference.trie import ENDED, FREE, ROOT, Trie
 
 END = 2
 
@@ -51,6 +51,19 @@ def test_thousands_of_names_over_a_real_vocabulary() -> None:
     trie = Trie(names, END)
     assert len(trie) == len({tuple(name) for name in names})
     assert permitted(trie, torch.tensor([ROOT]), 30_522) == [{name[0] for name in names}]
+
+
+def test_each_set_permits_its_own_texts_and_a_free_text_any() -> None:
+    sets = [[[4], [4, 5]], [[4, 6], [7]], [[5]]]
+    trie = Trie(sets[0], END, sets[1:])
+    assert (len(trie), trie.shortest, trie.longest, trie.largest_token) == (1, 1, 2, 7)
+    assert trie.roots[0] == ROOT and len({*trie.roots, ENDED, FREE}) == 5
+    begin = torch.tensor([*trie.roots, FREE])
+    assert permitted(trie, begin, 9) == [{4}, {4, 7}, {5}, set(range(9))]
+    after = trie.advance(begin, torch.tensor([4, 4, 5, 8]))
+    assert permitted(trie, after, 9) == [{5, END}, {6}, {END}, set(range(9))]
+    with pytest.raises(UserError, match="at least one"):
+        Trie(sets[0], END, [[]])
 
 
 def test_an_ended_text_goes_on_ending_and_shapes_are_kept() -> None:

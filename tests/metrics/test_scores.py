@@ -54,10 +54,11 @@ def test_published_scores_share_their_work_and_are_those_of_all_at_once() -> Non
     assert calls == [2]
 
 
-def test_a_metric_without_need_of_references_sees_every_text() -> None:
+def test_a_metric_without_need_of_references_sees_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [Said(0, "one two", ["x"]), Said(1, "one two three four")]
     words = Metric(lambda texts: sum(len(text.split()) for text in texts.generated), needs_references=False)
     silent = Metric(lambda texts: None)
+    monkeypatch.setattr(METRICS, "_added", {})
     METRICS.add("words_in_all", words)
     METRICS.add("silent", silent)
     assert score(["words_in_all", "silent"], said) == {"words_in_all": 6, "images": 2.0, "texts": 2.0}
