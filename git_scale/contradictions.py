@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from git_scale.config import MAX_IMAGE_SIZE, RunConfig
-from git_scale.tasks import TASKS
+from git_scale.tasks import TASKS, problems_of_task
 
 # Options of timm's encoders that mean the same in all of them
 SIZES = {
@@ -76,8 +76,8 @@ def contradictions(run: RunConfig) -> Iterator[str]:
 
 def _of_task(run: RunConfig) -> Iterator[str]:
     data, positions = run.data, run.model.decoder.positions
-    if problem := TASKS.problem_of(data.task):
-        yield problem
+    if problems := problems_of_task(data.task):
+        yield from problems
     elif TASKS[data.task].has_questions and data.max_text_tokens + run.eval.max_new_tokens > positions:
         yield (
             f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"

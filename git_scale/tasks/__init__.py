@@ -25,15 +25,12 @@ TASKS: Registry[type[Task]] = Registry(
 
 def build_task(name: str, run: RunConfig, tokenizer: Tokenizer) -> Task:
     """The task of that name, for samples of this run. Raises ConfigError where it, or a metric of it, is missing."""
-    task = TASKS[name]
-    if problems := list(filter(None, map(METRICS.problem_of, task.metrics))):
-        raise ConfigError([f"data.task={name}: {problem}" for problem in problems])
-    return task(run, tokenizer)
+    return _usable(name)(run, tokenizer)
 
 
 def check_metric(task: str, name: str | None) -> None:
     """Raises ConfigError when checkpoint.best names what the task does not measure."""
-    known = judges(TASKS[task].metrics)
+    known = judges(_usable(task).metrics)
     if name is not None and name not in known:
         raise ConfigError(
             [
@@ -41,3 +38,17 @@ def check_metric(task: str, name: str | None) -> None:
                 f"{did_you_mean(name, known)}"
             ]
         )
+
+
+def problems_of_task(name: str) -> list[str]:
+    """What is missing: the task itself, or metrics that it names."""
+    if problem := TASKS.problem_of(name):
+        return [problem]
+    missing = filter(None, map(METRICS.problem_of, TASKS[name].metrics))
+    return [f"data.task={name}: {problem}" for problem in missing]
+
+
+def _usable(name: str) -> type[Task]:
+    if problems := problems_of_task(name):
+        raise ConfigError(problems)
+    return TASKS[name]

@@ -1,0 +1,185 @@
+"""docs/extending.md does what it says: its code is written to modules of their own, and runs name them as plugins."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import webdataset
+
+from git_scale.checkpoint import layout
+from git_scale.errors import ConfigError
+from git_scale.parallel.topology import Topology
+from git_scale.stop import StopRequest
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.tiny import COLOURS, SIDES, draw_square, tiny_run
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+PLUGINS = ("colour_task", "worst_class")
+
+
+def code_blocks(page: str, heading: str) -> Iterator[str]:
+    """The Python below a heading, up to the next one of its level."""
+    level, _, _ = heading.partition(" ")
+    section = re.search(rf"^{re.escape(heading)}$(.*?)(?=^{level} |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert section, f"{heading}: no such heading"
+    yield from re.findall(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL)
+
+
+def write_plugin(folder: Path, heading: str, module: str) -> None:
+    (code,) = code_blocks(PAGE.read_text(encoding="utf-8"), heading)
+    assert len(code.splitlines()) <= 40, "an example is read at a glance"
+    (folder / f"{module}.py").write_text(code, encoding="utf-8")
+
+
+def test_blocks_are_read_up_to_the_next_heading() -> None:
+    a, b, c, d = (f"```python\n{name}\n```\n" for name in "abcd")
+    page = f"# P\n{a}## One\n```\nno Python\n```\n{b}### Part\n{c}## Two\n{d}"
+    assert list(code_blocks(page, "## One")) == ["b\n", "c\n"]
+    assert list(code_blocks(page, "## Two")) == ["d\n"]
+    with pytest.raises(AssertionError, match="no such heading"):
+        list(code_blocks(page, "## Three"))
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    write_plugin(folder, "## A task", "colour_task")
+    write_plugin(folder, "## A metric", "worst_class")
+    return folder
+
+
+def write_coloured(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "coloured-000000.tar"), encoder=False) as tar:
+        for number in range(count):
+            colour, side = list(COLOURS)[number % 4], list(SIDES)[number % 3]
+            text = json.dumps({"colour": colour}).encode()
+            tar.write({"__key__": f"{number:03d}", "png": draw_square(colour, side), "json": text})
+    return folder
+
+
+def write_recipe(squares: Path, tmp_path: Path, world_size: int) -> Path:
+    run = tiny_run(
+        squares,
+        tmp_path / "run",
+        data={
+            "train": str(write_coloured(tmp_path / "train", 24)),
+            "heldout": str(write_coloured(tmp_path / "heldout", 7)),
+            "task": "colour",
+        },
+        train={"steps": 6, "micro_batch": 8 // world_size},
+        eval={"every": 3},
+        checkpoint={"every": 3, "best": "worst_class"},
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(run.model_copy(update={"plugins": PLUGINS}).to_yaml(), encoding="utf-8")
+    return path
+
+
+Said = list[tuple[str, str, list[str]]]
+
+
+def fit(
+    topology: Topology, device: torch.device, plugins: Path, recipe: Path, stage: int
+) -> tuple[Said, dict[str, float]]:
+    from git_scale.recipes import load_run
+    from git_scale.training.build import build_trainer
+
+    sys.path.append(str(plugins))
+    trainer = build_trainer(load_run(str(recipe)), {"zero_optimization": {"stage": stage}}, topology, device)
+    trainer.fit(StopRequest())
+    trainer.writer.close()
+    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    return [
+        (item.key, item.generated, item.references) for item in evaluation.predictions
+    ], evaluation.metrics
+
+
+def evaluate(
+    topology: Topology, device: torch.device, plugins: Path, tmp_path: Path, task: str | None, names: str
+) -> tuple[Said, list[dict[str, Any]]]:
+    """In processes of their own, as tools/evaluate.py is."""
+    from git_scale.evaluation.benchmark import evaluate_checkpoint
+
+    sys.path.append(str(plugins))
+    given = [f"plugins=[{names}]"] if names else []
+    heldout = tmp_path / "heldout"
+    evaluation = evaluate_checkpoint(tmp_path / "run", heldout, task, None, given, {}, topology)
+    said = [(item.key, item.generated, item.references) for item in evaluation.predictions]
+    return said, evaluation.results
+
+
+def worst_by_hand(said: Said) -> float:
+    of_colour = {colour: [text for _, text, right in said if right == [colour]] for colour in COLOURS}
+    return min(texts.count(colour) / len(texts) for colour, texts in of_colour.items())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 3)])
+def test_a_task_with_choices_and_a_metric_of_its_own_train_and_evaluate(
+    squares: Path, tmp_path: Path, plugins: Path, world_size: int, stage: int
+) -> None:
+    recipe = write_recipe(squares, tmp_path, world_size)
+    answers = run_distributed(fit, world_size, plugins, recipe, stage)
+    said, metrics = answers[0]
+    assert all(answer == answers[0] for answer in answers)
+    assert len(said) == 7 and {text for _, text, _ in said} <= set(COLOURS), "nothing but a choice is said"
+    assert metrics["eval/worst_class"] == worst_by_hand(said)
+    assert {"eval/exact_match", "eval/loss", "eval/texts"} <= metrics.keys() and "eval/cider" not in metrics
+    best = layout.read_best(tmp_path / "run")
+    assert best is not None and best.metric == "worst_class"
+    assert (tmp_path / "run" / "checkpoints" / "best").exists()
+
+    names = ",".join(PLUGINS)
+    again, rows = run_distributed(evaluate, world_size, plugins, tmp_path, None, names)[0]
+    assert again == said
+    assert rows == [{"picture": key, "colour": text} for key, text, _ in said]
+    captions, _ = run_distributed(evaluate, 1, plugins, tmp_path, "caption", "")[0]
+    assert not {text for _, text, _ in captions} <= set(COLOURS), "left alone it says other things"
+
+
+def refused(
+    topology: Topology, device: torch.device, plugins: Path, recipe: Path, override: str
+) -> list[str]:
+    from git_scale.recipes import load_run
+    from git_scale.training.build import build_trainer
+
+    sys.path.append(str(plugins))
+    try:
+        build_trainer(load_run(str(recipe), [override]), {}, topology, device)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.task=color", "did you mean colour?; there are caption, vqa, colour, and those of your own"),
+        (
+            "checkpoint.best=cider",
+            "checkpoint.best='cider': with data.task=colour it is one of exact_match, worst_class, loss",
+        ),
+        ("plugins=[colour_task]", "data.task=colour: metric='worst_class': there is none of that name"),
+        (
+            "data.train={squares}",
+            "has colours, for data.task=colour; they have captions: set data.task=caption, or",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_plugins_task_is_said_before_the_start(
+    squares: Path, tmp_path: Path, plugins: Path, override: str, problem: str
+) -> None:
+    recipe = write_recipe(squares, tmp_path, 1)
+    override = override.format(squares=squares / "train")
+    problems = run_distributed(refused, 1, plugins, recipe, override)[0]
+    assert len(problems) == 1 and problem in problems[0], problems
