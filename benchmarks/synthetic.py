@@ -13,14 +13,14 @@ def synthetic_batch(
 ) -> Batch:
     """`images` pictures with `texts` texts of full length each: every token but the first is a target."""
     size = model.encoder.image_size
-    targets = torch.ones(images, texts, text_tokens, dtype=torch.bool)
-    targets[..., 0] = False
+    pixels = torch.randint(256, (images, model.frames, 3, size, size), dtype=torch.uint8, generator=generator)
+    tokens = torch.randint(model.vocab_size, (images, texts, text_tokens), generator=generator)
+    rows = torch.arange(tokens.numel()).view_as(tokens)[..., :-1].flatten()
     return Batch(
-        images=torch.randint(
-            256, (images, model.frames, 3, size, size), dtype=torch.uint8, generator=generator
-        ),
-        tokens=torch.randint(model.vocab_size, targets.shape, generator=generator),
-        targets=targets,
+        images=pixels,
+        tokens=tokens,
+        rows=rows,
+        labels=tokens.flatten()[rows + 1],
         keys=[f"synthetic:{number}" for number in range(images)],
         problems=[],
     )

@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.products import Product, ProductReplay, count_flops, record_products
 from benchmarks.synthetic import synthetic_batch
-from git_scale.config import ModelConfig, RunConfig
+from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
-from git_scale.data.images import normalise
 from git_scale.models.build import build_model
-from git_scale.models.git import GitModel, language_model_loss
+from git_scale.models.git import GitModel
+from git_scale.objectives.training_loss import loss_alone
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
@@ -48,7 +48,7 @@ def run(
     batches = {k: synthetic_batch(config.model, images, k, text_tokens, generator) for k in (1, 5)}
     costs = StepCosts(config.model, dp=1)
     flops = {f"step with {k}": costs.train_flops([batch]) for k, batch in batches.items()}
-    products = step_products(config.model, batches[1])
+    products = step_products(config, batches[1])
     flops["products"] = count_flops(products)
     times = measure(config, batches, ProductReplay(products), budget_s)
     return {
@@ -97,9 +97,9 @@ def measure(
         fused=True,
     )
     actions = {
-        "step with 1": lambda: train_step(model, optimizer, batches[1]),
+        "step with 1": lambda: train_step(config, model, optimizer, batches[1]),
         "products": replay.run,
-        "step with 5": lambda: train_step(model, optimizer, batches[5]),
+        "step with 5": lambda: train_step(config, model, optimizer, batches[5]),
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     deadline = time.perf_counter() + budget_s
@@ -113,23 +113,15 @@ def measure(
     return times
 
 
-def train_step(model: GitModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-    rows, labels = batch.target_rows()
-    logits = model(normalise(batch.images, torch.float32), batch.tokens, rows)
-    (language_model_loss(logits, labels, smoothing=0.1) / len(labels)).backward()
+def train_step(run: RunConfig, model: GitModel, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    loss_alone(run, model, batch, torch.float32).backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def step_products(config: ModelConfig, batch: Batch) -> Counter[Product]:
+def step_products(run: RunConfig, batch: Batch) -> Counter[Product]:
     """The products of one step forward and backward, from running it on `meta`."""
     with torch.device("meta"):
-        model = build_model(config).train()
-    rows, labels = (tensor.to("meta") for tensor in batch.target_rows())
+        model = build_model(run.model).train()
     shapes = batch.to("meta")
-
-    def step() -> None:
-        logits = model(shapes.images.float(), shapes.tokens, rows)
-        language_model_loss(logits, labels, smoothing=0.1).backward()
-
-    return record_products(step)
+    return record_products(lambda: loss_alone(run, model, shapes, torch.float32).backward())

@@ -142,6 +142,18 @@ class OptimizerConfig(Section):
     """Linear rise to the full rate, then cosine to 0 at train.steps."""
 
 
+def with_objectives(train: dict[str, Any]) -> dict[str, Any]:
+    """The section with `objectives` in the place of the short `objective`. Raises ValueError where both are given."""
+    if "objective" not in train:
+        return train
+    if "objectives" in train:
+        raise ValueError(
+            f"objective={train['objective']!r} is short for objectives, which is given too: leave one of them out"
+        )
+    others = {key: value for key, value in train.items() if key != "objective"}
+    return {**others, "objectives": {train["objective"]: 1.0}}
+
+
 class TrainConfig(Section):
     steps: int = Field(10_000, ge=1)
     """Optimizer steps of the whole run."""
@@ -153,6 +165,9 @@ class TrainConfig(Section):
     gradient_precision: Literal["fp32", "bf16"] = "fp32"
     """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
+    objectives: dict[Text, Annotated[float, Field(gt=0)]] = {"lm": 1.0}
+    """What is learned, each with its weight in the loss. lm: the paper's, every word from the picture and the words
+    before it. `train.objective=NAME` is short for one of weight 1."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     freeze: tuple[Text, ...] = ()
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
@@ -161,6 +176,11 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile, block by block, in training: fewer and larger kernels, up to a minute at the start. With
     ZeRO 0-2 and without tensor parallelism; needs a C++ compiler on CPU."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_objective(cls, value: Any) -> Any:
+        return with_objectives(value) if isinstance(value, dict) else value
 
 
 class ParallelConfig(Section):

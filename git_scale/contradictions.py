@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from git_scale.config import MAX_IMAGE_SIZE, RunConfig
+from git_scale.objectives import OBJECTIVES
 from git_scale.tasks import TASKS, problems_of_task
 
 # Options of timm's encoders that mean the same in all of them
@@ -49,6 +50,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
+    yield from _of_objectives(run)
     yield from _of_computation(run)
     if run.parallel.sequence and train.micro_batch % run.parallel.tp:
         yield (
@@ -72,6 +74,12 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in run.optimizer.betas):
         yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+
+
+def _of_objectives(run: RunConfig) -> Iterator[str]:
+    if not run.train.objectives:
+        yield f"train.objectives={{}} leaves nothing to learn: name one of {', '.join(OBJECTIVES)}"
+    yield from filter(None, map(OBJECTIVES.problem_of, run.train.objectives))
 
 
 def _of_task(run: RunConfig) -> Iterator[str]:

@@ -27,6 +27,7 @@ from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, t
 
 log = logging.getLogger(__name__)
 
+WHOLE = ("options", "objectives")  # mappings that an override replaces, names and all
 SHOWN = 200  # characters of an override, in a message
 RECIPES = Path(__file__).parent / "configs"
 
@@ -230,7 +231,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Both trees in one; `above` wins key by key."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "options"
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged
 
@@ -271,7 +272,7 @@ def keys_given(override: str) -> list[str]:
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in tree.items():
-        if isinstance(value, dict) and name != "options":
+        if isinstance(value, dict) and name not in WHOLE:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name

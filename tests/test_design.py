@@ -17,7 +17,7 @@ PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"config", "errors", "files", "paths", "progress", "stop", "text_files"}
-BELOW_PARALLEL = BASE | {"models", "data", "metrics", "tasks", "checkpoint", "monitoring"}
+BELOW_PARALLEL = BASE | {"models", "data", "metrics", "tasks", "checkpoint", "monitoring", "precision"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
     "errors": set(),
@@ -33,9 +33,11 @@ MAY_IMPORT = {
     "upgrades": {"errors"},
     "metrics": {"errors", "registry"},
     "tasks": BASE | {"data", "metrics", "registry"},
+    "objectives": BASE | {"data", "registry"},
+    "precision": set(),
     "config": {"errors", "paths", "upgrades"},
     "yaml_tree": set(),
-    "contradictions": {"config", "tasks"},
+    "contradictions": {"config", "objectives", "tasks"},
     "recipes": {
         "config",
         "contradictions",
@@ -48,15 +50,25 @@ MAY_IMPORT = {
     },
     "models": {"config", "errors"},
     "data": BASE | {"registry"},
-    "monitoring": BASE,
+    "monitoring": BASE | {"precision"},
     "checkpoint": BASE | {"models", "data", "tasks", "upgrades"},
     "inference": BASE | {"models", "data", "checkpoint", "tasks"},
     "parallel": BELOW_PARALLEL,
-    "planning": BELOW_PARALLEL | {"parallel"},
+    "planning": BELOW_PARALLEL | {"objectives", "parallel"},
     "evaluation": BELOW_PARALLEL | {"inference", "parallel", "recipes"},
     "training": BELOW_PARALLEL
-    | {"parallel", "planning", "evaluation", "recipes", "console", "leave", "processes", "upgrades"},
-    "testing": BELOW_PARALLEL | {"parallel", "evaluation", "training", "processes"},
+    | {
+        "objectives",
+        "parallel",
+        "planning",
+        "evaluation",
+        "recipes",
+        "console",
+        "leave",
+        "processes",
+        "upgrades",
+    },
+    "testing": BELOW_PARALLEL | {"objectives", "parallel", "evaluation", "training", "processes"},
 }
 # outside package -> what alone may import it, and in how many files at most
 RESERVED = {
@@ -207,6 +219,24 @@ def test_models_have_one_constructor(model: str) -> None:
         if calls_of(model, path.read_text(encoding="utf-8"))
     }
     assert found - {"git_scale/models/git.py"} == {"git_scale/models/build.py"}  # a GIT holds an encoder
+
+
+def attributes_called(name: str, source: str) -> int:
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return sum(isinstance(call.func, ast.Attribute) and call.func.attr == name for call in calls)
+
+
+def test_the_loss_stands_in_one_place() -> None:
+    """What is learned; that texts are measured by their log-probability is another thing."""
+    sources = {named(path): path.read_text(encoding="utf-8") for path in FILES}
+    benchmarks = (PACKAGE.parent / "benchmarks").rglob("*.py")
+    sources |= {path.name: path.read_text(encoding="utf-8") for path in benchmarks}
+    measuring = {"evaluation/heldout_loss.py", "inference/likelihood.py"}
+    found = {name for name, source in sources.items() if attributes_called("cross_entropy", source)}
+    assert found - measuring == {"objectives/language_model.py"}
+    own = ("language_model_loss", "vocabulary_parallel_loss")
+    calling = {name for name, source in sources.items() if sum(calls_of(loss, source) for loss in own)}
+    assert calling == {"objectives/language_model.py"}
 
 
 @pytest.mark.parametrize(

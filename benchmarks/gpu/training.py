@@ -20,12 +20,12 @@ from benchmarks.gpu.shapes import Shapes
 from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
-from git_scale.data.images import normalise
 from git_scale.models.build import build_model
 from git_scale.models.compiled import compile_blocks
 from git_scale.models.deferred import Deferred
-from git_scale.models.git import count_parameters, language_model_loss
+from git_scale.models.git import count_parameters
 from git_scale.monitoring.peak import peak_flops
+from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
@@ -69,6 +69,7 @@ class Session:
         groups = parameter_groups(placed.model, placed.shapes, self.run.optimizer)
         self.engine = Engine(placed, groups, self.run, ds_config, topology, device)
         self.engine.model.train()
+        self.loss = TrainingLoss(self.run)
         compile_blocks(self.model, shapes.backend)
         self.take(Setting())
         self.step(self.batch(1, 1))  # the first step makes the optimizer's states
@@ -142,10 +143,10 @@ class Session:
         return next((size for size in sizes if (size - larger) * per_image <= room), larger)
 
     def _micro_loss(self, batch: Batch) -> torch.Tensor:
-        rows, labels = batch.target_rows()
-        logits = self.engine.forward(normalise(batch.images, self.engine.dtype), batch.tokens, rows)
-        loss = language_model_loss(logits, labels, self.run.train.label_smoothing)
-        return loss / (self.shapes.accumulation * len(labels))
+        counts = {
+            name: self.shapes.accumulation * term.count(batch) for name, term in self.loss.terms.items()
+        }
+        return total(self.loss.of(self.engine.forward, batch, self.engine.dtype, counts, self.engine.comm))
 
 
 def recipe_run(recipe: str, shapes: Shapes, overrides: tuple[str, ...] = ()) -> RunConfig:

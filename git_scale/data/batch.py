@@ -5,6 +5,7 @@ B images per micro-batch, F frames per image, K texts per image, T text position
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,38 +37,37 @@ class Batch:
     """uint8 [B, F, 3, H, W]."""
     tokens: Tensor
     """int64 [B, K, T]: begin, prefix, target, end, padding. Every row begins with the begin token."""
-    targets: Tensor
-    """bool [B, K, T]: True where tokens[b, k, t] is predicted from the position before it; never at t = 0."""
+    rows: Tensor
+    """int64 [n]: the positions in flat [B*K*T] at which something is predicted."""
+    labels: Tensor
+    """int64 [n]: the token that is right at each of them."""
     keys: list[str]
     """SHARD.tar:KEY of each sample."""
     problems: list[str]
     """One message per sample that could not be used."""
 
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """What an objective's `prepare` has added."""
+
     @property
     def num_targets(self) -> int:
-        return int(self.targets.sum())
-
-    def target_rows(self) -> tuple[Tensor, Tensor]:
-        """int64 [n] positions in flat [B*K*T] whose next token is a target, and those tokens.
-
-        Asked before the batch goes to a GPU, where finding them would make the host wait.
-        """
-        at = self.targets.flatten().nonzero().squeeze(1)
-        return at - 1, self.tokens.flatten()[at]
+        return len(self.labels)
 
     def to(self, device: torch.device | str) -> Batch:
-        images, tokens, targets = (
-            tensor.to(device, non_blocking=True) for tensor in (self.images, self.tokens, self.targets)
-        )
-        return replace(self, images=images, tokens=tokens, targets=targets)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The DataLoader's hook: copies from pinned memory run beside the computation."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            images=self.images.pin_memory(),
-            tokens=self.tokens.pin_memory(),
-            targets=self.targets.pin_memory(),
+            images=change(self.images),
+            tokens=change(self.tokens),
+            rows=change(self.rows),
+            labels=change(self.labels),
+            extras={name: change(tensor) for name, tensor in self.extras.items()},
         )
 
 
@@ -114,11 +114,12 @@ def black(frames: int, size: int) -> np.ndarray:
 
 def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
     """Stacks samples of equal F, H, W and K; T is the longest text's length."""
-    tokens, targets = _stack_texts([sample.texts for sample in samples], pad_id)
+    tokens, rows, labels = _stack_texts([sample.texts for sample in samples], pad_id)
     return Batch(
         images=_stack([sample.images for sample in samples]),
         tokens=tokens,
-        targets=targets,
+        rows=rows,
+        labels=labels,
         keys=[sample.key for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],
     )
@@ -129,7 +130,7 @@ def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
     images = _stack([sample.images for sample in samples])
     keys = [sample.key for sample in samples]
     problems = [sample.problem for sample in samples if sample.problem]
-    tokens, targets = _stack_texts([sample.texts for sample in samples], pad_id)
+    tokens, rows, labels = _stack_texts([sample.texts for sample in samples], pad_id)
     others = [sample.images if sample.other is None else sample.other for sample in samples]
     has_other = [sample.other is not None for sample in samples]
     return EvalBatch(
@@ -138,23 +139,25 @@ def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
         keys=keys,
         indices=[sample.index for sample in samples],
         problems=problems,
-        texts=Batch(images, tokens, targets, keys, problems),
+        texts=Batch(images, tokens, rows, labels, keys, problems),
         others=_stack(others) if any(has_other) else images,
         has_other=has_other,
     )
 
 
-def _stack_texts(rows: list[list[Text]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """int64 tokens and bool targets [B, K, T]; a sample with fewer texts than others has padding alone for them."""
-    texts = max(1, *map(len, rows))
-    length = max((len(text.tokens) for row in rows for text in row), default=1)
-    shape = len(rows), texts, length
-    tokens, targets = np.full(shape, pad_id, np.int64), np.zeros(shape, np.bool_)
-    for b, row in enumerate(rows):
-        for k, text in enumerate(row):
+def _stack_texts(samples: list[list[Text]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [B, K, T] with the rows and labels of Batch; a sample with fewer texts than others has padding alone."""
+    texts = max(1, *map(len, samples))
+    length = max((len(text.tokens) for sample in samples for text in sample), default=1)
+    tokens = np.full((len(samples), texts, length), pad_id, np.int64)
+    is_target = np.zeros(tokens.shape, np.bool_)
+    for b, sample in enumerate(samples):
+        for k, text in enumerate(sample):
             tokens[b, k, : len(text.tokens)] = text.tokens
-            targets[b, k, : len(text.targets)] = text.targets
-    return torch.from_numpy(tokens), torch.from_numpy(targets)
+            is_target[b, k, : len(text.targets)] = text.targets
+    targets = torch.from_numpy(is_target.ravel().nonzero()[0])
+    flat = torch.from_numpy(tokens)
+    return flat, targets - 1, flat.flatten()[targets]  # each is predicted from the position before it
 
 
 def _stack(images: list[np.ndarray]) -> Tensor:

@@ -36,7 +36,7 @@ def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[Tex
     """Of each sample with texts. Collective where the model's forward pass is; `with_others` then as on all ranks."""
     own = _nats(runner, batch.images, batch.texts)
     others = _nats(runner, batch.others, batch.texts) if with_others else own
-    tokens = batch.texts.targets.sum((1, 2)).tolist()
+    tokens = torch.bincount(_samples_of_rows(batch.texts), minlength=len(batch.keys)).tolist()
     return [
         TextLoss(index, count, nats, other if with_others and has_other else None)
         for index, count, nats, other, has_other in zip(
@@ -49,12 +49,16 @@ def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[Tex
 @torch.no_grad()
 def _nats(runner: Runner, images: Tensor, texts: Batch) -> list[float]:
     """[B]: the sum over each sample's target tokens."""
-    rows, labels = texts.target_rows()
     pixels = normalise(images.to(runner.device), runner.dtype)
-    logits = runner.model(pixels, texts.tokens.to(runner.device), rows.to(runner.device))
-    found = F.cross_entropy(logits.float(), labels.to(runner.device), reduction="none").double().cpu()
-    samples = rows // texts.tokens[0].numel()
-    return torch.zeros(len(images), dtype=torch.float64).index_add_(0, samples, found).tolist()
+    logits = runner.model(pixels, texts.tokens.to(runner.device), texts.rows.to(runner.device))
+    found = F.cross_entropy(logits.float(), texts.labels.to(runner.device), reduction="none").double().cpu()
+    sums = torch.zeros(len(images), dtype=torch.float64)
+    return sums.index_add_(0, _samples_of_rows(texts), found).tolist()
+
+
+def _samples_of_rows(texts: Batch) -> Tensor:
+    """Number within the batch of the sample that each row belongs to."""
+    return texts.rows // texts.tokens[0].numel()
 
 
 def loss_metrics(losses: Iterable[TextLoss]) -> dict[str, float]:

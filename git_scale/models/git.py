@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from git_scale.config import ModelConfig
@@ -75,27 +73,6 @@ class GitModel(nn.Module):
     def set_activation_checkpointing(self, enable: bool) -> None:
         self.encoder.set_activation_checkpointing(enable)
         self.decoder.activation_checkpointing = enable
-
-
-def language_model_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """GIT's loss, summed over the rows of logits [n, V] with labels [n]; fp32 scalar.
-
-    KL(q || p) with q = 1 - e on the label and e / (V - 1) on every other word (e = smoothing), so a perfect
-    model reaches 0. torch's own smoothing spreads e over all V words, hence the factor V / (V - 1), and leaves
-    the entropy of q in (1.3577 nats for e = 0.1, V = 30522), hence the subtraction. e = 0 is cross entropy.
-    """
-    vocab = logits.shape[-1]
-    total = F.cross_entropy(
-        logits.float(), labels, label_smoothing=smoothing * vocab / (vocab - 1), reduction="sum"
-    )
-    return total - labels.numel() * smoothing_entropy(smoothing, vocab)
-
-
-def smoothing_entropy(smoothing: float, vocab: int) -> float:
-    """Entropy in nats of the smoothed target distribution."""
-    if smoothing == 0:
-        return 0.0
-    return -(1 - smoothing) * math.log(1 - smoothing) - smoothing * math.log(smoothing / (vocab - 1))
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,6 +72,7 @@ class Meters:
         self.tokens = 0
         self._unread_tokens: list[Number] = []
         self._losses: list[Number] = []
+        self._terms: dict[str, list[Number]] = {}
         self._grad_norms: list[Number] = []
         self._interval = Interval(clock())
         self._first_rates: dict[str, float] | None = None
@@ -80,12 +81,25 @@ class Meters:
         self._peak_rss = 0
 
     def record(
-        self, *, loss: Number, grad_norm: Number, images: int, tokens: Number, flops: float, wait_s: float
+        self,
+        *,
+        loss: Number,
+        grad_norm: Number,
+        images: int,
+        tokens: Number,
+        flops: float,
+        wait_s: float,
+        terms: Mapping[str, Number] | None = None,
     ) -> None:
-        """One optimizer step: images, text tokens and FLOPs of all ranks, this rank's wait for data."""
+        """One optimizer step: images, text tokens and FLOPs of all ranks, this rank's wait for data.
+
+        terms: parts of the loss by name, where it has several.
+        """
         self.samples += images
         self._unread_tokens.append(tokens)
         self._losses.append(loss)
+        for name, part in (terms or {}).items():
+            self._terms.setdefault(f"train/loss_{name}", []).append(part)
         self._grad_norms.append(grad_norm)
         interval = self._interval
         interval.steps += 1
@@ -117,6 +131,7 @@ class Meters:
         )
         values = {
             "train/loss": loss,
+            **{name: _finite_mean(parts) for name, parts in self._terms.items()},
             "train/grad_norm": grad_norm,
             "train/lr_encoder": lr_encoder,
             "train/lr_decoder": lr_decoder,
@@ -129,7 +144,7 @@ class Meters:
             "progress/tokens": float(self.tokens),
             "progress/eta_s": (self.total_steps - step) * self._wall_step_s(now, rates["speed/step_s"]),
         }
-        self._losses, self._grad_norms, self._interval = [], [], Interval(now)
+        self._losses, self._terms, self._grad_norms, self._interval = [], {}, [], Interval(now)
         return values
 
     @contextmanager

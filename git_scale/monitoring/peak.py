@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from git_scale.precision import DTYPES
+
 logger = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("accelerators.yaml")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MEASURE_S = 0.3  # long enough to leave turbo and cold caches behind, short enough for every start
 
 

@@ -25,9 +25,9 @@ from git_scale.checkpoint import state as stored
 from git_scale.checkpoint.weights import check_names
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest
-from git_scale.models.git import language_model_loss
 from git_scale.parallel import buffers
 from git_scale.parallel.collectives import sum_over_tp
+from git_scale.parallel.comm import Comm
 from git_scale.parallel.ds_config import (
     averages_gradients,
     merge_ds_config,
@@ -35,10 +35,11 @@ from git_scale.parallel.ds_config import (
     zero_stage,
 )
 from git_scale.parallel.groups import GROUPS, mpu_of
-from git_scale.parallel.materialise import Placed, run_dtype
+from git_scale.parallel.materialise import Placed
 from git_scale.parallel.replicas import check_alike
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Holdings, ParameterGroup, ZeroEngine, build_adamw
+from git_scale.precision import DTYPES
 from git_scale.stop import listening
 
 log = logging.getLogger(__name__)
@@ -112,12 +113,12 @@ class Engine:
         device: torch.device,
     ) -> None:
         self.device = device
-        self.dtype = run_dtype(run)
+        self.dtype = DTYPES[run.train.precision]
         self.stage = zero_stage(ds_config, run.train.precision)
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
         self._placed = placed
         self._topology = topology
-        self._words = run.model.vocab_size if topology.tp > 1 and run.parallel.decoder else None
+        self.comm = Comm(topology, run.parallel.decoder)
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
         config = merge_ds_config(ds_config, run, topology.dp)
         # DeepSpeed keeps no norm and skips no step for stage 0: there both are done here.
@@ -150,14 +151,6 @@ class Engine:
             self._kept.keep()
             self._step_begins = False
         return self._engine(images_BFCHW, tokens_BKT, rows)
-
-    def loss(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        """models.git.language_model_loss of what `forward` gave in training, the same on a tensor-parallel group."""
-        if self._words is None:
-            return language_model_loss(logits, labels, smoothing)
-        from git_scale.parallel.tensor import vocabulary_loss
-
-        return vocabulary_loss(logits, labels, smoothing, self._words)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.
@@ -276,7 +269,7 @@ class InferenceEngine:
         device: torch.device,
     ) -> None:
         self.device = device
-        self.dtype = run_dtype(run)
+        self.dtype = DTYPES[run.train.precision]
         stage = zero_stage(ds_config, run.train.precision)
         self.is_whole_on_each_rank = stage < 3 and topology.tp == 1
         self.model: Any = placed.model

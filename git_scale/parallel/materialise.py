@@ -20,6 +20,7 @@ from git_scale.parallel.sequence import sum_gradients
 from git_scale.parallel.splits import Splits, splits_of
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Partitioner
+from git_scale.precision import DTYPES
 
 Values = Callable[[str], Tensor]
 """The whole tensor of a name, on CPU; the same on all ranks."""
@@ -63,7 +64,7 @@ def place_model(
     config = merge_ds_config(ds_config, run, topology.dp)
     stage = zero_stage(ds_config, run.train.precision)
     partition = Partitioner(config, mpu_of(topology)) if stage == 3 else _leave_whole
-    materialise(model, splits, values, topology, device, run_dtype(run), partition)
+    materialise(model, splits, values, topology, device, DTYPES[run.train.precision], partition)
     if run.parallel.sequence and topology.tp > 1:
         sum_gradients(model, splits, run.parallel)
     return Placed(model, shapes, splits, aliases)
@@ -71,10 +72,6 @@ def place_model(
 
 def _leave_whole(parameters: list[nn.Parameter]) -> None:
     """Below ZeRO-3 every rank keeps its share of each parameter."""
-
-
-def run_dtype(run: RunConfig) -> torch.dtype:
-    return torch.bfloat16 if run.train.precision == "bf16" else torch.float32
 
 
 def materialise(

@@ -7,7 +7,6 @@ parallel.sequence by each for its own pictures.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,19 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import ModelParallelConfig, parallel_state
+from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
-    reduce_from_tensor_model_parallel_region,
 )
 from torch import Tensor, nn
 
 from git_scale.checkpoint.split import padded_rows
 from git_scale.config import ParallelConfig
-from git_scale.models.git import smoothing_entropy
+from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules
@@ -128,7 +126,7 @@ class _SequenceRow(_Row):
 
 
 class VocabularyHead(nn.Module):
-    """Logits of this rank's words in training, for vocabulary_loss; in evaluation of all words, without padding."""
+    """Logits of this rank's words in training, which an objective reads; in evaluation of all, without padding."""
 
     def __init__(self, words: int, width: int, tp: int) -> None:
         super().__init__()
@@ -142,36 +140,9 @@ class VocabularyHead(nn.Module):
         if self.training:
             return logits
         # megatron-core's own gathering wants a GPU
-        shares = [
-            torch.empty_like(logits) for _ in range(parallel_state.get_tensor_model_parallel_world_size())
-        ]
-        dist.all_gather(shares, logits, group=parallel_state.get_tensor_model_parallel_group())
+        shares = [torch.empty_like(logits) for _ in range(dist.get_world_size(GROUPS.tp))]
+        dist.all_gather(shares, logits, group=GROUPS.tp)
         return torch.cat(shares, dim=-1)[..., : self.words]
-
-
-def vocabulary_loss(logits: Tensor, labels: Tensor, smoothing: float, words: int) -> Tensor:
-    """models.git.language_model_loss of logits [n, V/tp] that each hold one rank's words; the same on all ranks.
-
-    megatron-core's own vocabulary-parallel cross entropy will not do: it smooths over all rows, the padding among
-    them, and spreads e over V words where GIT has e / (V - 1) on the other ones.
-    """
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    first = rank * logits.shape[-1]
-    own = min(max(words - first, 0), logits.shape[-1])  # the last ranks may hold nothing but padding
-    padding = torch.arange(logits.shape[-1], device=logits.device) >= own
-    logits = logits.float().masked_fill(padding, -math.inf)
-    peak = logits.detach().amax(-1)
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
-    index = labels - first
-    is_own = (index >= 0) & (index < own)
-    of_label = logits.gather(-1, index.clamp(0, logits.shape[-1] - 1)[:, None])[:, 0].where(is_own, 0.0)
-    sums = torch.stack([(logits - peak[:, None]).exp().sum(-1), of_label, logits[:, :own].sum(-1)])
-    exponentials, label_logits, all_logits = reduce_from_tensor_model_parallel_region(sums)
-    log_normaliser = exponentials.log() + peak
-    cross_entropy = log_normaliser - label_logits
-    of_others = words * log_normaliser - all_logits - cross_entropy
-    total = ((1 - smoothing) * cross_entropy + smoothing / (words - 1) * of_others).sum()
-    return total - labels.numel() * smoothing_entropy(smoothing, words)
 
 
 def _with_own_random_state(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,5 +165,5 @@ def own_random_state() -> Iterator[None]:
     seed = int(torch.randint(2**62, ()))
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed + parallel_state.get_tensor_model_parallel_rank())
+        torch.manual_seed(seed + dist.get_rank(GROUPS.tp))
         yield

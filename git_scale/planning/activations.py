@@ -20,11 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from git_scale.config import RunConfig
-from git_scale.data.images import normalise
-from git_scale.models.git import language_model_loss
+from git_scale.data.batch import Batch
+from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import Kind, kernels_of
 from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
 from git_scale.planning.meta import exchanges_on_meta, operate
+from git_scale.precision import DTYPES
 
 # The batch is so large a prime that a size it divides is one that grows with the batch.
 BATCH = 1_000_003
@@ -97,9 +98,8 @@ def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
     images = torch.empty(pictures, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
     tokens = torch.empty(pictures, texts, length, dtype=torch.long, device="meta")
     rows = torch.empty(pictures * texts * (length - 1), dtype=torch.long, device="meta")
-    dtype = torch.bfloat16 if run.train.precision == "bf16" else torch.float32
-    logits = model(normalise(images, dtype), tokens, rows)
-    return language_model_loss(logits, torch.empty_like(rows), run.train.label_smoothing)
+    batch = Batch(images, tokens, rows, torch.empty_like(rows), keys=[], problems=[])
+    return loss_alone(run, model, batch, DTYPES[run.train.precision])
 
 
 @contextmanager

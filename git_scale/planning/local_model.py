@@ -20,6 +20,7 @@ from git_scale.parallel.rules import Column, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules, splits_of
 from git_scale.planning.meta import on_meta
+from git_scale.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build_local(run: RunConfig) -> Local:
         raise ConfigError([f"train.freeze={list(run.train.freeze)} leaves nothing to learn"])
     columns, rows = _localise(model, run) if run.parallel.tp > 1 else ([], [])
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16 if run.train.precision == "bf16" else torch.float32)
+        parameter.data = parameter.data.to(DTYPES[run.train.precision])
     model.set_activation_checkpointing(run.train.activation_checkpointing)
     return Local(model.train(), columns, rows)
 

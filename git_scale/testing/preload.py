@@ -18,7 +18,8 @@ import torch
 import git_scale.training.build  # noqa: F401
 from git_scale.config import EncoderConfig
 from git_scale.models.build import build_encoder
-from git_scale.monitoring.peak import DTYPES, peak_flops
+from git_scale.monitoring.peak import peak_flops
+from git_scale.precision import DTYPES
 
 importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
 with warnings.catch_warnings():

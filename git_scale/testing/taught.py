@@ -12,11 +12,12 @@ from git_scale.checkpoint.native import export_native
 from git_scale.checkpoint.opened import Opened
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, Sample, collate
-from git_scale.data.images import decode, normalise, prepare
+from git_scale.data.images import decode, prepare
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.models.build import build_model
-from git_scale.models.git import GitModel, language_model_loss
+from git_scale.models.git import GitModel
+from git_scale.objectives.training_loss import loss_alone
 from git_scale.tasks.prompts import Prompts
 from git_scale.testing.tiny import (
     COLOUR,
@@ -45,7 +46,7 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
         run = _recipe(words.parent, frames)
         torch.manual_seed(0)
         model = build_model(run.model)
-        _learn(model, _everything(Prompts(load_tokenizer(words), run.data), frames))
+        _learn(model, run, _everything(Prompts(load_tokenizer(words), run.data), frames))
         export_native(Opened("training", folder, run, words, _Live(model), STEPS), folder)
     return folder
 
@@ -63,7 +64,8 @@ class _Live:
 
 
 def _recipe(folder: Path, frames: int) -> RunConfig:
-    run = tiny_run(folder, folder, data={"max_text_tokens": 24}, eval={"max_new_tokens": 16})
+    lengths = {"data": {"max_text_tokens": 24}, "eval": {"max_new_tokens": 16}}
+    run = tiny_run(folder, folder, train={"label_smoothing": 0.0}, **lengths)
     decoder = run.model.decoder.model_copy(update={"positions": 40})
     model = run.model.model_copy(update={"decoder": decoder, "vocab_size": VOCAB_SIZE, "frames": frames})
     return run.model_copy(update={"model": model})
@@ -84,15 +86,12 @@ def _everything(prompts: Prompts, frames: int) -> Batch:
     return collate(samples)
 
 
-def _learn(model: GitModel, batch: Batch) -> None:
-    images = normalise(batch.images, torch.float32)
-    rows, labels = batch.target_rows()
+def _learn(model: GitModel, run: RunConfig, batch: Batch) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
-        loss = language_model_loss(model(images, batch.tokens, rows), labels, 0.0) / len(labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss_alone(run, model, batch, torch.float32).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -21,6 +21,7 @@ from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers, read_evaluations
+from git_scale.objectives.training_loss import check_accumulation
 from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp, together
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
@@ -53,6 +54,7 @@ def build_trainer(
     ranks, when any was asked to stop.
     """
     check_world(run, topology.dp)
+    check_accumulation(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_metric(run.data.task, run.checkpoint.best)
     run = as_begun(run)

@@ -11,6 +11,7 @@ from git_scale.config import RunConfig, check_world
 from git_scale.console import path, whole
 from git_scale.errors import ConfigError
 from git_scale.leave import leaving_within
+from git_scale.objectives.training_loss import check_accumulation
 from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import Topology, is_first_rank, topology_from
@@ -89,6 +90,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     ds_config = problems.of(lambda: read_ds_config(args.ds_config))
     if topology is not None:
         problems.of(lambda: check_world(run, topology.dp))
+        problems.of(lambda: check_accumulation(run, topology.dp))
     inputs = Problems(list(found))
     if planned is None:  # a plan for other machines needs nothing of this one
         check_inputs(run, inputs)

@@ -21,7 +21,9 @@ class StepResult:
     """One optimizer step over all ranks."""
 
     loss: float
-    """Mean over the target tokens of the global batch."""
+    """The weighted sum of the objectives; of a language model the mean over the target tokens of the global batch."""
+    terms: dict[str, float]
+    """Each objective's part of it."""
     grad_norm: float
     skipped: bool
     targets: int

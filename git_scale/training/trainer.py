@@ -14,12 +14,12 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
-from git_scale.data.images import normalise
 from git_scale.errors import CheckpointError, LoaderError, UserError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.health import Metrics, findings, loss_rise
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
+from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel import collectives
 from git_scale.parallel.engine import Engine, StepReport
 from git_scale.stop import Stopped, StopRequest
@@ -35,7 +35,7 @@ from git_scale.training.outcome import Outcome, StepResult
 log = logging.getLogger(__name__)
 
 
-NOTHING_TO_LEARN = math.nan, StepReport(grad_norm=math.nan, skipped=True)
+NOTHING_TO_LEARN = StepReport(grad_norm=math.nan, skipped=True)
 """Of a step whose samples have no targets: it changes nothing, neither weights nor moments nor statistics."""
 
 
@@ -66,6 +66,7 @@ class Trainer:
         self.costs = costs
         self.evaluations = list(evaluations)
         self.lease = lease
+        self.loss = TrainingLoss(run)
         self.guards = Guards(engine)
         self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
@@ -140,33 +141,40 @@ class Trainer:
         return self.step % every == 0 or self.step == self.run.train.steps
 
     def train_step(self, stop: bool = False) -> StepResult:
-        """One optimizer step: the loss is the mean over the target tokens of the global batch.
+        """One optimizer step: the loss is a mean over the global batch, of its target tokens for a language model.
 
-        The number of targets is known before the first forward pass, so that each micro-batch adds its sum of
-        token losses divided by it, whatever the ranks, micro-batches and ragged captions.
+        What each objective counts is known before the first forward pass, so that each micro-batch adds its sum
+        divided by it, whatever the ranks, micro-batches and ragged captions.
         """
         waited_from = time.perf_counter()
         batches, failure = self._load()
         wait_s = time.perf_counter() - waited_from
-        targets, failures = map(int, self._sum_over_dp(_targets_of(batches), int(failure is not None)))
+        asked = (
+            sum(batch.num_targets for batch in batches),
+            int(failure is not None),
+            *self.loss.counts(batches),
+        )
+        targets, failures, *counts = map(int, self._sum_over_dp(*asked))
         if failures:
             collectives.raise_together(failure)
         self.engine.set_learning_rates(self.lr_factor())
-        loss, report = self._update(batches, targets) if targets else NOTHING_TO_LEARN
+        losses, report = self._update(batches, counts)
         bad_here = [problem for batch in batches for problem in batch.problems]
-        loss_sum, bad, stop_votes = self._sum_over_dp(loss, len(bad_here), int(stop))
+        bad, stop_votes, *losses = self._sum_over_dp(len(bad_here), int(stop), *losses)
         self.guards.check(self.step, targets, report.skipped, batches, self.lr_factor())
         self.unusable.record(self.run.train.global_batch, int(bad), bad_here)
         stopped = stop_votes > 0 or self.data_is_unusable
-        result = StepResult(loss_sum, report.grad_norm, report.skipped, targets, int(bad), stopped)
+        terms = dict(zip(self.loss.terms, losses, strict=True))
+        result = StepResult(sum(losses), terms, report.grad_norm, report.skipped, targets, int(bad), stopped)
         self.skipped_steps += result.skipped
         self.bad_samples += result.bad_samples
         self.meters.record(
             loss=result.loss,
+            terms=terms if len(terms) > 1 else {},
             grad_norm=result.grad_norm,
             images=self.run.train.global_batch,
             tokens=result.targets,
-            flops=self.costs.train_flops(batches) if targets else 0.0,
+            flops=self.costs.train_flops(batches) if any(counts) else 0.0,
             wait_s=wait_s,
         )
         return result
@@ -178,26 +186,26 @@ class Trainer:
         except Exception as error:
             return [], error
 
-    def _update(self, batches: list[Batch], targets: int) -> tuple[float, StepReport]:
-        """Forward, backward and step; this rank's part of the loss."""
-        loss = torch.zeros((), device=self.engine.device)
+    def _update(self, batches: list[Batch], counts: list[int]) -> tuple[list[float], StepReport]:
+        """Forward, backward and step; this rank's part of each objective's loss."""
+        if not any(counts):
+            return [math.nan] * len(counts), NOTHING_TO_LEARN
+        of_terms = dict(zip(self.loss.terms, counts, strict=True))
+        losses = {name: torch.zeros((), device=self.engine.device) for name in of_terms}
         report: StepReport | None = None
-        for batch in batches:
-            micro_loss = self.micro_loss(batch) / targets
-            self.engine.backward(micro_loss)
+        for batch in self.loss.prepare(self.engine, batches):
+            found = self.micro_losses(batch, of_terms)
+            self.engine.backward(total(found))
             report = self.engine.step()
-            loss += micro_loss.detach()
+            for name, loss in found.items():
+                losses[name] += loss.detach()
         assert report is not None, "the last micro-batch ends the step"
-        return float(loss), report
+        return [float(loss) for loss in losses.values()], report
 
-    def micro_loss(self, batch: Batch) -> torch.Tensor:
-        """Sum of the token losses of one micro-batch."""
-        rows, labels = batch.target_rows()
-        batch = batch.to(self.engine.device)
-        logits = self.engine.forward(
-            normalise(batch.images, self.engine.dtype), batch.tokens, rows.to(self.engine.device)
-        )
-        return self.engine.loss(logits, labels.to(self.engine.device), self.run.train.label_smoothing)
+    def micro_losses(self, batch: Batch, counts: dict[str, int]) -> dict[str, torch.Tensor]:
+        """A micro-batch's part of each objective's loss; `counts`: what the whole step has of each."""
+        engine = self.engine
+        return self.loss.of(engine.forward, batch.to(engine.device), engine.dtype, counts, engine.comm)
 
     def lr_factor(self) -> float:
         return lr_factor(self.step, self.run.optimizer.warmup_steps, self.run.train.steps)
@@ -276,10 +284,6 @@ class Trainer:
     def _sum_over_dp(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         return collectives.sum_over_dp(tensor).tolist()
-
-
-def _targets_of(batches: list[Batch]) -> int:
-    return sum(batch.num_targets for batch in batches)
 
 
 def _highest(rates: dict[str, float], tower: str) -> float:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -19,12 +21,13 @@ def test_collate_pads_texts_and_keeps_places() -> None:
         pad_id=1,
     )
     assert batch.tokens.tolist() == [[[2, 7, 8, 3], [2, 9, 3, 1]], [[2, 3, 1, 1], [2, 3, 1, 1]]]
-    assert batch.targets.int().tolist() == [[[0, 1, 1, 1], [0, 0, 1, 0]], [[0] * 4, [0] * 4]]
+    assert batch.rows.tolist() == [0, 1, 2, 5]  # of 16 places: each predicts the token behind it
+    assert batch.labels.tolist() == [7, 8, 3, 3]
     assert batch.num_targets == 4
     assert batch.keys == ["a", "b"] and batch.problems == ["b: broken"]
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (2, 2, 3, 4, 4)
     assert np.array_equal(batch.images[0], picture) and not batch.images[1].any()
-    assert (batch.tokens.dtype, batch.targets.dtype) == (torch.int64, torch.bool)
+    assert {batch.tokens.dtype, batch.rows.dtype, batch.labels.dtype} == {torch.int64}
 
 
 def test_the_longest_text_decides_the_length() -> None:
@@ -34,8 +37,10 @@ def test_the_longest_text_decides_the_length() -> None:
 
 
 def test_to_moves_every_tensor() -> None:
-    batch = collate([Sample("a", black(1, 8), [Text([2, 5, 3], [False, True, True])])]).to("meta")
-    assert {t.device.type for t in (batch.images, batch.tokens, batch.targets)} == {"meta"}
+    batch = collate([Sample("a", black(1, 8), [Text([2, 5, 3], [False, True, True])])])
+    batch = replace(batch, extras={"reward": torch.ones(2)}).to("meta")
+    moved = (batch.images, batch.tokens, batch.rows, batch.labels, batch.extras["reward"])
+    assert {tensor.device.type for tensor in moved} == {"meta"}
     assert batch.keys == ["a"]
 
 

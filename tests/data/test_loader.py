@@ -75,10 +75,17 @@ def content(batch: Batch) -> list[tuple]:
             batch.keys[b],
             batch.images[b].numpy().tobytes(),
             tuple(tuple(row[row != 1].tolist()) for row in batch.tokens[b]),
-            tuple(row.sum().item() for row in batch.targets[b]),
+            tuple(row.sum().item() for row in targets_of(batch)[b]),
         )
         for b in range(len(batch.keys))
     ]
+
+
+def targets_of(batch: Batch) -> torch.Tensor:
+    """bool [B, K, T]: where a token is predicted from the position before it."""
+    flat = torch.zeros(batch.tokens.numel(), dtype=torch.bool)
+    flat[batch.rows + 1] = True
+    return flat.view(batch.tokens.shape)
 
 
 def words(tokenizer: Tokenizer, row: torch.Tensor) -> str:
@@ -94,7 +101,7 @@ def test_a_batch_keeps_its_contract(folder: Path, tokenizer: Tokenizer) -> None:
         shard, k = key.split(":")[1].split("-")
         assert words(tokenizer, batch.tokens[b, 0])[:-1] == f"shard {shard} sample {k} caption "
         assert (batch.tokens[b, 0, 0], batch.tokens[b, 0, -1]) == (tokenizer.bos_id, tokenizer.eos_id)
-        assert batch.targets[b, 0].tolist() == [False] + [True] * 7
+        assert targets_of(batch)[b, 0].tolist() == [False] + [True] * 7
     assert batch.num_targets == 28 and batch.problems == []
 
 
@@ -200,9 +207,9 @@ def test_bad_samples_keep_their_place(
             assert (batch.tokens[:, :, 0] == tokenizer.bos_id).all()
             for b, key in enumerate(batch.keys):
                 used = "good" in key
-                assert bool(batch.targets[b].any()) == bool(batch.images[b].any()) == used
+                assert bool(targets_of(batch)[b].any()) == bool(batch.images[b].any()) == used
                 # one caption for two rows: the second is [CLS] [SEP] without targets
-                assert batch.targets[b].sum(-1).tolist() == ([3, 0] if used else [0, 0])
+                assert targets_of(batch)[b].sum(-1).tolist() == ([3, 0] if used else [0, 0])
                 blank = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.pad_id]
                 assert batch.tokens[b, 1].tolist() == blank
 
@@ -226,7 +233,7 @@ def test_long_captions_are_cut_and_keep_their_end(folder: Path, tokenizer: Token
     run = make_run(data={"max_text_tokens": 5})
     batch = take(train_batches(run, open_store(folder), tokenizer, 0, 1, 0), 1)[0]
     assert batch.tokens.shape == (4, 1, 5)
-    assert (batch.tokens[:, 0, -1] == tokenizer.eos_id).all() and batch.targets[:, 0, 1:].all()
+    assert (batch.tokens[:, 0, -1] == tokenizer.eos_id).all() and targets_of(batch)[:, 0, 1:].all()
     assert words(tokenizer, batch.tokens[0, 0]).endswith("sample")
 
 
@@ -302,7 +309,7 @@ def test_frames_share_one_crop(
 def test_a_clip_alone_is_no_image(clips: SampleStore, tokenizer: Tokenizer) -> None:
     batch = take(train_batches(make_run(0, 4, 4), clips, tokenizer, 0, 1, 0), 1)[0]
     assert len(batch.problems) == 2 and all("only frames of a clip" in p for p in batch.problems)
-    used = batch.targets.any(-1)[:, 0].tolist()
+    used = targets_of(batch).any(-1)[:, 0].tolist()
     assert {key for key, use in zip(batch.keys, used, strict=True) if use} == {"s.tar:clip", "s.tar:picture"}
 
 
@@ -346,7 +353,7 @@ def test_the_heldout_loss_looks_at_more_pictures_than_texts_are_generated_for(
     (batch,) = eval_batches(make_run(0, 16, 16, eval={"images": 7}), open_store(folder), tokenizer, 0, 1)
     assert batch.indices == list(range(16)) and all(batch.has_other)
     assert [bool(queries) for queries in batch.queries] == [True] * 7 + [False] * 9
-    assert batch.texts.targets.any(-1).any(-1).all()
+    assert targets_of(batch.texts).any(-1).any(-1).all()
 
 
 def test_eval_of_more_images_than_there_are(folder: Path, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from git_scale.config import RunConfig
 from git_scale.models.build import build_model
-from git_scale.models.git import language_model_loss
+from git_scale.objectives.language_model import language_model_loss
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology, free_port

@@ -206,7 +206,7 @@ def _saved_bytes(trainer: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = trainer.micro_loss(next(trainer._batches))
+        loss = trainer.micro_losses(next(trainer._batches), {"lm": 1})
         total = sum(storage.nbytes() for storage in kept.values())
     del loss
     return total

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from git_scale.checkpoint.split import Split, take
-from git_scale.models.git import language_model_loss
+from git_scale.objectives.language_model import language_model_loss, vocabulary_parallel_loss
+from git_scale.parallel.comm import Comm
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 
@@ -43,12 +44,12 @@ def head_of(topology: Topology, words: int, padding: float = 0.0) -> Any:
 def loss_and_gradients(
     topology: Topology, device: torch.device, words: int, smoothing: float
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    from git_scale.parallel.tensor import vocabulary_loss
-
     hidden, _, _, labels = tensors(words)
     hidden.requires_grad_()
     head = head_of(topology, words).train()
-    loss = vocabulary_loss(head(hidden), labels, smoothing, words)
+    loss = vocabulary_parallel_loss(
+        head(hidden), labels, smoothing, words, Comm(topology, splits_vocabulary=True)
+    )
     loss.backward()
     assert hidden.grad is not None
     return float(loss), hidden.grad.numpy(), head.weight.grad.numpy()

@@ -10,7 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from git_scale.config import RunConfig
-from git_scale.data.images import normalise
+from git_scale.data.batch import Batch
+from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
@@ -50,12 +51,13 @@ def collectives(
     images = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
     tokens = torch.ones(1, run.data.texts_per_image, run.data.max_text_tokens, dtype=torch.long)
     rows = torch.arange(tokens.numel() - 1)
+    batch = Batch(images, tokens, rows, tokens.flatten()[rows], keys=[], problems=[])
     found: Counter[str] = Counter()
     for _ in range(2):
         found.clear()
         with profile(activities=[ProfilerActivity.CPU]) as passes:
-            logits = engine.forward(normalise(images, engine.dtype), tokens, rows)
-            engine.backward(engine.loss(logits, tokens.flatten()[rows], 0.1) / len(rows))
+            losses = TrainingLoss(run).of(engine.forward, batch, engine.dtype, {"lm": len(rows)}, engine.comm)
+            engine.backward(total(losses))
         with profile(activities=[ProfilerActivity.CPU]) as update:
             engine.step()
         for part, seen in (("passes", passes), ("update", update)):

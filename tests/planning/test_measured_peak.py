@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from git_scale.config import RunConfig
-from git_scale.data.images import normalise
+from git_scale.data.batch import Batch
+from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
@@ -58,15 +59,14 @@ def train(run: RunConfig, ds_config: dict[str, Any], topology: Topology, device:
     del placed, deferred
     engine.model.train()
     size, texts = run.model.encoder.image_size, run.data.texts_per_image
-    length, batch = run.data.max_text_tokens, run.train.micro_batch
+    length, pictures = run.data.max_text_tokens, run.train.micro_batch
     for _ in range(2 * run.accumulation(topology.dp)):
-        images = torch.randint(255, (batch, 1, 3, size, size), dtype=torch.uint8, device=device)
-        tokens = torch.randint(run.model.vocab_size, (batch, texts, length), device=device)
-        rows = torch.arange(batch * texts * (length - 1), device=device)
-        logits = engine.forward(normalise(images, engine.dtype), tokens, rows)
-        loss = engine.loss(logits, tokens.flatten()[rows], 0.1) / len(rows)
-        del logits
-        engine.backward(loss)
+        images = torch.randint(255, (pictures, 1, 3, size, size), dtype=torch.uint8, device=device)
+        tokens = torch.randint(run.model.vocab_size, (pictures, texts, length), device=device)
+        rows = torch.arange(pictures * texts * (length - 1), device=device)
+        batch = Batch(images, tokens, rows, tokens.flatten()[rows], keys=[], problems=[])
+        losses = TrainingLoss(run).of(engine.forward, batch, engine.dtype, {"lm": len(rows)}, engine.comm)
+        engine.backward(total(losses))
         engine.step()
 
 

@@ -16,12 +16,12 @@ from git_scale.training.costs import StepCosts
 
 def a_batch(B: int, F: int, K: int, T: int, side: int, targets: int) -> Batch:
     """Each text has `targets` targets."""
-    is_target = torch.zeros(B, K, T, dtype=torch.bool)
-    is_target[..., 1 : 1 + targets] = True
+    rows = torch.arange(B * K * T).view(B, K, T)[..., :targets].flatten()
     return Batch(
         images=torch.zeros(B, F, 3, side, side, dtype=torch.uint8),
         tokens=torch.zeros(B, K, T, dtype=torch.long),
-        targets=is_target,
+        rows=rows,
+        labels=torch.zeros_like(rows),
         keys=[""] * B,
         problems=[],
     )
@@ -29,12 +29,11 @@ def a_batch(B: int, F: int, K: int, T: int, side: int, targets: int) -> Batch:
 
 def counted_forward(config: ModelConfig, batch: Batch) -> int:
     """The products of one real forward pass, attention included; nothing is computed on `meta`."""
-    rows, _ = batch.target_rows()
     with torch.device("meta"):
         model = build_model(config).eval()
         images = torch.empty(batch.images.shape)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(images, batch.tokens.to("meta"), rows.to("meta"))
+        model(images, batch.tokens.to("meta"), batch.rows.to("meta"))
     return counter.get_total_flops()
 
 

@@ -219,7 +219,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     from git_scale.data.loader import build_train_loader
     from git_scale.data.store import open_store
     from git_scale.data.tokenizer import load_tokenizer
-    from git_scale.models.git import language_model_loss
+    from git_scale.objectives.language_model import language_model_loss
     from git_scale.tasks import build_task
 
     run = vqa_run(squares, tmp_path / "run", taught)
@@ -231,8 +231,7 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     images = normalise(batch.images, torch.float64)
     everywhere = torch.arange(batch.tokens.numel())
     with torch.no_grad():
-        rows, labels = batch.target_rows()
-        ours = float(language_model_loss(model(images, batch.tokens, rows), labels, 0.0))
+        ours = float(language_model_loss(model(images, batch.tokens, batch.rows), batch.labels, 0.0))
         logits = model(images, batch.tokens, everywhere).view(*batch.tokens.shape, -1).numpy()
     by_hand, answers = 0.0, set()
     for b, k in np.ndindex(batch.tokens.shape[:2]):

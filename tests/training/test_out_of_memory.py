@@ -39,8 +39,8 @@ TOOL = textwrap.dedent(
             return function(*args, **kwargs)
         return ask
     if where == "step":
-        plain = trainer.Trainer.micro_loss
-        trainer.Trainer.micro_loss = asking(plain, lambda trainer, batch: trainer.step == 2)
+        plain = trainer.Trainer.micro_losses
+        trainer.Trainer.micro_losses = asking(plain, lambda trainer, batch, counts: trainer.step == 2)
     if where == "start":
         build.parameter_groups = asking(build.parameter_groups, lambda *args: True)
     leave(main)

@@ -58,11 +58,14 @@ def losses_with_nan(
 ) -> list[tuple[bool, bool]]:
     """(skipped, weights changed) of steps 0..3; step 2 has a NaN on the last rank."""
     trainer = build(topology, device, squares, run_dir, stage)
-    plain_loss = trainer.micro_loss
+    plain = trainer.micro_losses
     outcome = []
     for step in range(4):
         poisoned = step == 2 and topology.dp_rank == topology.dp - 1
-        trainer.micro_loss = lambda batch, bad=poisoned: plain_loss(batch) * (math.nan if bad else 1.0)
+        factor = math.nan if poisoned else 1.0
+        trainer.micro_losses = lambda *given, f=factor: {
+            name: f * loss for name, loss in plain(*given).items()
+        }
         before = _weights(trainer)
         result = trainer.train_step()
         trainer.step += 1
@@ -91,8 +94,8 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
 
 def always_nan(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> str:
     trainer = build(topology, device, squares, run_dir, 1, train={"steps": 50})
-    plain_loss = trainer.micro_loss
-    trainer.micro_loss = lambda batch: plain_loss(batch) * math.nan
+    plain = trainer.micro_losses
+    trainer.micro_losses = lambda *given: {name: math.nan * loss for name, loss in plain(*given).items()}
     try:
         trainer.fit(StopRequest())
     except RuntimeError as error:

@@ -1,0 +1,17 @@
+"""The training objectives by name. One is a new file here and a line in this table; plugins use OBJECTIVES.add."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from git_scale.registry import Registry
+
+if TYPE_CHECKING:
+    from git_scale.objectives.objective import Objective
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "train.objectives",
+    {
+        "lm": "git_scale.objectives.language_model:LanguageModel",
+    },
+)

@@ -1,0 +1,107 @@
+"""What a training objective is: a sum over a micro-batch, and the number that it is divided by.
+
+A step's loss is, for each objective, the sum over all micro-batches and data-parallel ranks divided by the count over
+all of them, times its weight. So it is the same for any number of ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from git_scale.config import RunConfig
+from git_scale.data.batch import Batch
+from git_scale.data.images import normalise
+
+
+class ModelInputs(NamedTuple):
+    """Arguments of the model's forward pass."""
+
+    images: Tensor
+    """[B, F, 3, H, W] in the run's precision, normalised."""
+    tokens: Tensor
+    """int64 [B, K, T]."""
+    rows: Tensor
+    """int64 [n]: positions in flat [B*K*T] that logits are wanted of."""
+
+
+class Comm(Protocol):
+    """The ranks over which the vocabulary is split: each has the logits of its words. Methods are collective."""
+
+    @property
+    def tp(self) -> int:
+        """Their number; 1 where every rank has all logits, so that nothing is to be summed."""
+
+    @property
+    def tp_rank(self) -> int: ...
+
+    def sum_over_tp(self, values: Tensor) -> Tensor:
+        """The element-wise sum, the same on all; a gradient goes back to each rank's values as it is."""
+
+    def max_over_tp(self, values: Tensor) -> Tensor:
+        """The element-wise maximum, without a gradient."""
+
+
+class Alone:
+    """The Comm of logits that are whole."""
+
+    tp, tp_rank = 1, 0
+
+    def sum_over_tp(self, values: Tensor) -> Tensor:
+        return values
+
+    def max_over_tp(self, values: Tensor) -> Tensor:
+        return values.detach()
+
+
+class Runner(Protocol):
+    """The model on all ranks, for an objective that must ask it something before the step."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> Any:
+        """A Decodable (inference/stream.py) with train() and eval()."""
+
+    @property
+    def is_whole_on_each_rank(self) -> bool:
+        """False where every forward pass is collective."""
+
+
+class Objective(ABC):
+    """One term of the loss. `train.objectives` names it and gives its weight."""
+
+    accumulates: ClassVar[bool] = True
+    """Whether micro-batches add up. Not so where the samples of one are compared with each other, as in a contrastive
+    loss: then accumulation is refused."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run = run
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """What the sum over a micro-batch is of: target tokens, samples, ... 0 where it has nothing to learn."""
+
+    @abstractmethod
+    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+        """Over a micro-batch, fp32 scalar, the same on the ranks of a tensor-parallel group.
+
+        logits: [n, V] of `batch.rows`; where comm.tp > 1 those of this rank's words, [n, ceil(V / tp)].
+        """
+
+    def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches of a step, after what needs the model before it. Collective.
+
+        A reward of generated texts generates them here and puts them in the place of the batch's; cached
+        representations come into `batch.extras`. Most objectives leave the batches as they are.
+        """
+        return batches
+
+
+def inputs_of(batch: Batch, dtype: torch.dtype) -> ModelInputs:
+    """The one forward pass that all objectives of a run share."""
+    return ModelInputs(normalise(batch.images, dtype), batch.tokens, batch.rows)

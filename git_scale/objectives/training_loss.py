@@ -1,0 +1,82 @@
+"""What a run minimises: the weighted sum of its objectives, over one forward pass of the model."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from git_scale.config import RunConfig
+from git_scale.data.batch import Batch
+from git_scale.errors import ConfigError
+from git_scale.objectives import OBJECTIVES
+from git_scale.objectives.objective import Alone, Comm, Objective, Runner, inputs_of
+
+
+class TrainingLoss:
+    """`terms`: the objectives by name, in the order of the recipe."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.weights = dict(run.train.objectives)
+        self.terms: dict[str, Objective] = {name: OBJECTIVES[name](run) for name in self.weights}
+
+    def counts(self, batches: list[Batch]) -> list[int]:
+        """Of each term, over this rank's micro-batches of a step."""
+        return [sum(map(term.count, batches)) for term in self.terms.values()]
+
+    def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
+        """The micro-batches as the terms want them. Collective where a term asks the model something."""
+        for term in self.terms.values():
+            batches = term.prepare(runner, batches)
+        return batches
+
+    def of(
+        self,
+        forward: Callable[..., Tensor],
+        batch: Batch,
+        dtype: torch.dtype,
+        counts: Mapping[str, float],
+        comm: Comm,
+    ) -> dict[str, Tensor]:
+        """A micro-batch's part of each term with its weight; their sum is what to run backward from.
+
+        counts: of each term over the whole step, on all data-parallel ranks; a term with none is left out.
+        """
+        logits = forward(*inputs_of(batch, dtype))
+        return {
+            name: term.sum(logits, batch, comm) / (counts[name] / self.weights[name])
+            for name, term in self.terms.items()
+            if counts[name]
+        }
+
+
+def loss_alone(run: RunConfig, model: Callable[..., Any], batch: Batch, dtype: torch.dtype) -> Tensor:
+    """The loss of one micro-batch that is a whole step, in a process that holds the whole model."""
+    loss = TrainingLoss(run)
+    counts = dict(zip(loss.terms, loss.counts([batch]), strict=True))
+    return total(loss.of(model, batch, dtype, counts, Alone()))
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Their sum, to run backward from."""
+    return functools.reduce(operator.add, terms.values())
+
+
+def check_accumulation(run: RunConfig, dp: int) -> None:
+    """Raises ConfigError for an objective whose micro-batches do not add up, where a step has several."""
+    single = [
+        name for name in run.train.objectives if name in OBJECTIVES and not OBJECTIVES[name].accumulates
+    ]
+    if single and run.accumulation(dp) > 1:
+        raise ConfigError(
+            [
+                f"train.objectives: {single[0]} compares the samples of a micro-batch with each other, but"
+                f" train.global_batch={run.train.global_batch} is {run.accumulation(dp)} micro-batches of"
+                f" {run.train.micro_batch} on each of {dp} ranks: set"
+                f" train.micro_batch={run.train.global_batch // dp}"
+            ]
+        )

@@ -1,0 +1,179 @@
+"""A run's loss: objectives by name and weight, whose counts and sums make it the same on any number of ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from git_scale.config import RunConfig, TrainConfig
+from git_scale.data.batch import Batch
+from git_scale.errors import ConfigError
+from git_scale.models.build import build_model
+from git_scale.objectives import OBJECTIVES
+from git_scale.objectives.objective import Comm, Objective, Runner, inputs_of
+from git_scale.objectives.training_loss import TrainingLoss, check_accumulation, loss_alone
+from git_scale.parallel.topology import Topology
+from git_scale.recipes import load_run
+from git_scale.testing.curves import ZERO, assert_same_curve, curve_of
+from git_scale.testing.distributed import run_distributed
+from git_scale.testing.tiny import tiny_run
+from git_scale.training.build import build_trainer
+
+STEPS = 3
+
+
+class PerSample(Objective):
+    """The square of the first logit of each sample's first row: a mean over samples, not over tokens."""
+
+    def count(self, batch: Batch) -> int:
+        return len(batch.keys)
+
+    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+        samples = batch.rows // batch.tokens[0].numel()
+        first = torch.cat([samples.new_ones(1), samples.diff()]).bool()
+        mine = logits[:, 0].float().where(first, 0.0) if comm.tp_rank == 0 else logits[:, 0] * 0.0
+        return comm.sum_over_tp(mine.square().sum())
+
+
+class Compared(PerSample):
+    accumulates = False
+
+
+class Asking(PerSample):
+    """Looks at its samples through the model before the step, and learns from what it saw."""
+
+    def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
+        seen = []
+        with torch.no_grad():
+            for batch in batches:
+                inputs = inputs_of(batch.to(runner.device), runner.dtype)
+                seen.append(replace(batch, extras={"asked": runner.model(*inputs).float().mean().view(1)}))
+        return seen
+
+    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+        return super().sum(logits, batch, comm) * (1 + batch.extras["asked"].squeeze())
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OBJECTIVES, "_added", {})
+    add_objectives()
+
+
+def add_objectives() -> None:
+    for objective in (PerSample, Compared, Asking):
+        OBJECTIVES.add(objective.__name__.lower(), objective)
+
+
+def test_a_bare_name_is_short_for_one_of_weight_1() -> None:
+    assert load_run("demo").train.objectives == {"lm": 1.0}
+    assert load_run("demo", ["train.objective=compared"]).train.objectives == {"compared": 1.0}
+    both = load_run("demo", ["train.objectives={lm: 0.5, persample: 2}"])
+    assert both.train.objectives == {"lm": 0.5, "persample": 2.0}
+    assert load_run("demo", ["train.objectives.persample=2"]).train.objectives == {"persample": 2.0}
+    assert RunConfig.model_validate(both.model_dump(mode="json")) == both
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.objective=ln", r"train.objectives='ln': there is none of that name; there are lm, persample"),
+        ("train.objective=askin", r"did you mean asking\?"),
+        ("train.objectives={lm: 0}", r"train.objectives.lm=0: input should be greater than 0"),
+        ("train.objectives={lm: .inf}", r"train.objectives.lm=inf: "),
+        ("train.objectives={}", r"train.objectives=\{\} leaves nothing to learn: name one of lm, persample"),
+    ],
+)
+def test_wrong_objectives_are_refused_by_name(override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_run("demo", [override])
+
+
+def test_short_and_long_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="objective='lm' is short for objectives, which is given too"):
+        TrainConfig.model_validate({"objective": "lm", "objectives": {"lm": 1.0}})
+
+
+def test_micro_batches_that_are_compared_with_each_other_are_not_accumulated(
+    squares: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(squares, tmp_path, train={"objectives": {"lm": 1.0, "compared": 1.0}})
+    check_accumulation(run, dp=2)
+    with pytest.raises(ConfigError, match=r"compared .* is 2 micro-batches of 4 .* set train.micro_batch=8"):
+        check_accumulation(run, dp=1)
+    check_accumulation(tiny_run(squares, tmp_path), dp=1)
+
+
+def test_the_loss_is_the_weighted_sum_of_means(squares: Path, tmp_path: Path) -> None:
+    weights = {"lm": 0.5, "persample": 2.0}
+    run = tiny_run(squares, tmp_path, train={"objectives": weights})
+    torch.manual_seed(0)
+    model = build_model(run.model).eval()
+    tokens = torch.randint(5, 34, (3, 1, 6))
+    rows = torch.tensor([0, 1, 2, 6, 12, 13])
+    pixels = torch.randint(256, (3, 1, 3, 32, 32), dtype=torch.uint8)
+    batch = Batch(pixels, tokens, rows, tokens.flatten()[rows + 1], ["a", "b", "c"], [])
+    logits = model(*inputs_of(batch, torch.float32))
+    words = torch.nn.functional.log_softmax(logits, -1)
+    of_label = words[torch.arange(6), batch.labels]
+    others = words.sum(-1) - of_label
+    entropy = -0.9 * torch.tensor(0.9).log() - 0.1 * torch.tensor(0.1 / 33).log()
+    language_model = (-0.9 * of_label - 0.1 / 33 * others - entropy).mean()
+    per_sample = logits[[0, 3, 4], 0].square().mean()
+    expected = 0.5 * language_model + 2 * per_sample
+    torch.testing.assert_close(loss_alone(run, model, batch, torch.float32), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_term_with_nothing_to_learn_is_left_out(squares: Path, tmp_path: Path) -> None:
+    run = tiny_run(squares, tmp_path, train={"objectives": {"lm": 1.0, "persample": 2.0}})
+    none = torch.zeros(0, dtype=torch.long)
+    batch = Batch(
+        torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, 1, 4).long(), none, none, ["a"], []
+    )
+    loss = TrainingLoss(run)
+    assert loss.counts([batch, batch]) == [0, 2]
+
+
+def train(
+    topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The curve, and the parts of the last loss."""
+    if "persample" not in OBJECTIVES:
+        add_objectives()
+    trainer = build_trainer(run, ds_config, topology, device)
+    curve = curve_of(trainer, STEPS)
+    return curve, trainer.meters.report(STEPS, lr_encoder=0, lr_decoder=0, skipped_steps=0, data_skipped=0)
+
+
+@pytest.mark.distributed
+def test_several_objectives_learn_alike_on_any_ranks(squares: Path, tmp_path: Path) -> None:
+    weights = {"lm": 1.0, "persample": 0.3}
+    alone = tiny_run(squares, tmp_path / "alone", train={"objectives": weights, "micro_batch": 8})
+    ((serial, logged),) = run_distributed(train, 1, alone, ZERO[0])
+    parts = [logged[f"train/loss_{name}"] for name in weights]
+    assert min(parts) > 0
+    assert logged["train/loss"] == pytest.approx(sum(parts), rel=1e-6)
+    shared = tiny_run(squares, tmp_path / "shared", train={"objectives": weights, "micro_batch": 2})
+    split = tiny_run(squares, tmp_path / "split", train={"objectives": weights}, parallel={"tp": 2})
+    for run, stage in ((shared, 3), (split, 1)):
+        for curve, _ in run_distributed(train, 2, run, ZERO[stage], tp=run.parallel.tp):
+            assert_same_curve(curve, serial)
+
+
+@pytest.mark.distributed
+def test_an_objective_asks_the_model_before_the_step(squares: Path, tmp_path: Path) -> None:
+    """What it is told is the same under ZeRO-3 with tensor parallelism as in one process."""
+    train_on = {"objectives": {"asking": 1.0}, "micro_batch": 8}
+    alone = tiny_run(squares, tmp_path / "alone", train=train_on)
+    ((serial, _),) = run_distributed(train, 1, alone, ZERO[0])
+    plain = tiny_run(squares, tmp_path / "plain", train=train_on | {"objectives": {"persample": 1.0}})
+    ((unasked, _),) = run_distributed(train, 1, plain, ZERO[0])
+    assert unasked != serial
+    split = tiny_run(squares, tmp_path / "split", train=train_on, parallel={"tp": 2, "decoder": False})
+    for curve, _ in run_distributed(train, 2, split, ZERO[3], tp=2):
+        assert_same_curve(curve, serial)
