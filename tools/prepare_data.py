@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with StopRequest():
         if args.format == "index":
-            print(*describe_folder(args.folder, fill_folder(args.folder, args.workers)), sep="\n")
+            print(*describe_folder(fill_folder(args.folder, args.workers)), sep="\n")
             return 0
         reports = build_digits(args) if args.format == "digits" else build_pictures(args)
     print_summary(reports)

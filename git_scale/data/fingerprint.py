@@ -10,13 +10,12 @@ that are filled in later make no other data. Times of files are no part of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import xxhash
 
-from git_scale.data.index import ShardFacts
+from git_scale.data.shard_table import ShardTable
 
 VERSION = "v2"
 UNKNOWN = "-"
@@ -39,17 +38,18 @@ class DataFingerprint(NamedTuple):
         return ":".join([VERSION, *self])
 
 
-def fingerprint_of(facts: Mapping[Path, ShardFacts]) -> DataFingerprint:
+def fingerprint_of(table: ShardTable) -> DataFingerprint:
     """Of a folder's shards in their order."""
-    return DataFingerprint(
-        _digest([f"{path.name} {shard.size} {shard.samples}" for path, shard in facts.items()]),
-        _digest([shard.summary.content for shard in facts.values()]),
-        _digest([shard.summary.digests for shard in facts.values()]),
-    )
+    sizes, samples = table.rows["size"].tolist(), table.rows["samples"].tolist()
+    listing = (b"%b %d %d" % item for item in zip(table.names.tolist(), sizes, samples, strict=True))
+    contents, digests = (_digest_of_all(table.rows[name]) for name in ("content", "digests"))
+    return DataFingerprint(xxhash.xxh3_64_hexdigest(b"\n".join(listing)), contents, digests)
 
 
-def _digest(parts: list[str]) -> str:
-    return xxhash.xxh3_64_hexdigest("\n".join(parts).encode()) if all(parts) else UNKNOWN
+def _digest_of_all(digests: np.ndarray) -> str:
+    if not digests.all():
+        return UNKNOWN
+    return xxhash.xxh3_64_hexdigest("\n".join(map("{:016x}".format, digests.tolist())).encode())
 
 
 def parse_fingerprint(text: str) -> DataFingerprint:

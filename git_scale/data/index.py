@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from git_scale.files import replaced_atomically
 
 SUFFIX = ".index.npy"
 MAX_SUMMARY = 1 << 16  # bytes
+_DIGEST = re.compile("([0-9a-f]{16})?")
 BLOCK = 512  # bytes: a tar's headers and data begin at multiples
 
 
@@ -63,18 +65,6 @@ class Index:
     def size(self) -> int:
         """Of the shard, in bytes."""
         return int(self.table[-1]["size"])
-
-
-class ShardFacts(NamedTuple):
-    """What a start keeps of an index. `size`: of the shard, in bytes."""
-
-    size: int
-    samples: int
-    summary: Summary
-
-
-def facts_of(index: Index) -> ShardFacts:
-    return ShardFacts(index.size, index.samples, index.summary)
 
 
 def dtype_of(key_bytes: int) -> np.dtype:
@@ -156,6 +146,8 @@ def _well_formed(table: np.ndarray, dtype: Callable[[int], np.dtype]) -> bool:
 
 def _summary(tree: dict[str, Any]) -> Summary:
     """Raises TypeError, ValueError or LookupError for anything but what `save` writes."""
+    if not all(_DIGEST.fullmatch(tree[name]) for name in ("content", "digests")):
+        raise ValueError
     return Summary(
         members=int(tree["members"]),
         complete=int(tree["complete"]),

@@ -3,64 +3,76 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from git_scale.data import index
+import numpy as np
+
+from git_scale.data import folder_index, index
 from git_scale.data.builders.parallel import map_in_order
-from git_scale.data.index import ShardFacts
 from git_scale.data.indexing import Indexed, make_indexes
-from git_scale.data.left_out import Reasons
-from git_scale.data.shard_report import copies, left_out_of, unread_of
-from git_scale.data.tar_shards import find_shards, read_facts
+from git_scale.data.listing import Listing, list_shards
+from git_scale.data.shard_report import copies, left_out_of
+from git_scale.data.shard_survey import Part, Survey, assembled, known_of, names_of, outdated, row_of
+from git_scale.data.shard_table import ShardTable
 from git_scale.errors import DataError
 from git_scale.progress import progress
 
 
-def fill_folder(folder: Path, workers: int) -> dict[Path, ShardFacts]:
-    """Reads every byte of all shards that lack a digest, over `workers` processes, and saves their indexes.
+def fill_folder(path: Path, workers: int) -> Survey:
+    """Reads every byte of the shards that lack a digest, in `workers` processes; saves their indexes and one for all.
 
     What was done when it is stopped stays done: the next call goes on with the other shards. Raises Stopped, and one
     DataError that lists the shards that are damaged, after all others are done.
     """
-    paths = find_shards(folder)
-    if not os.access(paths[0].parent, os.W_OK):
-        raise DataError(f"{folder}: cannot be written, so digests could not be kept")
-    waiting = [path for path in paths if not _is_whole(path)]
-    indexed = Indexed()
-    made = map_in_order(_fill, waiting, workers, batch_size=1)
-    for part in progress(made, len(waiting), "shard"):
-        indexed = indexed | part
-    if indexed.unsaved:
+    listing = list_shards(path)
+    if not os.access(listing.path(0).parent, os.W_OK):
+        raise DataError(f"{path}: cannot be written, so digests could not be kept")
+    known = known_of(listing, says=True)
+    waiting = _without_digests(listing, known)
+    shards = [(listing.path(number), listing.names[number]) for number in waiting]
+    made = map_in_order(_fill, shards, workers, batch_size=1)
+    found = assembled(listing, known, list(progress(made, len(shards), "shard")))
+    if found.unsaved:
         raise DataError(
-            f"{folder}: {len(indexed.unsaved)} indexes could not be written; make room or mend the rights"
+            f"{path}: {len(found.unsaved)} indexes could not be written; make room or mend the rights"
         )
-    facts, _ = read_facts(folder, indexed)
-    return facts
+    if listing.is_folder:
+        try:
+            folder_index.save(path, found.table)
+        except OSError as error:
+            raise DataError(f"{path}: its index could not be written: {error.strerror}") from None
+    return found
 
 
-def describe_folder(folder: Path, facts: Mapping[Path, ShardFacts]) -> Iterator[str]:
+def describe_folder(found: Survey) -> Iterator[str]:
     """What each shard holds and is not used, then all together."""
-    for path, shard in facts.items():
-        if told := Reasons(shard.summary.left_out).describe(shard.samples, shard.summary.members):
-            yield f"  {path.name}: {shard.samples:,} samples; {told}"
-    for names in copies(facts):
+    path, table = found.listing.root, found.table
+    for number in np.unique(table.left_out["shard"]).tolist():
+        row = table.rows[number]
+        told = table.reasons_of(number).describe(int(row["samples"]), int(row["members"]))
+        yield f"  {table.name(number)}: {row['samples']:,} samples; {told}"
+    for names in copies(table):
         yield f"  the same samples lie in {' and '.join(names)}"
-    for unread in unread_of(folder):
-        yield f"  {unread}"
-    samples = sum(shard.samples for shard in facts.values())
-    size = sum(shard.size for shard in facts.values())
-    left_out = left_out_of(facts, max_names=float("inf"))
+    if found.listing.unread:
+        yield f"  {found.listing.unread}"
+    size, left_out = int(table.rows["size"].sum()), left_out_of(found, compares_all=True)
     yield (
-        f"{folder}: {samples:,} samples in {len(facts):,} shards, {size / 2**20:,.1f} MiB, with digests of all"
+        f"{path}: {table.samples:,} samples in {len(table):,} shards, {size / 2**20:,.1f} MiB, with digests of all"
         f" members{f'; not used, or not as it may be meant: {left_out}' if left_out else ''}"
     )
 
 
-def _is_whole(path: Path) -> bool:
-    found = index.load(path)
-    return found is not None and bool(found.summary.digests)
+def _without_digests(listing: Listing, known: ShardTable) -> list[int]:
+    """The numbers of the shards of which the folder's index does not say that they have digests."""
+    is_whole = np.append(known.rows["digests"] != 0, False)[known.places(names_of(listing))]
+    is_whole[outdated(listing, known, range(len(is_whole)))] = False
+    return np.flatnonzero(~is_whole).tolist()
 
 
-def _fill(path: Path) -> Indexed:
-    return make_indexes([path], digests=True)
+def _fill(shard: tuple[Path, str]) -> Part:
+    path, name = shard
+    before = index.load(path)
+    is_whole = before is not None and before.summary.digests
+    indexed = Indexed() if is_whole else make_indexes([path], digests=True)
+    return Part(row_of(path, name, indexed), indexed)

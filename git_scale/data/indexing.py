@@ -11,7 +11,7 @@ import logging
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -61,11 +61,6 @@ class Indexed:
 
     def __or__(self, other: Indexed) -> Indexed:
         return Indexed(self.unsaved | other.unsaved, self.problems | other.problems)
-
-
-def unindexed(paths: Iterable[Path]) -> list[Path]:
-    """The shards that have no index that fits them."""
-    return [path for path in paths if index.load(path) is None]
 
 
 def make_indexes(paths: Sequence[Path], digests: bool = False, tick: Tick = check_stop) -> Indexed:

@@ -76,7 +76,10 @@ class DataFormat(Protocol):
         """
 
     def open(self, path: Path, prepared: Sequence[Any]) -> SampleStore:
-        """The samples of `path`. Raises one DataError that lists every problem."""
+        """The samples of `path`. `prepared`: of all parts; none: what comes before opening is done here.
+
+        Raises one DataError that lists every problem.
+        """
 
 
 FORMATS: Registry[DataFormat] = Registry("data.format", {"tar": "git_scale.data.tar_shards:TAR"})
@@ -88,17 +91,17 @@ def problem_of(path: str | Path) -> str:
     return "; ".join(problems) if all(problems) else ""
 
 
-def prepare_store(path: str | Path, part: int = 0, parts: int = 1) -> Any:
+def prepare_store(path: str | Path, part: int, parts: int) -> Any:
     """See DataFormat.prepare. Raises DataError where no format takes `path`."""
     return _format_of(Path(path)).prepare(Path(path), part, parts)
 
 
-def open_store(path: str | Path, prepared: Sequence[Any] | None = None) -> SampleStore:
-    """The samples of `path`; `prepared` is what came of preparing all its parts.
+def open_store(path: str | Path, prepared: Sequence[Any] = ()) -> SampleStore:
+    """The samples of `path`. `prepared`: what came of preparing all its parts; none: that is done here.
 
     Logs what lies there and is not used. Raises one DataError that lists every problem.
     """
-    return _format_of(Path(path)).open(Path(path), [prepare_store(path)] if prepared is None else prepared)
+    return _format_of(Path(path)).open(Path(path), prepared)
 
 
 def _format_of(path: Path) -> DataFormat:

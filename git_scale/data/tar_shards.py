@@ -8,12 +8,10 @@ Nothing is unpacked and nothing is decoded here: a sample is one `pread` per mem
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,18 +20,16 @@ import xxhash
 
 from git_scale.data.captions import TextRecord, decode_text, parse_json
 from git_scale.data.fingerprint import fingerprint_of
-from git_scale.data.index import SUFFIX, Index, ShardFacts, facts_of, load
-from git_scale.data.indexing import Indexed, make_indexes, unindexed
+from git_scale.data.index import SUFFIX, Index, load
+from git_scale.data.listing import list_shards, problem_of_shards
 from git_scale.data.members import Kind
-from git_scale.data.shard_report import announce, left_out_of, other_archives, shards_below
+from git_scale.data.shard_report import announce, left_out_of
+from git_scale.data.shard_survey import Part, Survey, examine, known_of, survey
 from git_scale.data.store import RawSample, naming
 from git_scale.errors import DataError
-from git_scale.paths import special_kind
 
 log = logging.getLogger(__name__)
 
-MAKER = "tools/prepare_data.py makes"
-PARTIAL = ".partial"  # the name of a folder that a build still writes to ends so
 MAX_OPEN = 64  # shards kept open per process: one window of the order (16) for each of a few readers
 
 
@@ -46,104 +42,49 @@ class _OpenShard:
     """Number of each sample's first row, and one more behind the last."""
 
 
-def open_shards(folder: Path, indexed: Indexed) -> TarShards:
-    """The shards of a folder, or of one .tar file, in the order of their names.
-
-    Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory. `indexed` is
-    what came of those that were made before, by this process or others.
-    Logs what lies in the shards and is not used. Raises one DataError that lists every problem.
-    """
-    facts, indexed = read_facts(folder, indexed)
-    if not any(item.summary.complete for item in facts.values()):
-        raise DataError(
-            f"{folder}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
-            f" {left_out_of(facts)}"
-        )
-    if indexed.unsaved:
-        number = len(indexed.unsaved)
-        log.warning("%s: cannot be written, so %d indexes are made anew by each process", folder, number)
-    announce(folder, facts)
-    return TarShards(facts, indexed.unsaved)
-
-
-def read_facts(folder: Path, indexed: Indexed) -> tuple[dict[Path, ShardFacts], Indexed]:
-    """What the indexes of a folder say, and `indexed` with those that were still to be made.
-
-    Raises one DataError that lists every problem.
-    """
-    paths = find_shards(folder)
-    found = {path: _facts(path, indexed) for path in paths}
-    missing = [path for path in paths if found[path] is None and path not in indexed.problems]
-    indexed = indexed | make_indexes(missing)
-    found |= {path: _facts(path, indexed) for path in missing}
-    if problems := [indexed.problems[path] for path in paths if path in indexed.problems]:
-        noun = "problem" if len(problems) == 1 else "problems"
-        raise DataError(
-            "\n  - ".join([f"{folder}: {len(problems)} {noun} in {len(paths)} shards:", *problems])
-        )
-    return {path: facts for path, facts in found.items() if facts is not None}, indexed
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """The .tar files of a folder, or the one that `folder` is. Raises DataError when there is none."""
-    if problem := TAR.problem_of(folder):
-        raise DataError(f"{folder}: {problem}")
-    if folder.is_file():
-        return [folder]
-    paths = sorted(folder.glob("*.tar"))
-    if special := [f"{path.name} is {kind}" for path in paths if (kind := special_kind(path))]:
-        raise DataError(f"{folder}: {', '.join(special)}; move it away, shards are files")
-    return paths
-
-
-def _facts(path: Path, indexed: Indexed) -> ShardFacts | None:
-    index = indexed.unsaved.get(path) or load(path)
-    return facts_of(index) if index else None
-
-
-def _content(path: Path, facts: ShardFacts) -> int:
-    return int(facts.summary.content or xxhash.xxh3_64_hexdigest(os.fsencode(path.resolve())), 16)
-
-
 class TarFormat:
-    """Folders of tar shards, and single ones."""
+    """Folders of tar shards, and single ones.
+
+    Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory.
+    """
 
     def problem_of(self, path: Path) -> str:
-        if path.is_file() and path.suffix == ".tar":
-            return ""
-        if not path.is_dir():
-            return f"{special_kind(path) or 'no such folder of tar shards'}; {MAKER} one"
-        if unfinished := next(path.glob(f".*{PARTIAL}"), None):
-            return f"a build into it is running or was cut off ({unfinished.name}); wait, or build it anew"
-        if any(path.glob("*.tar")):
-            return ""
-        return f"no *.tar inside; {shards_below(path) or other_archives(path) or f'{MAKER} them'}"
+        return problem_of_shards(path)
 
-    def prepare(self, path: Path, part: int, parts: int) -> Indexed:
-        """Makes the indexes that are missing."""
+    def prepare(self, path: Path, part: int, parts: int) -> Part:
+        """Looks at every `parts`-th shard, and makes the index that it lacks."""
+        listing = list_shards(path)
         # a part of all shards, not of the missing ones: which are missing changes while others make them
-        return make_indexes(unindexed(find_shards(path)[part::parts]))
+        return examine(listing, known_of(listing), range(part, len(listing.names), parts))
 
-    def open(self, path: Path, prepared: Sequence[Indexed]) -> TarShards:
-        return open_shards(path, reduce(operator.or_, prepared))
+    def open(self, path: Path, prepared: Sequence[Part]) -> TarShards:
+        found = survey(path, prepared)
+        if not found.table.rows["complete"].any():
+            raise DataError(
+                f"{path}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
+                f" {left_out_of(found)}"
+            )
+        if number := len(found.unsaved):
+            log.warning("%s: cannot be written, so %d indexes are made anew by each process", path, number)
+        announce(found)
+        return TarShards(found)
 
 
 TAR = TarFormat()
 
 
 class TarShards:
-    """`facts`: by path, in order. `counts`: int64, samples per shard. `fingerprint`: see data/fingerprint.py.
+    """The samples of the shards of a folder, in the order of their names.
 
     Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
     """
 
-    def __init__(self, facts: dict[Path, ShardFacts], unsaved: dict[Path, Index]) -> None:
-        self.facts = facts
-        self.paths = list(facts)
-        self.counts = np.array([item.samples for item in facts.values()], np.int64)
-        self.fingerprint = str(fingerprint_of(facts))
+    def __init__(self, survey: Survey) -> None:
+        self.folder, self.shards = survey.listing.folder, survey.table
+        self.counts = np.ascontiguousarray(survey.table.rows["samples"], np.int64)
+        self.fingerprint = str(fingerprint_of(survey.table))
+        self._unsaved = survey.unsaved
         self._ends = np.cumsum(self.counts)
-        self._unsaved = unsaved
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
@@ -152,16 +93,26 @@ class TarShards:
     @property
     def contents(self) -> np.ndarray:
         """Of a shard whose index is of the older form, the place stands for the content."""
-        return np.array([_content(path, facts) for path, facts in self.facts.items()], np.uint64)
+        found = self.shards.rows["content"].copy()
+        for shard in np.flatnonzero(found == 0).tolist():
+            found[shard] = xxhash.xxh3_64_intdigest(os.fsencode(self.path(shard).resolve()))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
+    def path(self, shard: int) -> Path:
+        return self.folder / self.shards.name(shard)
+
     def table(self, shard: int) -> np.ndarray:
         """The rows of shard number `shard`. Raises DataError when it has changed since the start."""
-        path = self.paths[shard]
+        path, row = self.path(shard), self.shards.rows[shard]
         index = self._unsaved.get(path) or load(path)
-        if index is None or index.samples != self.counts[shard]:
+        if (
+            index is None
+            or (index.samples, index.size) != (row["samples"], row["size"])
+            or _differs(index, row)
+        ):
             raise DataError(f"{path}: it or its index changed during the run; put it back or start anew")
         return index.table
 
@@ -171,7 +122,7 @@ class TarShards:
             return self._key(*self._locate(number))
         except DataError:
             shard, local = self._place(number)
-            return f"{self.paths[shard].name}#{local}"
+            return f"{self.shards.name(shard)}#{local}"
 
     def read(self, number: int) -> RawSample:
         """Sample `number`. Raises DataError naming the sample when it has no picture or no valid text."""
@@ -209,16 +160,16 @@ class TarShards:
         table = np.asarray(self.table(shard))  # still a map of the file, without what memmap adds to each row
         starts = np.searchsorted(table["sample"], np.arange(self.counts[shard] + 1))
         try:
-            file = self.paths[shard].open("rb", buffering=0)
+            file = self.path(shard).open("rb", buffering=0)
         except OSError as error:
-            raise DataError(f"{self.paths[shard]}: cannot be read: {error.strerror}") from None
+            raise DataError(f"{self.path(shard)}: cannot be read: {error.strerror}") from None
         if len(self._open) >= MAX_OPEN:
             self._open.popitem(last=False)[1].file.close()
         self._open[shard] = _OpenShard(file, int(table[-1]["size"]), table, starts)
         return self._open[shard]
 
     def _key(self, shard: int, rows: np.ndarray) -> str:
-        return f"{self.paths[shard].name}:{bytes(rows[0]['key']).decode('utf-8', 'replace')}"
+        return f"{self.shards.name(shard)}:{bytes(rows[0]['key']).decode('utf-8', 'replace')}"
 
     def _of_kind(self, shard: int, rows: np.ndarray, kind: Kind) -> list[bytes]:
         """The data of all members of one kind, frames in the order of their numbers."""
@@ -228,7 +179,7 @@ class TarShards:
     def _bytes(self, shard: int, row: np.void) -> bytes:
         opened, offset, size = self._opened(shard), int(row["offset"]), int(row["size"])
         if not 0 <= offset <= offset + size <= opened.size:  # an index is untrusted: no 2**60 bytes are read
-            raise DataError(f"the index points outside the shard; remove {self.paths[shard]}{SUFFIX}")
+            raise DataError(f"the index points outside the shard; remove {self.path(shard)}{SUFFIX}")
         try:
             data = os.pread(opened.file.fileno(), size, offset)
         except OSError as error:
@@ -250,3 +201,9 @@ class TarShards:
         if not jsons and not txts:
             raise DataError("no text (.json or .txt) beside the picture")
         return replace(record, captions=txts)
+
+
+def _differs(index: Index, row: np.void) -> bool:
+    """Whether a shard holds something else than what a start has seen, as far as both know."""
+    content = int(index.summary.content or "0", 16)
+    return 0 not in (content, row["content"]) and content != row["content"]

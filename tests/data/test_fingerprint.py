@@ -14,8 +14,8 @@ import xxhash
 from git_scale.data import index
 from git_scale.data.fingerprint import UNKNOWN, compare_fingerprints, parse_fingerprint
 from git_scale.data.indexing import make_indexes
+from git_scale.data.listing import list_shards
 from git_scale.data.store import open_store
-from git_scale.data.tar_shards import find_shards
 
 PNG = b"\x89PNG" + bytes(600)
 
@@ -36,7 +36,7 @@ def build(tmp_path: Path, write_shard: Callable, text: Callable) -> Callable[...
 def test_the_older_form_is_a_part_of_it(folder: Path) -> None:
     listing = "\n".join(
         f"{path.name} {path.stat().st_size} {count}"
-        for path, count in zip(find_shards(folder), (5, 7, 4), strict=True)
+        for path, count in zip(list_shards(folder).paths, (5, 7, 4), strict=True)
     )
     older = xxhash.xxh3_64_hexdigest(listing.encode())
     fingerprint = open_store(folder).fingerprint

@@ -12,20 +12,22 @@ import xxhash
 
 from git_scale.data import index, indexing
 from git_scale.data.index import Index
-from git_scale.data.indexing import Indexed, fill, make, make_indexes, scan, unindexed
+from git_scale.data.indexing import Indexed, fill, make, make_indexes, scan
+from git_scale.data.listing import list_shards
+from git_scale.data.shard_survey import Part, examine
+from git_scale.data.shard_table import joined
 from git_scale.data.store import open_store
-from git_scale.data.tar_shards import find_shards
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
 
 
 def test_missing_indexes_are_shared_out(folder: Path) -> None:
-    paths = find_shards(folder)
-    assert unindexed(paths) == paths
+    paths = list_shards(folder).paths
+    assert [index.load(path) for path in paths] == [None] * 3
     first, second = make_indexes(paths[0::2]), make_indexes(paths[1::2])
     assert first | second == Indexed()  # saved, without a problem
-    assert unindexed(paths) == []
-    assert len(open_store(folder, [first | second])) == 16
+    assert None not in [index.load(path) for path in paths]
+    assert len(open_store(folder)) == 16
 
 
 def test_problems_and_unsaved_indexes_of_all_processes_meet(
@@ -35,14 +37,14 @@ def test_problems_and_unsaved_indexes_of_all_processes_meet(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(index, "save", refuse)
-    paths = find_shards(folder)
-    parts = [make_indexes([path]) for path in paths]
+    paths = list_shards(folder).paths
+    listing, nothing = list_shards(folder), joined([])
+    parts = [examine(listing, nothing, [number]) for number in range(3)]
     monkeypatch.setattr(indexing, "scan", lambda *_, **__: pytest.fail("made again"))
-    together = parts[0] | parts[1] | parts[2]
-    assert open_store(folder, [together]).read(15).key == "tiny-000002.tar:2-3"
-    broken = together | Indexed(problems={paths[1]: f"{paths[1]}: cut short"})
+    assert open_store(folder, parts).read(15).key == "tiny-000002.tar:2-3"
+    broken = [*parts, Part(nothing, Indexed(problems={paths[1]: f"{paths[1]}: cut short"}))]
     with pytest.raises(DataError, match=r"1 problem in 3 shards:\n  - .*tiny-000001.tar: cut short"):
-        open_store(folder, [broken])
+        open_store(folder, broken)
 
 
 def test_a_stop_is_heard_at_the_next_member_and_leaves_no_half_index(folder: Path) -> None:
@@ -55,7 +57,7 @@ def test_a_stop_is_heard_at_the_next_member_and_leaves_no_half_index(folder: Pat
             raise Stopped
 
     with pytest.raises(Stopped):
-        make_indexes(find_shards(folder)[:1], tick=tick)
+        make_indexes(list_shards(folder).paths[:1], tick=tick)
     assert ticks == 3 and [path for path in folder.iterdir() if path.suffix != ".tar"] == []
     with StopRequest() as stop:
         stop._stopped = True
@@ -117,5 +119,5 @@ def test_progress_is_said(
 ) -> None:
     monkeypatch.setattr(indexing, "SAY_EVERY", 0.0)
     with caplog.at_level(logging.INFO):
-        make_indexes(find_shards(folder))
+        make_indexes(list_shards(folder).paths)
     assert "indexing: shard 2 of 3 (tiny-000001.tar)" in caplog.text and "s left" in caplog.text

@@ -97,9 +97,10 @@ def test_the_first_format_that_takes_a_path_opens_it(captions: Path, folder: Pat
 def test_a_path_that_no_format_takes_is_refused_by_all(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said = r"empty: no \*\.tar inside; .*; no captions\.csv inside"
-    for action in (open_store, prepare_store):
-        with pytest.raises(DataError, match=said):
-            action(tmp_path / "empty")
+    with pytest.raises(DataError, match=said):
+        open_store(tmp_path / "empty")
+    with pytest.raises(DataError, match=said):
+        prepare_store(tmp_path / "empty", 0, 1)
 
 
 def test_it_is_prepared_by_parts(captions: Path) -> None:

@@ -69,3 +69,26 @@ def test_what_any_rank_finds_damaged_is_named_on_all_and_read_once(unindexed_sha
     (first, here), (second, there) = run_distributed(scanned_by, 2, unindexed_shards, True)
     assert here == there and here.startswith(f"{unindexed_shards}: 2 problems in 5 shards:")
     assert sorted(first + second) == [f"set-{n:06d}.tar" for n in range(5)]
+
+
+def opened_at(topology: Topology, device: torch.device, folder: Path, other: Path) -> str:
+    """What came of opening: the last rank's folder is another one, as on a node with a copy of its own."""
+    try:
+        store = open_store_together(topology, other if topology.global_rank else folder)
+    except DataError as error:
+        return str(error)
+    return store.fingerprint
+
+
+@pytest.mark.distributed
+def test_a_node_with_other_samples_is_refused_on_all_ranks(unindexed_shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(unindexed_shards, tmp_path / "copy")
+    first, second = run_distributed(opened_at, 2, unindexed_shards, copy)
+    assert first == second and first.startswith("v2:")
+    other = shutil.copytree(unindexed_shards, tmp_path / "other")
+    shutil.copy(other / "set-000001.tar", other / "set-000005.tar")
+    first, second = run_distributed(opened_at, 2, unindexed_shards, other)
+    assert (
+        first == second
+        and f"{other}: rank 1 finds other shards (names, sizes or numbers of samples) than" in first
+    )

@@ -98,13 +98,13 @@ def test_a_dry_run_without_data_still_prints_its_plan(
     assert "data.train=elsewhere: no such folder of tar shards" in printed.err
 
 
-def test_shards_below_the_folder_are_pointed_to(
+def test_a_folder_above_holds_the_held_out_shards_too(
     squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write(tiny_run(squares, tmp_path / "run"), tmp_path)
     assert pretrain.main(["--config", recipe, "--dry-run", f"data.train={squares}"]) == 2
     errors = capsys.readouterr().err
-    assert f"data.train={squares}: no *.tar inside; " in errors and "give the folder" in errors
+    assert f"data.heldout={squares / 'heldout'}: it is trained on (data.train={squares})" in errors
 
 
 def test_a_missing_init_from_hides_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

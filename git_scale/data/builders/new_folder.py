@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from git_scale.data.tar_shards import PARTIAL
+from git_scale.data.listing import PARTIAL
 from git_scale.errors import DataError
 from git_scale.files import sync_folder
 
