@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from git_scale.models.git import GitModel
+from git_scale.models.interface import TrainableModel
 
 # Blocks of one class share their code, and with it the versions that torch keeps of it: one per width, picture size
 # and rate of stochastic depth. Beyond torch's own limit of 8 it would fall back to the plain code without a word.
 RECOMPILE_LIMIT = 64
 
 
-def compile_blocks(model: GitModel, backend: str | Callable[..., Any] = "inductor") -> None:
+def compile_blocks(model: TrainableModel, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compiles the blocks in place, each at its first training step; evaluation runs the plain code.
 
     Block by block, not the model: minutes become seconds, and activation checkpointing stays what it is. Encoder
     blocks are compiled per picture size, of which there are few; text lengths, which are many, become symbols.
     """
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for block in encoder_blocks(model):
-        _compile(block, backend, dynamic=False)
-    for block in model.decoder.layers:
-        _compile(block, backend, dynamic=None)
-
-
-def encoder_blocks(model: GitModel) -> Iterator[nn.Module]:
-    """What timm repeats: the children of its `blocks`; an encoder without them is one block."""
-    backbone: Any = model.encoder.backbone
-    repeated = [
-        block
-        for name, part in backbone.named_modules()
-        if name.rpartition(".")[2] == "blocks"
-        for block in part.children()
-    ]
-    yield from repeated or [backbone]
+    for block in model.blocks():
+        _compile(block.module, backend, dynamic=None if block.sizes_vary else False)
 
 
 def _compile(block: nn.Module, backend: str | Callable[..., Any], dynamic: bool | None) -> None:

@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -155,6 +155,16 @@ class ImageEncoder(nn.Module):
         below = side // step * step
         near = f"nearest are {below} and {below + step}" if below else f"nearest is {step}"
         return f"no multiple of the {step} pixels that a token of {self._name} stands for; the {near}"
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """What timm repeats: the children of its `blocks`; an encoder without them is one block."""
+        repeated = [
+            block
+            for name, part in self.backbone.named_modules()
+            if name.rpartition(".")[2] == "blocks"
+            for block in part.children()
+        ]
+        yield from repeated or [self.backbone]
 
     def set_activation_checkpointing(self, enable: bool) -> None:
         """Block by block. timm's DaViT would checkpoint its stages around that, and run each block three times."""

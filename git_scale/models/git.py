@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from git_scale.config import ModelConfig
 from git_scale.models.decoder import LayerCache, Placement, TextDecoder
 from git_scale.models.encoders import ImageEncoder
+from git_scale.models.interface import Block, Tower
 
 
 class TemporalEmbedding(nn.Module):
@@ -66,6 +68,17 @@ class GitModel(nn.Module):
         if self.temporal is not None:
             features_BFIC = self.temporal(features_BFIC)
         return self.projection(features_BFIC.flatten(1, 2))
+
+    def towers(self) -> dict[str, Tower]:
+        """Frames' embeddings and the projection learn with the decoder: they begin at random, as it does."""
+        return {
+            "encoder": Tower(("encoder",), self.encoder),
+            "decoder": Tower(("temporal", "projection", "decoder"), self.decoder),
+        }
+
+    def blocks(self) -> Iterator[Block]:
+        yield from (Block(block, sizes_vary=False) for block in self.encoder.blocks())
+        yield from (Block(layer, sizes_vary=True) for layer in self.decoder.layers)
 
     def new_cache(self) -> list[LayerCache]:
         return self.decoder.new_cache()

@@ -11,7 +11,7 @@ def format_progress(step: int, total_steps: int, values: Mapping[str, float]) ->
     parts = [
         f"step {step:>{width},}/{total_steps:,} {step / total_steps:6.1%}",
         f"loss {values['train/loss']:6.3f}",
-        f"lr {values['train/lr_encoder']:.1e} {values['train/lr_decoder']:.1e}",
+        f"lr {' '.join(f'{rate:.1e}' for name, rate in values.items() if name.startswith('train/lr_'))}",
         f"grad {_short(values['train/grad_norm']):>5}",
         f"{_short(values['speed/images_per_s']):>5} img/s {_short(values['speed/tokens_per_s']):>5} tok/s",
         f"mfu {values['speed/mfu']:5.1%}",

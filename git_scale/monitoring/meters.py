@@ -2,7 +2,7 @@
 
     meters = Meters(total_steps=..., epoch_images=..., devices=..., peak_flops=..., device=...)
     every step      meters.record(loss=..., grad_norm=..., images=..., tokens=..., flops=..., wait_s=...)
-    at a log step   writer.scalars(step, meters.report(step, lr_encoder=..., ...))
+    at a log step   writer.scalars(step, meters.report(step, learning_rates=..., ...))
     around the rest with meters.pause(): evaluate, save
 
 A value may be a number or a tensor on the device. Tensors are read at the log step alone.
@@ -113,7 +113,7 @@ class Meters:
             self._steady_steps += 1
 
     def report(
-        self, step: int, *, lr_encoder: float, lr_decoder: float, skipped_steps: int, data_skipped: int
+        self, step: int, *, learning_rates: Mapping[str, float], skipped_steps: int, data_skipped: int
     ) -> dict[str, float]:
         """All scalars of the steps since the last report; waits for the device, then starts a new interval.
 
@@ -133,8 +133,7 @@ class Meters:
             "train/loss": loss,
             **{name: _finite_mean(parts) for name, parts in self._terms.items()},
             "train/grad_norm": grad_norm,
-            "train/lr_encoder": lr_encoder,
-            "train/lr_decoder": lr_decoder,
+            **{f"train/lr_{tower}": rate for tower, rate in learning_rates.items()},
             "train/skipped_steps": float(skipped_steps),
             "data/skipped": float(data_skipped),
             **rates,

@@ -17,7 +17,7 @@ from git_scale.parallel.collectives import check_stop_together
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
 from git_scale.parallel.groups import mpu_of
 from git_scale.parallel.sequence import sum_gradients
-from git_scale.parallel.splits import Splits, splits_of
+from git_scale.parallel.splits import Splits, splits_of, tied_parameters
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Partitioner
 from git_scale.precision import DTYPES
@@ -52,9 +52,7 @@ def place_model(
     """
     model = deferred.module
     splits = splits_of(model, run.parallel)
-    first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    everything = dict(model.named_parameters(remove_duplicate=False))
-    aliases = {name: first_names[id(p)] for name, p in everything.items() if first_names[id(p)] != name}
+    aliases = tied_parameters(model)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     shapes |= {name: buffer.shape for name, buffer in persistent_buffers(model)}
     if topology.tp > 1:

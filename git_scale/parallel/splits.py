@@ -45,15 +45,27 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
 
 def ruled_modules(model: nn.Module, parallel: ParallelConfig) -> Iterator[tuple[str, Any, Rule]]:
     """Path, module and rule of everything to be split."""
+    inside = _inside(split_towers(model, parallel))
     for path, module in model.named_modules():
         rule = rules().get(type(module))  # not of a parent class: a subclass may compute something else
-        if rule and _is_in_split_tower(path, parallel):
+        if rule and module in inside:
             yield path, module, rule
 
 
-def _is_in_split_tower(path: str, parallel: ParallelConfig) -> bool:
-    towers = {"encoder": parallel.encoder, "decoder": parallel.decoder}
-    return towers.get(path.split(".", 1)[0], False)
+def split_towers(model: Any, parallel: ParallelConfig) -> list[nn.Module]:
+    """The modules that `parallel` divides over a group."""
+    return [tower.split for name, tower in model.towers().items() if getattr(parallel, name)]
+
+
+def _inside(towers: list[nn.Module]) -> set[nn.Module]:
+    return {module for tower in towers for module in tower.modules()}
+
+
+def tied_parameters(model: nn.Module) -> dict[str, str]:
+    """Second name of a parameter -> its first."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    everything = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in everything if first[id(p)] != name}
 
 
 def _splits_of_child(path: str, child: nn.Module | Tensor, way: Way) -> Splits:
@@ -106,8 +118,9 @@ def _unruled(model: nn.Module, parallel: ParallelConfig) -> Iterator[str]:
     }
     # What else stands between split layers (a norm of queries) would see this rank's share alone.
     inner = [f"{path}." for path, rule in ruled.items() if rule.heads or rule.own_dropout]
+    inside = _inside(split_towers(model, parallel))
     for path, module in model.named_modules():
-        if path in spoken_for or not _is_in_split_tower(path, parallel):
+        if path in spoken_for or module not in inside:
             continue
         size = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         within = any(path.startswith(prefix) for prefix in inner)

@@ -28,7 +28,7 @@ from git_scale.config import ParallelConfig
 from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
-from git_scale.parallel.splits import ruled_modules
+from git_scale.parallel.splits import ruled_modules, split_towers, tied_parameters
 
 
 def split_modules(model: Any, parallel: ParallelConfig) -> None:
@@ -42,7 +42,7 @@ def split_modules(model: Any, parallel: ParallelConfig) -> None:
         perform_initialization=False,
         gradient_accumulation_fusion=False,  # adds to weight.main_grad, which ZeRO does not have
     )
-    tied = model.decoder.head.weight is model.decoder.embedding.words.weight
+    shared = tied_parameters(model)
     for _, module, rule in list(ruled_modules(model, parallel)):
         with torch.device("meta"):
             for child, way in rule.children.items():
@@ -50,11 +50,12 @@ def split_modules(model: Any, parallel: ParallelConfig) -> None:
         make_local(module, rule, parallel.tp)
         if not parallel.sequence:
             _separate_dropouts(module, rule)
-    if tied and parallel.decoder:
-        model.decoder.head.weight = model.decoder.embedding.words.weight
+    for name, first in shared.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter(first))
     if parallel.sequence:
         divide_stream(model, parallel)
-        for tower in (model.encoder, *([model.decoder] if parallel.decoder else [])):
+        for tower in dict.fromkeys([model.encoder, *split_towers(model, parallel)]):
             tower.forward = _with_own_random_state(tower, tower.forward)
 
 

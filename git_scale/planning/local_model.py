@@ -16,6 +16,7 @@ from git_scale.data.images import longest_side
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.models.encoders import ImageEncoder
+from git_scale.models.interface import tower_of
 from git_scale.parallel.rules import Column, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import ruled_modules, splits_of
@@ -33,6 +34,8 @@ class Parameter:
     element: int
     """Bytes of one number."""
     learns: bool
+    tower: str
+    """Of the model, at whose rate it learns."""
     is_table: bool
     """Of an embedding."""
 
@@ -67,11 +70,20 @@ def build_local(run: RunConfig) -> Local:
     return Local(model.train(), columns, rows)
 
 
-def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
+def parameters_of(model: Any) -> tuple[Parameter, ...]:
     """In their order, a tied one once."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    towers = model.towers()
     return tuple(
-        Parameter(name, p.numel(), p.ndim, p.element_size(), p.requires_grad, id(p) in tables)
+        Parameter(
+            name,
+            p.numel(),
+            p.ndim,
+            p.element_size(),
+            p.requires_grad,
+            tower_of(name, towers),
+            id(p) in tables,
+        )
         for name, p in model.named_parameters()
     )
 

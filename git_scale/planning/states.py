@@ -63,9 +63,9 @@ def hold(parameters: Sequence[Parameter], zero: Zero, dp: int, gradient: int = F
     gradient: bytes of a gradient as it is summed.
     """
     learning = [parameter for parameter in parameters if parameter.learns]
-    groups: dict[tuple[bool, bool], list[int]] = defaultdict(list)  # as training/optimizer.py makes them
+    groups: dict[tuple[str, bool], list[int]] = defaultdict(list)  # as training/optimizer.py makes them
     for parameter in learning:
-        groups[parameter.name.startswith("encoder."), parameter.ndim >= 2].append(parameter.numel)
+        groups[parameter.tower, parameter.ndim >= 2].append(parameter.numel)
     split = 1 if zero.stage == 0 else dp
     return Holding(
         element=parameters[0].element,

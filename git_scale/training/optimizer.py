@@ -7,38 +7,37 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from git_scale.config import OptimizerConfig
+from git_scale.models.interface import tower_of
 
 
 def parameter_groups(
-    model: nn.Module, shapes: Mapping[str, torch.Size], config: OptimizerConfig
+    model: Any, shapes: Mapping[str, torch.Size], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """AdamW groups {name, params, lr, weight_decay}: encoder / decoder x decay / no_decay, none empty.
+    """AdamW groups {name, params, lr, weight_decay}: each tower of the model x decay / no_decay, none empty.
 
     `shapes` are those of the whole parameters: a partitioned one shows none. Norms, biases and other vectors have no
     weight decay. An empty group would shift the rates of those after it inside DeepSpeed (DeepSpeedExamples#756).
     """
-    lrs = {"encoder": config.encoder_lr, "decoder": config.decoder_lr}
+    towers = model.towers()
     groups: dict[str, dict[str, Any]] = {
         f"{tower}_{decay}": {
             "name": f"{tower}_{decay}",
             "params": [],
-            "lr": lr,
+            "lr": getattr(config, f"{tower}_lr"),
             "weight_decay": config.weight_decay if decay == "decay" else 0.0,
         }
-        for tower, lr in lrs.items()
+        for tower in towers
         for decay in ("decay", "no_decay")
     }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[group_name(name, len(shapes[name]))]["params"].append(parameter)
+            groups[group_name(tower_of(name, towers), len(shapes[name]))]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
-def group_name(parameter_name: str, ndim: int) -> str:
-    tower = "encoder" if parameter_name.startswith("encoder.") else "decoder"
+def group_name(tower: str, ndim: int) -> str:
     return f"{tower}_{'decay' if ndim >= 2 else 'no_decay'}"
 
 

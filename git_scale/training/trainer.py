@@ -67,6 +67,7 @@ class Trainer:
         self.evaluations = list(evaluations)
         self.lease = lease
         self.loss = TrainingLoss(run)
+        self.towers = tuple(engine.model.module.towers())
         self.guards = Guards(engine)
         self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
@@ -217,8 +218,7 @@ class Trainer:
             self.step,
             self.meters.report(
                 self.step,
-                lr_encoder=_highest(rates, "encoder"),
-                lr_decoder=_highest(rates, "decoder"),
+                learning_rates={tower: _highest(rates, tower) for tower in self.towers},
                 skipped_steps=self.skipped_steps,
                 data_skipped=self.bad_samples,
             ),

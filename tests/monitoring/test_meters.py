@@ -37,7 +37,9 @@ def step(meters: Meters, clock: Clock, seconds: float, loss: float = 1.0, grad_n
 
 
 def report(meters: Meters, at: int) -> dict[str, float]:
-    return meters.report(at, lr_encoder=1e-5, lr_decoder=5e-5, skipped_steps=3, data_skipped=4)
+    return meters.report(
+        at, learning_rates={"encoder": 1e-5, "decoder": 5e-5}, skipped_steps=3, data_skipped=4
+    )
 
 
 def test_an_interval_by_hand() -> None:

@@ -147,7 +147,7 @@ def train(
         add_objectives()
     trainer = build_trainer(run, ds_config, topology, device)
     curve = curve_of(trainer, STEPS)
-    return curve, trainer.meters.report(STEPS, lr_encoder=0, lr_decoder=0, skipped_steps=0, data_skipped=0)
+    return curve, trainer.meters.report(STEPS, learning_rates={}, skipped_steps=0, data_skipped=0)
 
 
 @pytest.mark.distributed

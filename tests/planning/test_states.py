@@ -7,11 +7,11 @@ from git_scale.planning.states import hold
 from git_scale.planning.zero import read_zero
 
 PARAMETERS = [
-    Parameter("encoder.a", 100, 2, 2, learns=True, is_table=False),
-    Parameter("encoder.b", 60, 2, 2, learns=True, is_table=False),
-    Parameter("encoder.frozen", 33, 2, 2, learns=False, is_table=False),
-    Parameter("encoder.bias", 7, 1, 2, learns=True, is_table=False),
-    Parameter("decoder.words", 50, 2, 2, learns=True, is_table=True),
+    Parameter("encoder.a", 100, 2, 2, learns=True, tower="encoder", is_table=False),
+    Parameter("encoder.b", 60, 2, 2, learns=True, tower="encoder", is_table=False),
+    Parameter("encoder.frozen", 33, 2, 2, learns=False, tower="encoder", is_table=False),
+    Parameter("encoder.bias", 7, 1, 2, learns=True, tower="encoder", is_table=False),
+    Parameter("decoder.words", 50, 2, 2, learns=True, tower="decoder", is_table=True),
 ]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig, OptimizerConfig
 from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
+from git_scale.models.interface import Tower
 from git_scale.training.optimizer import lr_factor, parameter_groups
 
 CONFIG = OptimizerConfig(encoder_lr=1e-5, decoder_lr=5e-5, weight_decay=0.01)
@@ -90,27 +91,32 @@ def test_norms_and_biases_have_no_decay_and_nothing_else_is_spared(model: GitMod
     assert spared == norms | {name for name, _ in model.named_parameters() if name.endswith("bias")}
 
 
-def test_a_group_without_parameters_is_left_out() -> None:
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = nn.Linear(2, 2, bias=False)
-            self.head = nn.LayerNorm(2)
+class Plain(nn.Module):
+    """Two towers of a layer each."""
 
-    names = [group["name"] for group in groups_of(Plain(), CONFIG)]
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.encoder, self.head = nn.Linear(2, 2, bias=bias), nn.LayerNorm(2)
+
+    def towers(self) -> dict[str, Tower]:
+        return {"encoder": Tower(("encoder",), self.encoder), "decoder": Tower(("head",), self.head)}
+
+
+def test_a_group_without_parameters_is_left_out() -> None:
+    names = [group["name"] for group in groups_of(Plain(bias=False), CONFIG)]
     assert names == ["encoder_decay", "decoder_no_decay"]
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    frozen = nn.Linear(2, 2)
-    frozen.bias.requires_grad_(False)
-    assert [group["name"] for group in groups_of(frozen, CONFIG)] == ["decoder_decay"]
+    frozen = Plain()
+    frozen.encoder.bias.requires_grad_(False)
+    frozen.head.requires_grad_(False)
+    assert [group["name"] for group in groups_of(frozen, CONFIG)] == ["encoder_decay"]
 
 
 def test_the_groups_make_an_optimizer_with_those_rates() -> None:
-    layer = nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(groups_of(layer, CONFIG), lr=1.0)
-    assert [group["lr"] for group in optimizer.param_groups] == [5e-5, 5e-5]
+    optimizer = torch.optim.AdamW(groups_of(Plain(), CONFIG), lr=1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5, 5e-5]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +151,13 @@ def test_the_rate_rises_then_falls_and_never_is_zero_while_training(warmup: int,
     assert falling == sorted(set(falling), reverse=True)
     assert all(0 < factor <= 1 for factor in factors)
     assert max(factors) == 1.0
+
+
+def test_a_part_of_no_tower_is_refused_instead_of_learning_at_some_rate() -> None:
+    with torch.device("meta"):
+        stray = build_model(ModelConfig())
+        stray.probe = nn.Linear(4, 4)
+    with pytest.raises(
+        ValueError, match=r"probe.weight belongs to none of the model's towers \(encoder, decoder\)"
+    ):
+        groups_of(stray, CONFIG)
