@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import git_scale
+from git_scale.tasks import TASKS
 
 PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -237,6 +238,76 @@ def test_the_loss_stands_in_one_place() -> None:
     own = ("language_model_loss", "vocabulary_parallel_loss")
     calling = {name for name, source in sources.items() if sum(calls_of(loss, source) for loss in own)}
     assert calling == {"objectives/language_model.py"}
+
+
+def strings_in(node: ast.AST) -> set[str]:
+    return {
+        part.value
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    }
+
+
+def is_of_task(node: ast.AST) -> bool:
+    """`task`, `run.data.task`, `args.task`: what holds the name of a task."""
+    return isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).rpartition(".")[2] == "task"
+
+
+def decisions_by_task(source: str) -> list[str]:
+    """Where a task's name decides what is done: comparisons, cases of a match, tables and lists of several names."""
+    names, found = set(TASKS), []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                sides = [left, *others]
+                literal = {
+                    text for side in sides if not isinstance(side, ast.Call) for text in strings_in(side)
+                }
+                is_decision = literal & names or (literal and any(map(is_of_task, sides)))
+            case ast.MatchValue(value=value):
+                is_decision = strings_in(value) & names
+            case ast.Dict(keys=items) | ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
+                is_decision = len({text for item in items if item for text in strings_in(item)} & names) > 1
+            case _:
+                continue
+        if is_decision:
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_task_is_told_by_its_name_outside_the_table() -> None:
+    project = PACKAGE.parent
+    paths = [path for room in ("git_scale", "tools", "benchmarks") for path in (project / room).rglob("*.py")]
+    outside = [path for path in paths if PACKAGE / "tasks" not in path.parents]
+    assert len(outside) > 200
+    decisions = {
+        path.relative_to(project).as_posix(): found
+        for path in outside
+        if (found := decisions_by_task(path.read_text(encoding="utf-8")))
+    }
+    assert decisions == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if run.data.task == 'vqa': pass",
+        "x = 1 if 'caption' != name else 2",
+        "if name in ('caption', 'captions'): pass",
+        "if data.task in {'retrieval'}: pass",
+        "match name:\n    case 'vqa': pass",
+        "METRICS = {'caption': 1, 'vqa': 2}",
+        "parser.add_argument('--task', choices=['caption', 'vqa'])",
+    ],
+)
+def test_a_decision_by_a_tasks_name_is_found(source: str) -> None:
+    harmless = """
+TASKS[run.data.task]
+row = {'caption': text}
+if name in TASKS and task in others or task == other.task: pass
+"""
+    assert len(decisions_by_task(harmless + source)) == 1
+    assert decisions_by_task(harmless) == []
 
 
 @pytest.mark.parametrize(

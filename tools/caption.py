@@ -151,9 +151,9 @@ def _batches(items: Iterable[Any]) -> Iterator[list[Any]]:
 def _format(name: str, said: dict[str, Any], as_json: bool) -> str:
     if as_json:
         return json.dumps({"image": name, **said})
-    if "caption" in said:
-        return f"{name}: {said['caption']}"
-    return "\n".join(f"{name}: {item['question']} {item['answer']}" for item in said["answers"])
+    if "answers" in said:
+        return "\n".join(f"{name}: {item['question']} {item['answer']}" for item in said["answers"])
+    return f"{name}: {said['caption']}"
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

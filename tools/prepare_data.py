@@ -57,21 +57,14 @@ def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
 def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
     if args.source.resolve() in args.destination.resolve().parents:
         raise DataError(f"{args.destination}: lies in the folder of the pictures; choose another folder")
-    rows = read_rows(args)
+    rows: list[Row | Skipped] = args.read(args)
     if not rows:
-        source = args.questions if args.format == "vqa" else args.captions
-        raise DataError(f"{source}: no picture and no text in it, so nothing to build; is it the right file?")
+        raise DataError(
+            f"{args.texts}: no picture and no text in it, so nothing to build; is it the right file?"
+        )
     samples = samples_of(rows, args.source, args.shrink, args.workers)
     report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
     return {args.destination.name: report}
-
-
-def read_rows(args: argparse.Namespace) -> list[Row | Skipped]:
-    if args.format == "images":
-        return read_table(args.captions, args.file_column, args.caption_column)
-    if args.format == "vqa":
-        return read_vqa(args.questions, args.annotations, args.image_name)
-    return list(read_flickr(args.captions)) if args.format == "flickr" else read_coco(args.captions)
 
 
 def print_summary(reports: dict[str, BuildReport]) -> None:
@@ -100,10 +93,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     tables = formats.add_parser("images", help="a folder of pictures with a CSV or TSV of captions")
     tables.add_argument("--file-column", help="default: guessed from the header")
     tables.add_argument("--caption-column", help="default: guessed from the header")
+    tables.set_defaults(read=lambda args: read_table(args.texts, args.file_column, args.caption_column))
     flickr = formats.add_parser("flickr", help="Flickr8k or Flickr30k: lines of FILE#n<TAB>caption")
+    flickr.set_defaults(read=lambda args: list(read_flickr(args.texts)))
     coco = formats.add_parser("coco", help="COCO captions JSON; keeps image_id")
+    coco.set_defaults(read=lambda args: read_coco(args.texts))
     vqa = formats.add_parser("vqa", help="VQA v2 or TextVQA JSON; keeps image_id and question_id")
-    vqa.add_argument("--questions", type=path, required=True, metavar="FILE")
+    vqa.set_defaults(read=lambda args: read_vqa(args.texts, args.annotations, args.image_name))
+    vqa.add_argument("--questions", dest="texts", type=path, required=True, metavar="FILE")
     vqa.add_argument("--annotations", type=path, metavar="FILE", help="VQA v2's answers; none: a test split")
     vqa.add_argument(
         "--image-name",
@@ -113,7 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     index = formats.add_parser("index", help="adds digests to shards from elsewhere, and says what they hold")
     index.add_argument("folder", type=path, metavar="FOLDER", help="of the shards, or one of them")
     for command in (tables, flickr, coco):
-        command.add_argument("--captions", type=path, required=True, metavar="FILE")
+        command.add_argument("--captions", dest="texts", type=path, required=True, metavar="FILE")
     for command in (tables, flickr, coco, vqa):
         command.add_argument("source", type=path, metavar="SOURCE", help="folder of the pictures")
         command.add_argument(
