@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from git_scale.config import DataConfig
+from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import check_size, decode, prepare, to_rgb
-from git_scale.data.video import ENDINGS, middles, read_frames
+from git_scale.data.video import ENDINGS, read_frames
 from git_scale.errors import DataError
 from git_scale.paths import special_kind
 
@@ -45,8 +46,7 @@ def prepare_clip(item: ClipLike, frames: int, data: DataConfig, size: int) -> Cl
     if isinstance(item, Clip):
         return item
     pictures = _open(item, frames)
-    if len({picture.size for picture in pictures}) > 1:
-        raise DataError("the frames of the clip differ in size")
+    check_one_size(pictures)
     return Clip(np.stack([prepare(picture, data, size) for picture in pictures]))
 
 
@@ -59,7 +59,7 @@ def _open(item: object, frames: int) -> list[Image.Image]:
         _check_takes_clips(frames)
         if not item:
             raise DataError("a clip without frames")
-        return [_open_picture(item[int(middle)]) for middle in middles(0, len(item), frames)]
+        return [_open_picture(frame) for frame in pick_frames(item, frames)]
     if isinstance(item, str | Path) and is_video(item):
         _check_takes_clips(frames)
         return read_frames(item, frames)

@@ -24,6 +24,7 @@ from PIL import Image
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, collate, collate_eval
 from git_scale.data.batches import Source, WorkerBatches, batches_here
+from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import SampleOrder
 from git_scale.data.quarantine import Quarantine
@@ -139,10 +140,8 @@ def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Im
         return [decode(raw.image)]
     if not raw.frames:
         raise DataError(f"no frames of a clip (0.jpg, 1.jpg, ...), but model.frames={frames}")
-    numbers = [int((part + offset) * len(raw.frames) / frames) for part in range(frames)]
-    pictures = [decode(raw.frames[number]) for number in numbers]
-    if len({picture.size for picture in pictures}) > 1:
-        raise DataError("the frames of the clip differ in size")
+    pictures = [decode(frame) for frame in pick_frames(raw.frames, frames, offset)]
+    check_one_size(pictures)
     return pictures
 
 

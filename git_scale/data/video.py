@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from git_scale.data.frames import pick_frames, spaced
 from git_scale.data.images import MAX_PIXELS, check_size
 from git_scale.errors import DataError, UserError
 from git_scale.paths import special_kind
@@ -44,11 +45,6 @@ def read_frames(source: str | Path | bytes, count: int) -> list[Image.Image]:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{name}: the video cannot be read: {reason}") from None
-
-
-def middles(start: float, end: float, count: int) -> list[float]:
-    """The middle of each of `count` equal parts of [start, end)."""
-    return [start + (part + 0.5) * (end - start) / count for part in range(count)]
 
 
 def _import_av() -> ModuleType:
@@ -87,7 +83,7 @@ def _frame_times(container: Any) -> list[int]:
 
 def _read_at(container: Any, times: list[int], count: int) -> list[Image.Image]:
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
-    targets = middles(times[0], times[-1] + mean_duration, count)
+    targets = spaced(times[0], times[-1] + mean_duration, count)
     shown = [times[bisect.bisect_right(times, target) - 1] for target in targets]
     pictures = {pts: _to_picture(_frame_at(container, pts)) for pts in sorted(set(shown))}
     return [pictures[pts] for pts in shown]
@@ -111,7 +107,7 @@ def _read_in_order(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Ima
         total = sum(1 for _ in _decode(container))
     if not total:
         raise DataError("no frame in it")
-    shown = [int(middle) for middle in middles(0, total, count)]
+    shown = pick_frames(range(total), count)
     with _open(av, file) as container:
         frames = enumerate(_decode(container))
         pictures = {number: _to_picture(frame) for number, frame in frames if number in shown}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from git_scale.data import images, video
-from git_scale.data.video import middles, read_frames
+from git_scale.data.video import read_frames
 from git_scale.errors import DataError, UserError
 
 av = pytest.importorskip("av")
@@ -77,11 +77,6 @@ def number_of(picture: Image.Image) -> int:
 
 def numbers(source: str | Path | bytes, count: int) -> list[int]:
     return [number_of(picture) for picture in read_frames(source, count)]
-
-
-def test_middles() -> None:
-    assert middles(0, 6, 3) == [1, 3, 5]
-    assert middles(10, 20, 1) == [15]
 
 
 @pytest.mark.parametrize(
