@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 import webdataset
+import yaml
 
 from git_scale.checkpoint import layout
 from git_scale.errors import ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
+from git_scale.testing.curves import Curve, assert_same_curve, curve_of
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import COLOURS, SIDES, draw_square, tiny_run
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 PLUGINS = ("colour_task", "worst_class")
+TINY_VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 def code_blocks(page: str, heading: str) -> Iterator[str]:
@@ -183,3 +186,73 @@ def test_what_does_not_fit_a_plugins_task_is_said_before_the_start(
     override = override.format(squares=squares / "train")
     problems = run_distributed(refused, 1, plugins, recipe, override)[0]
     assert len(problems) == 1 and problem in problems[0], problems
+
+
+def write_small(squares: Path, tmp_path: Path, name: str, plugin: str, sections: dict[str, Any]) -> Path:
+    """A recipe of the tiny run with a plugin of this page."""
+    run = tiny_run(squares, tmp_path / name, **sections)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(run.model_copy(update={"plugins": (plugin,)}).to_yaml(), encoding="utf-8")
+    return path
+
+
+def curve_with(
+    topology: Topology, device: torch.device, plugins: Path, recipe: Path, stage: int
+) -> tuple[Curve, dict[str, float]]:
+    from git_scale.recipes import load_run
+    from git_scale.training.build import build_trainer
+
+    sys.path.append(str(plugins))
+    trainer = build_trainer(load_run(str(recipe)), {"zero_optimization": {"stage": stage}}, topology, device)
+    curve = curve_of(trainer, 3)
+    return curve, trainer.meters.report(3, learning_rates={}, skipped_steps=0, data_skipped=0)
+
+
+@pytest.mark.distributed
+def test_an_objective_learns_alike_on_any_ranks(squares: Path, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "## An objective", "z_loss")
+    train = {"objectives": {"lm": 1.0, "z_loss": 0.05}, "micro_batch": 8}
+    alone = write_small(squares, tmp_path, "alone", "z_loss", {"train": train})
+    plain = write_small(squares, tmp_path, "plain", "z_loss", {"train": train | {"objectives": {"lm": 1.0}}})
+    ((serial, logged),) = run_distributed(curve_with, 1, tmp_path, alone, 0)
+    ((other, _),) = run_distributed(curve_with, 1, tmp_path, plain, 0)
+    assert serial[0][0] > other[0][0] + 0.05, "it weighs something"
+    assert logged["train/loss"] == pytest.approx(logged["train/loss_lm"] + logged["train/loss_z_loss"])
+    for name, stage, change in (
+        ("shared", 3, {"train": train | {"micro_batch": 2}}),
+        ("split", 1, {"train": train, "parallel": {"tp": 2}}),
+    ):
+        recipe = write_small(squares, tmp_path, name, "z_loss", change)
+        for curve, _ in run_distributed(curve_with, 2, tmp_path, recipe, stage, tp=1 + (name == "split")):
+            assert_same_curve(curve, serial)
+
+
+@pytest.mark.distributed
+def test_an_encoder_family_of_ones_own_is_divided(squares: Path, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "## An encoder family under tensor parallelism", "gated_vit")
+    encoder = {"name": "gated_vit", "image_size": 32, "options": TINY_VIT}
+    for name, tp in (("alone", 1), ("split", 2)):
+        sections = {"train": {"micro_batch": 8}, "parallel": {"tp": tp}}
+        recipe = write_small(squares, tmp_path, name, "gated_vit", sections)
+        tree = yaml.safe_load(recipe.read_text())
+        tree["model"]["encoder"] |= encoder
+        recipe.write_text(yaml.safe_dump(tree))
+    ((serial, _),) = run_distributed(curve_with, 1, tmp_path, tmp_path / "alone.yaml", 0)
+    assert serial[-1][0] < serial[0][0]
+    for curve, _ in run_distributed(curve_with, 2, tmp_path, tmp_path / "split.yaml", 3, tp=2):
+        assert_same_curve(curve, serial)
+
+
+@pytest.mark.distributed
+def test_without_its_rule_it_is_refused(squares: Path, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "## An encoder family under tensor parallelism", "gated_vit")
+    module = tmp_path / "gated_vit.py"
+    module.write_text(module.read_text().partition("add_rule(")[0])
+    recipe = write_small(squares, tmp_path, "split", "gated_vit", {"parallel": {"tp": 2}})
+    tree = yaml.safe_load(recipe.read_text())
+    tree["model"]["encoder"] |= {"name": "gated_vit", "options": TINY_VIT}
+    recipe.write_text(yaml.safe_dump(tree))
+    (problems, _) = run_distributed(refused, 2, tmp_path, recipe, "train.steps=9", tp=2)
+    assert any(
+        "no rule says how to split encoder.backbone.blocks.0.mlp.gate" in problem for problem in problems
+    )

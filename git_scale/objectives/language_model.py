@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.data.batch import Batch
-from git_scale.objectives.objective import Comm, Objective
+from git_scale.objectives.objective import Comm, Objective, own_words, without_padding
 
 
 class LanguageModel(Objective):
@@ -54,10 +54,8 @@ def vocabulary_parallel_loss(
     megatron-core's own vocabulary-parallel cross entropy will not do: it smooths over all rows, the padding among
     them, and spreads e over V words where GIT has e / (V - 1) on the other ones.
     """
-    first = comm.tp_rank * logits.shape[-1]
-    own = min(max(words - first, 0), logits.shape[-1])  # the last ranks may hold nothing but padding
-    padding = torch.arange(logits.shape[-1], device=logits.device) >= own
-    logits = logits.float().masked_fill(padding, -math.inf)
+    first, own = comm.tp_rank * logits.shape[-1], own_words(logits, words, comm)
+    logits = without_padding(logits, words, comm)
     peak = comm.max_over_tp(logits.detach().amax(-1))
     index = labels - first
     is_own = (index >= 0) & (index < own)

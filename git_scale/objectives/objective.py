@@ -6,6 +6,7 @@ all of them, times its weight. So it is the same for any number of ranks and mic
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -100,6 +101,19 @@ class Objective(ABC):
         representations come into `batch.extras`. Most objectives leave the batches as they are.
         """
         return batches
+
+
+def own_words(logits: Tensor, words: int, comm: Comm) -> int:
+    """How many columns of this rank's logits are words; what is behind them pads the vocabulary of `words`."""
+    return min(
+        max(words - comm.tp_rank * logits.shape[-1], 0), logits.shape[-1]
+    )  # the last ranks may have none
+
+
+def without_padding(logits: Tensor, words: int, comm: Comm) -> Tensor:
+    """fp32 logits, -inf where there is no word."""
+    padding = torch.arange(logits.shape[-1], device=logits.device) >= own_words(logits, words, comm)
+    return logits.float().masked_fill(padding, -math.inf)
 
 
 def inputs_of(batch: Batch, dtype: torch.dtype) -> ModelInputs:

@@ -100,6 +100,13 @@ def rules() -> dict[type[nn.Module], Rule]:
     }
 
 
+def add_rule(kind: type[nn.Module], rule: Rule) -> None:
+    """A line of the table from outside the package. Raises ValueError for a class that has a rule."""
+    if kind in rules():
+        raise ValueError(f"{kind.__name__} has a rule already: subclass it")
+    rules()[kind] = rule
+
+
 @functools.cache
 def replicated_linears() -> dict[type[nn.Module], tuple[str, ...]]:
     """Linear layers that stay whole on purpose: they stand on the residual stream and are few."""
