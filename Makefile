@@ -1,13 +1,18 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the whole test suite
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
+# make test-lowest  with the lowest versions that setup.py allows: docs/versions.md
 
 VENV := .venv
+LOWEST := .venv-lowest
+# Those that lean on other libraries most: private names, models, layouts of optimizers, formats, metrics.
+LOWEST_TESTS ?= tests/test_private_names.py tests/checkpoint tests/evaluation tests/models tests/monitoring tests/planning \
+	tests/tasks $(addprefix tests/parallel/,test_zero_stages.py test_ds_keys.py test_splits.py test_tensor.py)
 PYTHON ?= $(VENV)/bin/python
 SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test check format sweep gpu-check clean
+.PHONY: demo test test-lowest check format sweep gpu-check clean
 
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
@@ -16,6 +21,10 @@ demo: $(VENV)/ready
 # take ten times as long.
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-lowest: $(LOWEST)/ready
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m "not gpu" -n 2 --dist loadfile \
+		--no-loadscope-reorder $(LOWEST_TESTS)
 
 check: $(VENV)/ready
 	$(PYTHON) -m ruff check .
@@ -41,5 +50,13 @@ $(VENV)/ready: setup.py
 	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint,hf,video]"
 	touch $@
 
+$(LOWEST)/ready: setup.py tools/lowest_versions.py
+	@test -n "$(SYSTEM_PYTHON)" || { echo "git_scale needs Python 3.11 or 3.12"; exit 2; }
+	$(SYSTEM_PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tools/lowest_versions.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt torch numpy
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[demo,test,hf,video]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(LOWEST) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

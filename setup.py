@@ -4,22 +4,22 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# The ranges are those that the test suite has been run with; the reason for each bound stands beside it.
+# The ranges are those that the tests have been run with, at both ends (docs/versions.md).
 REQUIREMENTS = [
     "torch>=2.11,<2.14",  # 2.10 closed the last weights_only bypass (CVE-2026-24747); DeepSpeed 0.19 knows up to 2.13
     "deepspeed>=0.19.8,<0.20",  # its inner layout of sums and shares is read, tests/parallel/test_zero_stages.py
     "megatron-core>=0.16,<0.17",  # its tensor-parallel layers; the API of its linear layers moves between minors
-    "timm>=1.0.20,<1.1",
+    "timm>=1.0.21,<1.1",  # 1.0.20 reads numbers off meta tensors while it builds a model
     "torchvision",  # imported by timm; git_scale.models.encoders cures its CUDA build beside a CPU-only torch
     "webdataset>=1.0.2,<1.1",
     "sentencepiece>=0.2,<0.3",
-    "tokenizers>=0.20,<1",
+    "tokenizers>=0.23.1,<1",  # transformers 5.23 takes no earlier one, nor of safetensors
     "pydantic>=2.7,<3",
     "pyyaml>=6",
     "numpy>=1.26",
     "pillow>=11",
     "simplejpeg>=1.9,<2",  # libjpeg-turbo with its warnings, which Pillow drops: damaged JPEGs are noticed
-    "safetensors>=0.5",
+    "safetensors>=0.8",
     "tensorboard>=2.16",
     "psutil>=5.9",
     "xxhash>=3.4",
@@ -32,7 +32,7 @@ EXTRAS = {
     "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5"],
     "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
     "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed; verifies an export
-    "video": ["av>=14,<19"],  # reads video files
+    "video": ["av>=14.1,<19"],  # reads video files; 14.1 knows how a frame is turned
 }
 
 setup(
