@@ -29,7 +29,8 @@ def resident():
 before, started = resident(), time.perf_counter()
 store = open_store(sys.argv[1])
 seconds = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+(line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+peak = int(line.split()[1]) / 1024  # ru_maxrss would be that of the process that started this one
 stays = resident() - before
 print(json.dumps({"s": seconds, "peak MiB": peak, "MiB that stay": stays, "fingerprint": store.fingerprint}))
 """

@@ -94,9 +94,20 @@ class ModelConfig(Section):
     """Pictures per sample: 1, or the frames of a clip, each with its learned temporal embedding."""
 
 
+class SourceConfig(Section):
+    path: UserPath
+    """Folder of tar shards."""
+    weight: float = Field(1.0, gt=0)
+    """Its share of the samples, over the sum of all weights."""
+    task: Text | None = None
+    """What is learned from it; none: data.task."""
+
+
 class DataConfig(Section):
-    train: UserPath = "data/train"
-    """Folder of tar shards to train on."""
+    train: UserPath | None = "data/train"
+    """Folder of tar shards to train on; none with data.sources."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Several folders in its place: [{path: data/coco/train, weight: 0.7}, {path: data/vqa/train, task: vqa}]."""
     heldout: UserPath | None = None
     """Folder of tar shards for evaluation; none: no evaluation."""
     tokenizer: UserPath = "data/tokenizer.model"
@@ -126,6 +137,12 @@ class DataConfig(Section):
     sample_timeout_s: float = Field(300, gt=0, le=500)
     """Seconds that reading and decoding one sample may take; then the run ends, to be started again. Below the 10
     minutes that other ranks wait for this one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_in_the_place_of_train(cls, value: Any) -> Any:
+        """The default of data.train is for a run without data.sources."""
+        return {"train": None, **value} if isinstance(value, dict) and "sources" in value else value
 
 
 class OptimizerConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -44,6 +45,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f"eval.max_new_tokens={run.eval.max_new_tokens} exceeds model.decoder.positions={decoder.positions}"
             f" minus the begin token: set eval.max_new_tokens={decoder.positions - 1} or less"
         )
+    yield from _of_sources(run)
     yield from _of_task(run)
     if data.resize == "fit" and train.micro_batch > 1:
         yield (
@@ -80,6 +82,25 @@ def _of_objectives(run: RunConfig) -> Iterator[str]:
     if not run.train.objectives:
         yield f"train.objectives={{}} leaves nothing to learn: name one of {', '.join(OBJECTIVES)}"
     yield from filter(None, map(OBJECTIVES.problem_of, run.train.objectives))
+
+
+def _of_sources(run: RunConfig) -> Iterator[str]:
+    data = run.data
+    keys = [f"data.sources[{number}]={source.path}" for number, source in enumerate(data.sources)]
+    if data.sources and data.train is not None:
+        yield (
+            f"data.train={data.train} and data.sources={[source.path for source in data.sources]} are both given: set"
+            " data.train=null, or leave data.sources out"
+        )
+        return
+    if not data.sources and data.train is None:
+        yield "data.sources=[]: nothing to train on; name a source, or give data.train"
+    places = [os.path.realpath(source.path) for source in data.sources]
+    for number, (source, place) in enumerate(zip(data.sources, places, strict=True)):
+        if place in places[:number]:
+            yield f"{keys[number]}: the same folder as {keys[places.index(place)]}: name it once, with both weights"
+        if source.task is not None:
+            yield from (f"{keys[number]}: {problem}" for problem in problems_of_task(source.task))
 
 
 def _of_task(run: RunConfig) -> Iterator[str]:

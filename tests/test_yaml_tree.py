@@ -240,7 +240,7 @@ def test_options_that_are_dropped_are_said(caplog: pytest.LogCaptureFixture, tmp
         assert caplog.messages == []
 
 
-@pytest.mark.parametrize("key", ["run_dir", "data.train", "model.encoder.name"])
+@pytest.mark.parametrize("key", ["run_dir", "data.tokenizer", "model.encoder.name"])
 @pytest.mark.parametrize("word", ["null", "~", "Null"])
 def test_nothing_is_no_text(key: str, word: str, tmp_path: Path) -> None:
     problem = f"{key}={word}: needs a value; a text that looks so stands in quotes"

@@ -10,6 +10,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.opened import Opened
 from git_scale.checkpoint.sources import read_json
 from git_scale.config import RunConfig
+from git_scale.data.mixture import training_sources
 
 METRICS = "metrics.json"
 METRICS_LOG = "metrics.jsonl"
@@ -71,7 +72,11 @@ def write_card(opened: Opened, use: str, header: str = "") -> str:
         )
     lines += ["", "## Origin", "", _origin(opened)]
     if opened.step is not None:
-        lines += ["", f"Trained on `{Path(data.train).name}` as a `{data.task}` task."]
+        trained = " and ".join(
+            f"on `{Path(source.path).name}` as a `{source.task}` task"
+            for source in training_sources(data).values()
+        )
+        lines += ["", f"Trained {trained}."]
     lines += ["", "## Measured", "", _table(read_metrics(opened)), "", "## Use", "", use]
     if opened.step is not None:
         lines += ["", "## Recipe", "", "```yaml", without_local_paths(opened.run).to_yaml().rstrip(), "```"]

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 256  # of a run's start
 IN_A_ROW = 16  # of them, so that few shards are opened
+REFUSE_ABOVE = 0.5  # share of lost characters: the tokenizer is of another script
 WARN_ABOVE = 0.001  # share of lost characters; sentencepiece's default coverage alone loses up to 0.0005
 NAMED = 5  # lost stretches that a report names
 AROUND = 16  # characters before and behind a lost stretch in its example
@@ -86,21 +87,24 @@ def coverage_of(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
     return found
 
 
-def report_coverage(tokenizer: Tokenizer, store: SampleStore) -> None:
-    """Logs how the tokenizer spells a sample of the store's texts; a warning when too much is lost."""
+def report_coverage(tokenizer: Tokenizer, store: SampleStore, key: str) -> None:
+    """Logs how the tokenizer spells a sample of the store's texts; a warning when too much is lost.
+
+    `key`: where the store was given. Raises DataError when most is lost.
+    """
     found = coverage_of(
         tokenizer, (text for number in _spread(len(store)) for text in _texts_at(store, number))
     )
     if not found.texts:
         return  # the loader says why
+    said = f"{tokenizer.path}: of a sample of the texts of {key} {found.describe()}"
+    remedy = "train a tokenizer on them with tools/train_tokenizer.py"
+    if found.lost > REFUSE_ABOVE:
+        raise DataError(f"{said}: too much to learn from; {remedy}, or leave this source out")
     if found.lost > WARN_ABOVE:
-        log.warning(
-            "%s: of a sample of the training texts %s; train a tokenizer on them with tools/train_tokenizer.py",
-            tokenizer.path,
-            found.describe(),
-        )
+        log.warning("%s; %s", said, remedy)
     else:
-        log.info("%s: of a sample of the training texts %s", tokenizer.path, found.describe())
+        log.info("%s", said)
 
 
 def _spread(count: int) -> Iterator[int]:

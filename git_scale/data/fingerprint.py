@@ -1,7 +1,8 @@
 """Whether two starts of a run have the same data.
 
-    v2:LISTING:CONTENT:DIGESTS      three digests; "-" for one that is not known
-    LISTING                         the whole of the older form, which checkpoints from before hold
+    v2:LISTING:CONTENT:DIGESTS            three digests; "-" for one that is not known
+    v2:LISTING:CONTENT:DIGESTS:MIXTURE    of several sources: digests of theirs, and of their shares and tasks
+    LISTING                               the whole of the older form, which checkpoints from before hold
 
 LISTING covers names, sizes and counts of the shards; CONTENT what a scan sees: names and sizes of the members, the
 texts and the last bytes of every picture; DIGESTS every byte. What one side does not know can't be compared: digests
@@ -10,6 +11,7 @@ that are filled in later make no other data. Times of files are no part of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ VERSION = "v2"
 UNKNOWN = "-"
 
 _OTHER = ("other shards (names, sizes or numbers of samples)", "other texts or pictures", "other pictures")
+_OTHER_MIXTURE = "another mixture (number, order, weights or tasks of data.sources)"
 _NOTE = (
     "names, sizes and counts of the shards are the same; their contents are not compared, since the checkpoint"
     " or an index is of an older form (tools/prepare_data.py index FOLDER makes the indexes anew)"
@@ -33,9 +36,11 @@ class DataFingerprint(NamedTuple):
     listing: str
     content: str
     digests: str
+    mixture: str = ""
+    """Empty for a single source."""
 
     def __str__(self) -> str:
-        return ":".join([VERSION, *self])
+        return ":".join([VERSION, *self]).rstrip(":")
 
 
 def fingerprint_of(table: ShardTable) -> DataFingerprint:
@@ -46,17 +51,29 @@ def fingerprint_of(table: ShardTable) -> DataFingerprint:
     return DataFingerprint(xxhash.xxh3_64_hexdigest(b"\n".join(listing)), contents, digests)
 
 
+def mixed_fingerprint(sources: Sequence[tuple[str, str]]) -> str:
+    """Of several sources in their order: what each is for, and its own fingerprint."""
+    each = [parse_fingerprint(fingerprint) for _, fingerprint in sources]
+    columns = [[getattr(one, name) for one in each] for name in ("listing", "content", "digests")]
+    known = [UNKNOWN if UNKNOWN in column else _digest_of(column) for column in columns]
+    return str(DataFingerprint(*known)._replace(mixture=_digest_of(terms for terms, _ in sources)))
+
+
+def _digest_of(texts: Iterable[str]) -> str:
+    return xxhash.xxh3_64_hexdigest("\n".join(texts).encode())
+
+
 def _digest_of_all(digests: np.ndarray) -> str:
     if not digests.all():
         return UNKNOWN
-    return xxhash.xxh3_64_hexdigest("\n".join(map("{:016x}".format, digests.tolist())).encode())
+    return _digest_of(map("{:016x}".format, digests.tolist()))
 
 
 def parse_fingerprint(text: str) -> DataFingerprint:
     """A fingerprint of today's or the older form."""
     version, _, rest = text.partition(":")
     parts = rest.split(":")
-    if version == VERSION and len(parts) == 3:
+    if version == VERSION and len(parts) in (3, 4):
         return DataFingerprint(*parts)
     return DataFingerprint(text, UNKNOWN, UNKNOWN)
 
@@ -74,7 +91,9 @@ class Comparison(NamedTuple):
 
 def compare_fingerprints(saved: str, now: str) -> Comparison:
     there, here = parse_fingerprint(saved), parse_fingerprint(now)
-    for what, old, new in zip(_OTHER, there, here, strict=True):
+    if there.mixture != here.mixture:
+        return Comparison(_OTHER_MIXTURE, "", now)
+    for what, old, new in zip(_OTHER, there[:3], here[:3], strict=True):
         if UNKNOWN not in (old, new) and old != new:
             return Comparison(what, "", now)
     known = DataFingerprint(*(old if new == UNKNOWN else new for old, new in zip(there, here, strict=True)))

@@ -26,7 +26,7 @@ from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, co
 from git_scale.data.batches import Source, WorkerBatches, batches_here
 from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import crop_resized, decode, prepare, random_box
-from git_scale.data.order import SampleOrder
+from git_scale.data.order import Order, SampleOrder
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import Reader
 from git_scale.data.store import RawSample, SampleStore, naming
@@ -48,10 +48,9 @@ class Samples(Protocol):
 class TrainSamples:
     """The sample of (position, image_size), prepared for training."""
 
-    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
-        self.run, self.reader, self.task = run, reader, task
+    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker, order: Order) -> None:
+        self.run, self.reader, self.task, self.order = run, reader, task, order
         self.blank = Text([task.tokenizer.bos_id, task.tokenizer.eos_id], [False, False])
-        self.order = SampleOrder(reader.store.counts, run.seed)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         position, size = item
@@ -207,13 +206,16 @@ def build_train_loader(
     dp: int,
     start_position: int,
     quarantine: Quarantine | None = None,
+    order: Order | None = None,
 ) -> Iterable[Batch]:
     """Endless micro-batches of this rank from `start_position` (samples seen so far) on.
 
+    `order`: of a mixture; none: that of a single source.
     A step takes run.accumulation(dp) of them. Waiting for one raises Stopped after a stop request or when a sample
     takes too long, LoaderError when workers keep dying.
     """
-    samples = TrainSamples(run, Reader(store, quarantine), task)
+    order = order or SampleOrder(store.counts, run.seed)
+    samples = TrainSamples(run, Reader(store, quarantine), task, order)
     positions = TrainPositions(run, dp_rank, dp, start_position)
     collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
     return Loader(samples, positions, collate_fn, run.data.workers, run.data.sample_timeout_s)

@@ -12,29 +12,42 @@ milliseconds, and keeps 16 files open, which are read to their end before the ne
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from git_scale.errors import DataError
 
 
-def permutation(seed: int, epoch: int, purpose: int, size: int) -> np.ndarray:
+class Order(Protocol):
+    """Says which sample is trained on when."""
+
+    def sample(self, position: int) -> tuple[int, int]:
+        """(epoch, number of the sample) at `position` of the stream."""
+
+
+def permutation(seed: int, epoch: int, purpose: int, size: int, stream: int = 0) -> np.ndarray:
     """A permutation of range(size), a pure function of its arguments.
 
     Made of raw generator output, which numpy keeps the same for ever; its Generator.permutation may change.
     """
-    raw = np.random.PCG64(np.random.SeedSequence((seed, epoch), spawn_key=(purpose,))).random_raw(size)
+    entropy = (seed, epoch, stream) if stream else (seed, epoch)
+    raw = np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=(purpose,))).random_raw(size)
     return np.argsort(raw, kind="stable")
 
 
 class SampleOrder:
-    """The order of `counts[shard]` samples per shard. Every epoch holds every sample exactly once."""
+    """The order of `counts[shard]` samples per shard. Every epoch holds every sample exactly once.
 
-    def __init__(self, counts: np.ndarray, seed: int, window_shards: int = 16) -> None:
+    Two sources of a mixture are of two streams: with one, those of equal counts would come in the same order.
+    """
+
+    def __init__(self, counts: np.ndarray, seed: int, window_shards: int = 16, stream: int = 0) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.size = int(self.counts.sum())
         if self.size < 1:
             raise DataError("no samples to put in order")
-        self.seed = seed
+        self.seed, self.stream = seed, stream
         self.window_shards = window_shards
         self._firsts = np.cumsum(self.counts) - self.counts
         self._epoch = self._window = -1
@@ -51,7 +64,7 @@ class SampleOrder:
 
     def _enter_epoch(self, epoch: int) -> None:
         self._epoch, self._window = epoch, -1
-        self._shards = permutation(self.seed, epoch, 0, len(self.counts))
+        self._shards = permutation(self.seed, epoch, 0, len(self.counts), self.stream)
         ends = np.cumsum(self.counts[self._shards])
         self._window_ends = np.append(ends[self.window_shards - 1 : -1 : self.window_shards], ends[-1])
 
@@ -63,4 +76,4 @@ class SampleOrder:
         samples = np.concatenate(
             [np.arange(self._firsts[shard], self._firsts[shard] + self.counts[shard]) for shard in shards]
         )
-        self._samples = samples[permutation(self.seed, self._epoch, 1 + window, len(samples))]
+        self._samples = samples[permutation(self.seed, self._epoch, 1 + window, len(samples), self.stream)]

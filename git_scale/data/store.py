@@ -31,6 +31,8 @@ class RawSample:
     image: bytes | None
     frames: list[bytes]
     text: TextRecord
+    source: int = 0
+    """Number of its source among several."""
 
 
 class SampleStore(Protocol):

@@ -10,8 +10,8 @@ import torch
 
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig, check_world
-from git_scale.data.coverage import report_coverage
 from git_scale.data.loader import build_train_loader
+from git_scale.data.mixture import Mixture, TaskOfSource, training_sources
 from git_scale.data.quarantine import FILE as QUARANTINE
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
@@ -37,6 +37,7 @@ from git_scale.training.preflight import (
     check_data,
     check_image_sizes,
     load_fitting_tokenizer,
+    report_sources,
     training_shapes,
 )
 from git_scale.training.run_folder import as_begun, claim_run_folder, keep_tokenizer, renew_recipe
@@ -60,11 +61,11 @@ def build_trainer(
     run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
     task = build_task(run.data.task, run, tokenizer)
-    train = open_store_together(topology, run.data.train)
+    stores = [open_store_together(topology, source.path) for source in training_sources(run.data).values()]
     heldout = open_store_together(topology, run.data.heldout) if run.data.heldout else None
-    first_rank_first(topology, lambda: check_data(run, train, heldout))
-    if topology.is_writer:
-        report_coverage(tokenizer, train)
+    first_rank_first(topology, lambda: check_data(run, stores, heldout))
+    train = Mixture(run.data, stores)
+    first_rank_first(topology, lambda: report_sources(run, train, tokenizer) if topology.is_writer else None)
     lease = first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
     words = first_rank_first(  # the writer copies it from there
         topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
@@ -95,13 +96,15 @@ def build_trainer(
     progress = checkpoints.resume(progress) or progress
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
-    batches = build_train_loader(
-        run, train, task, topology.dp_rank, topology.dp, progress.samples, _quarantine(run, "train")
-    )
-    batches = shared_over_tp(batches)
+    learned = TaskOfSource([build_task(str(source.task), run, tokenizer) for source in train.sources])
+    place = topology.dp_rank, topology.dp, progress.samples
+    order, quarantine = train.order(run.seed), _quarantine(run, "train")
+    batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order))
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
-    return Trainer(run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease)
+    return Trainer(
+        run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease, train
+    )
 
 
 def _quarantine(run: RunConfig, data: str) -> Quarantine:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from git_scale.config import RunConfig
+from git_scale.data.mixture import Mixture, training_sources
 from git_scale.data.store import SampleStore, open_store, problem_of
 from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
@@ -32,6 +34,8 @@ from git_scale.training.preflight import (
     Problems,
     check_data,
     check_image_sizes,
+    load_fitting_tokenizer,
+    report_sources,
     training_shapes,
 )
 
@@ -53,19 +57,33 @@ def dry_run(
     if problems.of(lambda: check_image_sizes(run, model.encoder)):
         costs = StepCosts(run.model, topology.dp)
         problems.of(lambda: [costs.image_tokens(*shape) for shape in training_shapes(run)])
-    train = _opened(run.data.train, problems)
-    if train is not None and not is_elsewhere:
+    opened = [_opened(source.path, problems) for source in training_sources(run.data).values()]
+    train = [store for store in opened if store is not None]
+    if len(train) == len(opened) and not is_elsewhere:
         heldout = _opened(run.data.heldout, problems)
         problems.of(lambda: check_data(run, train, heldout))
+        if tokenizer := Problems([]).of(lambda: load_fitting_tokenizer(run)):  # else check_inputs says why
+            problems.of(lambda: report_sources(run, Mixture(run.data, train), tokenizer))
     planned, room = problems.of(lambda: plan(run, ds_config, cluster)), problems.of(lambda: room_of(run))
     if planned is None or room is None:
         return ""
     problems.of(lambda: refuse_if_too_large(planned))
     if not is_elsewhere:
         problems.of(lambda: refuse_if_none_fits(room))
-    folder = run.data.train
-    words = f"{folder} is not there" if train is None else f"{len(train):,} samples in {folder}"
-    return f"{describe(run, model, planned, words)}\n\n{describe_room(room)}"
+    return f"{describe(run, model, planned, _described(run, opened))}\n\n{describe_room(room)}"
+
+
+def _described(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str]:
+    """What the run sees of each source, where all of them are there."""
+    paths = [source.path for source in training_sources(run.data).values()]
+    stores = [store for store in opened if store is not None]
+    if len(stores) == len(opened):
+        lines = Mixture(run.data, stores).describe(run.train.steps * run.train.global_batch)
+        return [f"{path}: {line}" for path, line in zip(paths, lines, strict=True)]
+    return [
+        f"{path} {'is not there' if store is None else f'{len(store):,} samples'}"
+        for path, store in zip(paths, opened, strict=True)
+    ]
 
 
 def _opened(folder: str | None, problems: Problems) -> SampleStore | None:
@@ -83,7 +101,7 @@ def _cluster(run: RunConfig, topology: Topology, is_elsewhere: bool) -> Cluster:
     return this_cluster(here, run.train.precision, topology.world_size)
 
 
-def describe(run: RunConfig, model: GitModel, planned: Plan, shards: str) -> str:
+def describe(run: RunConfig, model: GitModel, planned: Plan, sources: Sequence[str]) -> str:
     """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
     own = planned.own
     rows = [
@@ -93,7 +111,7 @@ def describe(run: RunConfig, model: GitModel, planned: Plan, shards: str) -> str
         ("ZeRO stage", str(own.setting.stage)),
         ("micro-batches per step and rank", str(own.accumulation)),
         ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
-        ("training shards", shards),
+        *(("training samples", line) for line in sources),
     ]
     texts = [run.to_yaml(), format_table(rows, ("parameters and plan", "value")), "", describe_plan(planned)]
     if run.parallel.tp > 1:

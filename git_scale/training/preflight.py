@@ -5,16 +5,19 @@ A dry run asks the same, so that it ends with the code of a start.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from git_scale.checkpoint.encoder_start import check_encoder_start
 from git_scale.checkpoint.layout import published
 from git_scale.config import DataConfig, RunConfig
+from git_scale.data.coverage import report_coverage
 from git_scale.data.images import longest_side
+from git_scale.data.mixture import Mixture, training_sources
 from git_scale.data.store import SampleStore, problem_of
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
@@ -22,6 +25,8 @@ from git_scale.models.encoders import ImageEncoder
 from git_scale.tasks import TASKS, check_metric
 from git_scale.tasks.task import Need
 from git_scale.training.run_folder import check_run_folder
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT = 64  # samples, over all shards, whose texts say which task the data can serve
 PICTURES_LOOKED_AT = 8
@@ -55,9 +60,10 @@ def check_inputs(run: RunConfig, problems: Problems) -> None:
         not problems.found
     )  # else the model may be the default's, and not what the tokenizer is for
     problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
-    for key, folder in (("data.train", run.data.train), ("data.heldout", run.data.heldout)):
+    folders = {key: source.path for key, source in training_sources(run.data).items()}
+    for key, folder in (folders | {f"data.heldout={run.data.heldout}": run.data.heldout}).items():
         if folder is not None and (problem := problem_of(folder)):
-            problems.found.append(f"{key}={folder}: {problem}")
+            problems.found.append(f"{key}: {problem}")
     if has_fitting_model:
         problems.of(lambda: load_fitting_tokenizer(run))
     elif run.data.tokenizer != DataConfig().tokenizer:  # that of init_from, where this is not there
@@ -105,21 +111,32 @@ def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
     return squares + wide + [(width, height) for height, width in wide]
 
 
-def check_data(run: RunConfig, train: SampleStore, heldout: SampleStore | None) -> None:
-    """Raises ConfigError for shards that cannot serve the task, or that are trained on and held out."""
-    problems = [
-        problem
-        for key, store in (("data.train", train), ("data.heldout", heldout))
-        if store is not None and (problem := _problem_of_task(run, store, key))
-    ]
-    if heldout is not None and not run.eval.on_training_data and (what := _shared(train, heldout)):
-        problems.append(
-            f"data.heldout={run.data.heldout}: {what} is trained on (data.train={run.data.train}), so its scores"
-            " would say nothing of other pictures: hold out other shards, or set data.heldout=null; to overfit on"
-            " purpose, eval.on_training_data=true"
-        )
-    if problems:
-        raise ConfigError(problems)
+def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: SampleStore | None) -> None:
+    """Raises ConfigError for samples that cannot serve their task, or that are trained on and held out.
+
+    `train`: of the training_sources.
+    """
+    problems, data = list[str](), run.data
+    for (key, source), store in zip(training_sources(data).items(), train, strict=True):
+        problems.append(_problem_of_task(run, store, key, str(source.task), "learns_from"))
+        if heldout is not None and not run.eval.on_training_data and (what := _shared(store, heldout)):
+            problems.append(
+                f"data.heldout={data.heldout}: {what} is trained on ({key}), so its scores would say nothing of other"
+                " pictures: hold out other shards, or set data.heldout=null; to overfit on purpose,"
+                " eval.on_training_data=true"
+            )
+    if heldout is not None:
+        problems.append(_problem_of_task(run, heldout, "data.heldout", data.task, "asks_about"))
+    if found := list(filter(None, problems)):
+        raise ConfigError(found)
+
+
+def report_sources(run: RunConfig, train: Mixture, tokenizer: Tokenizer) -> None:
+    """Logs what the run sees of each source, and how the tokenizer spells it."""
+    lines = train.describe(run.train.steps * run.train.global_batch)
+    for key, store, line in zip(training_sources(run.data), train.stores, lines, strict=True):
+        log.info("%s: %s", key, line)
+        report_coverage(tokenizer, store, key)
 
 
 def _shared(train: SampleStore, heldout: SampleStore) -> str:
@@ -146,18 +163,20 @@ def _some(store: SampleStore) -> list[int]:
     return [int(number) for number in np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int))]
 
 
-def _problem_of_task(run: RunConfig, store: SampleStore, key: str) -> str:
-    """What a look at some samples says of data.task and model.frames; empty when one of them serves, or none says."""
+def _problem_of_task(
+    run: RunConfig, store: SampleStore, key: str, wanted: str, kind: Literal["learns_from", "asks_about"]
+) -> str:
+    """What a look at some samples says of the task and model.frames; empty when one of them serves, or none says."""
     numbers = _some(store)
     texts = [text for number in numbers if (text := _read(store.read_text, number)) is not None]
-    kind = "learns_from" if key == "data.train" else "asks_about"
     needs: dict[str, Need] = {task: getattr(TASKS[task], kind) for task in TASKS}
     served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]
-    if texts and run.data.task not in served:
-        remedy = "".join(f"they have {needs[task].what}: set data.task={task}, or " for task in served)
+    if texts and wanted not in served:
+        setting = "its task" if key.startswith("data.sources") else "data.task"
+        remedy = "".join(f"they have {needs[task].what}: set {setting}={task}, or " for task in served)
         return (
-            f"{key}: none of {len(texts)} samples looked at has {needs[run.data.task].what},"
-            f" for data.task={run.data.task}; {remedy}take other shards"
+            f"{key}: none of {len(texts)} samples looked at has {needs[wanted].what},"
+            f" for {setting}={wanted}; {remedy}take other shards"
         )
     raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
     if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):

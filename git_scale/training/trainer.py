@@ -14,6 +14,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import Progress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
+from git_scale.data.mixture import Mixture
 from git_scale.errors import CheckpointError, LoaderError, UserError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.health import Metrics, findings, loss_rise
@@ -55,6 +56,7 @@ class Trainer:
         progress: Progress,
         evaluations: Sequence[Metrics],
         lease: Lease | None,
+        train: Mixture,
     ) -> None:
         """`evaluations`: those of the run so far. `lease`: of the run's folder, on the writer."""
         self.run = run
@@ -66,6 +68,7 @@ class Trainer:
         self.costs = costs
         self.evaluations = list(evaluations)
         self.lease = lease
+        self.train = train
         self.loss = TrainingLoss(run)
         self.towers = tuple(engine.model.module.towers())
         self.guards = Guards(engine)
@@ -214,15 +217,15 @@ class Trainer:
     def report(self) -> None:
         self.unusable.say(self.step)
         rates = self.engine.learning_rates()
-        self.writer.scalars(
+        values = self.meters.report(
             self.step,
-            self.meters.report(
-                self.step,
-                learning_rates={tower: _highest(rates, tower) for tower in self.towers},
-                skipped_steps=self.skipped_steps,
-                data_skipped=self.bad_samples,
-            ),
+            learning_rates={tower: _highest(rates, tower) for tower in self.towers},
+            skipped_steps=self.skipped_steps,
+            data_skipped=self.bad_samples,
         )
+        seen = self.train.samples_of_each(self.meters.samples)
+        by_source = {f"data/samples/{name}": float(count) for name, count in seen.items()}
+        self.writer.scalars(self.step, values | by_source)
 
     def evaluate(self) -> bool:
         """False when a stop cut it off: then nothing of it is kept."""

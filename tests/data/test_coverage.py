@@ -58,8 +58,8 @@ def test_a_run_says_at_its_start_what_its_tokenizer_loses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        report_coverage(Ascii(), shards_of(tmp_path / "bad", ["caf\u00e9"] * 20))
-        report_coverage(Ascii(), shards_of(tmp_path / "good", ["a dog"] * (4 * SAMPLES)))
+        report_coverage(Ascii(), shards_of(tmp_path / "bad", ["caf\u00e9"] * 20), "data.train=bad")
+        report_coverage(Ascii(), shards_of(tmp_path / "good", ["a dog"] * (4 * SAMPLES)), "data.train=good")
     bad, good = (record for record in caplog.records if record.name == "git_scale.data.coverage")
     assert bad.levelno == logging.WARNING and good.levelno == logging.INFO
     assert "'\u00e9' x 40" in bad.getMessage() and "tools/train_tokenizer.py" in bad.getMessage()

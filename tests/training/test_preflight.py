@@ -52,7 +52,7 @@ def shards(folder: Path, text: dict[str, Any], name: str = "png", count: int = 3
 def refusal(run: RunConfig) -> str:
     heldout = open_store(run.data.heldout) if run.data.heldout else None
     with pytest.raises(ConfigError) as caught:
-        check_data(run, open_store(run.data.train), heldout)
+        check_data(run, [open_store(run.data.train)], heldout)
     (problem,) = caught.value.problems
     return problem
 
@@ -62,7 +62,9 @@ def test_a_dry_run_of_what_could_start_ends_well(
 ) -> None:
     recipe = write(tiny_run(squares, tmp_path / "run"), tmp_path)
     assert pretrain.main(["--config", recipe, "--dry-run"]) == 0
-    assert "40 samples in" in capsys.readouterr().out
+    assert (
+        "train: 40 samples, task caption, 100 % of the run: 80 samples, 2 epochs" in capsys.readouterr().out
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -129,7 +131,7 @@ def test_captions_for_questions_and_the_other_way_round(squares: Path, tmp_path:
     asked = shards(tmp_path / "asked", {"questions": [{"question": "what?"}]})
     run = tiny_run(squares, tmp_path / "run", data={"train": str(captions), "task": "vqa", "heldout": None})
     problem = refusal(run)
-    assert "data.train: none of 3 samples looked at has questions with answers" in problem
+    assert f"data.train={captions}: none of 3 samples looked at has questions with answers" in problem
     assert "they have captions: set data.task=caption" in problem
     run = tiny_run(squares, tmp_path / "run", data={"train": str(questions), "heldout": None})
     problem = refusal(run)
@@ -137,7 +139,7 @@ def test_captions_for_questions_and_the_other_way_round(squares: Path, tmp_path:
     both = {"train": str(squares / "train"), "heldout": str(questions)}
     assert refusal(tiny_run(squares, tmp_path / "run", data=both)).startswith("data.heldout: none of 3")
     fits = {"train": str(questions), "heldout": str(asked), "task": "vqa"}  # a test split has no answers
-    check_data(tiny_run(squares, tmp_path / "run", data=fits), open_store(questions), open_store(asked))
+    check_data(tiny_run(squares, tmp_path / "run", data=fits), [open_store(questions)], open_store(asked))
 
 
 def test_frames_that_are_not_there(squares: Path, tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_held_out_data_that_is_trained_on(squares: Path, tmp_path: Path) -> None
         run = tiny_run(squares, tmp_path / "run", data={"heldout": str(heldout)})
         assert "is trained on" in refusal(run) and "eval.on_training_data=true" in refusal(run)
         allowed = run.model_copy(update={"eval": run.eval.model_copy(update={"on_training_data": True})})
-        check_data(allowed, open_store(train), open_store(heldout))
+        check_data(allowed, [open_store(train)], open_store(heldout))
 
 
 VIT = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
