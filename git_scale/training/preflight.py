@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -134,9 +135,13 @@ def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: SampleStor
 def report_sources(run: RunConfig, train: Mixture, tokenizer: Tokenizer) -> None:
     """Logs what the run sees of each source, and how the tokenizer spells it."""
     lines = train.describe(run.train.steps * run.train.global_batch)
-    for key, store, line in zip(training_sources(run.data), train.stores, lines, strict=True):
+    keys = list(training_sources(run.data))
+    for key, store, line in zip(keys, train.stores, lines, strict=True):
         log.info("%s: %s", key, line)
         report_coverage(tokenizer, store, key)
+    for (key, store), (other_key, other) in combinations(zip(keys, train.stores, strict=True), 2):
+        if count := int((np.isin(store.contents, other.contents) & (store.contents != 0)).sum()):
+            log.warning("%s: %d of its %d parts lie in %s as well", key, count, len(store.counts), other_key)
 
 
 def _shared(train: SampleStore, heldout: SampleStore) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import pytest
 import torch
 
 from git_scale.config import RunConfig
+from git_scale.data.mixture import Mixture, training_sources
+from git_scale.data.store import open_store
 from git_scale.errors import CheckpointError, ConfigError, DataError
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run, write_squares
+from git_scale.training.preflight import load_fitting_tokenizer, report_sources
 
 
 @pytest.fixture
@@ -76,6 +80,7 @@ def test_a_mixture_goes_on_with_any_number_of_ranks(
     ((whole, said),) = run_distributed(train, 1, squares, tmp_path / "whole", sources, 6)
     assert "few: 12 samples, task vqa, 25 % of the run: 20 samples, 1.67 epochs" in said
     assert f"of a sample of the texts of data.sources[1]={tmp_path / 'few'}" in said
+    assert "as well" not in said
     seen = []
     for ranks, until in ((2, 2), (1, 4), (2, 6)):
         parts = run_distributed(train, ranks, squares, tmp_path / "cut", sources, until)
@@ -110,3 +115,19 @@ def test_each_source_must_serve_its_task_and_be_spelled(
     ((_, refused),) = run_distributed(train, 1, squares, tmp_path / "run", sources, 1)
     assert f"texts of data.sources[1]={tmp_path / 'other'} 1e+02 % of 12 characters are lost" in refused
     assert "too much to learn from" in refused
+
+
+def test_shards_that_lie_in_two_sources_are_said(
+    squares: Path, tmp_path: Path, sources: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(squares / "train", tmp_path / "all" / "copy")
+    shutil.copytree(tmp_path / "few", tmp_path / "all" / "few")
+    run = mixed_run(squares, tmp_path / "run", [*sources, {"path": str(copy.parent)}])
+    stores = [open_store(source.path) for source in training_sources(run.data).values()]
+    with caplog.at_level(logging.WARNING):
+        report_sources(run, Mixture(run.data, stores), load_fitting_tokenizer(run))
+    both = [line for line in caplog.messages if "as well" in line]
+    assert both == [
+        f"{key}: 1 of its 1 parts lie in data.sources[2]={copy.parent} as well"
+        for key in list(training_sources(run.data))[:2]
+    ]
