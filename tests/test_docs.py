@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from git_scale.data.builders.formats import SOURCE_FORMATS
 from git_scale.recipes import RECIPES, known_keys
 
 ROOT = Path(__file__).parents[1]
@@ -57,9 +58,11 @@ def missing_files(page: str) -> Iterator[str]:
 def options_of(tool: str) -> set[str]:
     sources = [ROOT / "tools" / f"{tool}.py", *(ROOT / "git_scale").rglob("*.py")]
     texts = [path.read_text(encoding="utf-8") for path in sources if path.is_file()]
-    return {
+    written = {
         option for text in texts if "add_argument(" in text for option in re.findall(r'"(--[\w-]+)"', text)
     }
+    of_formats = {option.name for name in SOURCE_FORMATS for option in SOURCE_FORMATS[name].options}
+    return written | {f"--{name.replace('_', '-')}" for name in of_formats}
 
 
 def commands(page: str) -> Iterator[str]:

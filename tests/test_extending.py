@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 import torch
 import webdataset
 import yaml
+from PIL import Image
 
 from git_scale.checkpoint import layout
+from git_scale.data.store import open_store
 from git_scale.errors import ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
@@ -256,3 +260,38 @@ def test_without_its_rule_it_is_refused(squares: Path, tmp_path: Path) -> None:
     assert any(
         "no rule says how to split encoder.backbone.blocks.0.mlp.gate" in problem for problem in problems
     )
+
+
+def test_a_format_of_ones_own_is_built_from(tmp_path: Path) -> None:
+    write_plugin(tmp_path, "## A data format", "beside")
+    folder = tmp_path / "photos" / "more"
+    folder.mkdir(parents=True)
+    for name, texts in (("a", "a red square\na square\n"), ("b", "a blue square"), ("c", None)):
+        Image.new("RGB", (32, 32), "red").save(folder / f"{name}.jpg")
+        if texts is not None:
+            (folder / f"{name}.txt").write_text(texts)
+    tool = PAGE.parents[1] / "tools" / "prepare_data.py"
+    given = [
+        "--plugins",
+        "beside",
+        "beside",
+        str(tmp_path / "photos"),
+        str(tmp_path / "shards"),
+        "--workers",
+        "1",
+    ]
+    environment = {**os.environ, "PYTHONPATH": f"{PAGE.parents[1]}"}
+    built = subprocess.run(  # from the working directory
+        [sys.executable, tool, *given], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stderr
+    assert "no readable .txt beside it" in built.stdout
+    store = open_store(tmp_path / "shards")
+    assert [store.read_text(number).captions for number in range(len(store))] == [
+        ["a red square", "a square"],
+        ["a blue square"],
+    ]
+    unknown = subprocess.run(
+        [sys.executable, tool, *given[2:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert unknown.returncode == 2 and "beside" in unknown.stderr

@@ -17,18 +17,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 from git_scale.console import path, tool, whole
-from git_scale.data.builders.coco import read_coco
 from git_scale.data.builders.digits import digit_scenes
-from git_scale.data.builders.flickr import read_flickr
+from git_scale.data.builders.formats import SOURCE_FORMATS
 from git_scale.data.builders.new_folder import new_folder
-from git_scale.data.builders.pictures import Row, samples_of
-from git_scale.data.builders.tables import read_table
-from git_scale.data.builders.vqa import read_vqa
-from git_scale.data.builders.writer import BuildReport, Skipped, describe_skipped, write_shards
+from git_scale.data.builders.pictures import samples_of
+from git_scale.data.builders.writer import BuildReport, describe_skipped, write_shards
 from git_scale.data.index_folder import describe_folder, fill_folder
-from git_scale.errors import DataError
+from git_scale.errors import ConfigError, DataError
+from git_scale.registry import import_plugins
 from git_scale.stop import StopRequest
 
 
@@ -57,10 +56,11 @@ def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
 def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
     if args.source.resolve() in args.destination.resolve().parents:
         raise DataError(f"{args.destination}: lies in the folder of the pictures; choose another folder")
-    rows: list[Row | Skipped] = args.read(args)
+    form, given = SOURCE_FORMATS[args.format], vars(args)
+    rows = form.read(given)
     if not rows:
         raise DataError(
-            f"{args.texts}: no picture and no text in it, so nothing to build; is it the right file?"
+            f"{form.texts_file(given)}: no picture and no text in it, so nothing to build; is it the right file?"
         )
     samples = samples_of(rows, args.source, args.shrink, args.workers)
     report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
@@ -78,8 +78,13 @@ def print_summary(reports: dict[str, BuildReport]) -> None:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    plugins = argparse.ArgumentParser(add_help=False)
+    plugins.add_argument("--plugins", default="", metavar="MODULE,...", help="your own that add formats")
+    given, rest = plugins.parse_known_args(argv)
+    if problems := list(import_plugins(filter(None, given.plugins.split(",")))):
+        raise ConfigError(problems)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[plugins]
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     digits = formats.add_parser(
@@ -90,40 +95,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--heldout", type=whole(1), default=1000, help="scenes with unseen handwriting (%(default)s)"
     )
     digits.add_argument("--seed", type=whole(0), default=0)
-    tables = formats.add_parser("images", help="a folder of pictures with a CSV or TSV of captions")
-    tables.add_argument("--file-column", help="default: guessed from the header")
-    tables.add_argument("--caption-column", help="default: guessed from the header")
-    tables.set_defaults(read=lambda args: read_table(args.texts, args.file_column, args.caption_column))
-    flickr = formats.add_parser("flickr", help="Flickr8k or Flickr30k: lines of FILE#n<TAB>caption")
-    flickr.set_defaults(read=lambda args: list(read_flickr(args.texts)))
-    coco = formats.add_parser("coco", help="COCO captions JSON; keeps image_id")
-    coco.set_defaults(read=lambda args: read_coco(args.texts))
-    vqa = formats.add_parser("vqa", help="VQA v2 or TextVQA JSON; keeps image_id and question_id")
-    vqa.set_defaults(read=lambda args: read_vqa(args.texts, args.annotations, args.image_name))
-    vqa.add_argument("--questions", dest="texts", type=path, required=True, metavar="FILE")
-    vqa.add_argument("--annotations", type=path, metavar="FILE", help="VQA v2's answers; none: a test split")
-    vqa.add_argument(
-        "--image-name",
-        metavar="FORMAT",
-        help="default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg",
-    )
+    pictures = [add_format(formats, name) for name in SOURCE_FORMATS]
     index = formats.add_parser("index", help="adds digests to shards from elsewhere, and says what they hold")
     index.add_argument("folder", type=path, metavar="FOLDER", help="of the shards, or one of them")
-    for command in (tables, flickr, coco):
-        command.add_argument("--captions", dest="texts", type=path, required=True, metavar="FILE")
-    for command in (tables, flickr, coco, vqa):
-        command.add_argument("source", type=path, metavar="SOURCE", help="folder of the pictures")
-        command.add_argument(
-            "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
-        )
-    for command in (digits, tables, flickr, coco, vqa):
+    for command in (digits, *pictures):
         command.add_argument("destination", type=path, metavar="DST", help="new folder of the shards")
         command.add_argument("--samples-per-shard", type=whole(1), default=1000, help="(%(default)s)")
-    for command in (digits, tables, flickr, coco, vqa, index):
+    for command in (digits, *pictures, index):
         command.add_argument(
             "--workers", type=whole(1), default=len(os.sched_getaffinity(0)), help="processes"
         )
-    return parser.parse_args(argv)
+    return parser.parse_args(rest)
+
+
+def add_format(formats: Any, name: str) -> argparse.ArgumentParser:
+    """The command of a format whose pictures lie in a folder."""
+    form = SOURCE_FORMATS[name]
+    command: argparse.ArgumentParser = formats.add_parser(name, help=form.help)
+    for option in form.options:
+        command.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            type=path if option.is_file else str,
+            required=option.required,
+            help=option.help,
+            metavar="FILE" if option.is_file else None,
+        )
+    command.add_argument("source", type=path, metavar="SOURCE", help="folder of the pictures")
+    command.add_argument(
+        "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
+    )
+    return command
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from git_scale.data.builders.formats import CAPTIONS, SourceFormat
 from git_scale.data.builders.json_records import (
     FormError,
     Id,
@@ -15,12 +16,12 @@ from git_scale.data.builders.json_records import (
     records_of,
     value_of,
 )
-from git_scale.data.builders.pictures import Row, refuse_shared_files
+from git_scale.data.builders.pictures import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
 
-def read_coco(path: Path) -> list[Row | Skipped]:
+def read_coco(path: Path) -> list[SourceRow | Skipped]:
     """One row per picture in the file's order, each with its `image_id`, which evaluation servers ask for.
 
     Before them what cannot be used: captions that are no text or belong to no picture, pictures without a name.
@@ -37,7 +38,7 @@ def read_coco(path: Path) -> list[Row | Skipped]:
     return [*skipped, *rows]
 
 
-def _join(path: Path, tree: dict[str, Any]) -> tuple[list[Row], list[Skipped]]:
+def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipped]]:
     skipped: list[Skipped] = []
     files, captions_of = dict[Id, str](), dict[Id, list[str]]()
     for place, image in records_of(tree, "images"):
@@ -63,7 +64,9 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[Row], list[Skipped]]:
             )
         else:
             captions_of[number].append(caption)
-    rows = [Row(file, tuple(captions_of[number]), {"image_id": number}) for number, file in files.items()]
+    rows = [
+        SourceRow(file, tuple(captions_of[number]), {"image_id": number}) for number, file in files.items()
+    ]
     return rows, skipped
 
 
@@ -72,3 +75,8 @@ def hint_at_other_kind(number: Id, known: Container[Id]) -> str:
     if isinstance(number, int):
         return ", the id there is a text" if str(number) in known else ""
     return ", the id there is a number" if number.isdecimal() and int(number) in known else ""
+
+
+FORMAT = SourceFormat(
+    "COCO captions JSON; keeps image_id", (CAPTIONS,), lambda given: read_coco(given["captions"])
+)

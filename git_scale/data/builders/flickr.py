@@ -6,12 +6,13 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from git_scale.data.builders.pictures import Row, gather
+from git_scale.data.builders.formats import CAPTIONS, SourceFormat
+from git_scale.data.builders.pictures import SourceRow, gather
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
 
 
-def read_flickr(path: Path) -> list[Row]:
+def read_flickr(path: Path) -> list[SourceRow]:
     """One row per picture, in order of first mention.
 
     Raises DataError for a line of another form, or when `FILE#n` stands twice.
@@ -39,3 +40,10 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
                 " picture #0, #1, ..."
             )
         yield file, caption
+
+
+FORMAT = SourceFormat(
+    "Flickr8k or Flickr30k: lines of FILE#n<TAB>caption",
+    (CAPTIONS,),
+    lambda given: read_flickr(given["captions"]),
+)

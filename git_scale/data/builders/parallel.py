@@ -73,6 +73,7 @@ class _Pool:
         self.restart()
 
     def restart(self) -> None:
+        self._kill_workers()  # those that a broken pool has left: it only asks them to end, and waits for ever
         # spawn: a fork of a process in which torch has started its threads can hang
         self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_begin_worker)
 
@@ -89,6 +90,10 @@ class _Pool:
 
     def kill(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._kill_workers()
+
+    def _kill_workers(self) -> None:
+        """They do not hear the signal that would end them, which a whole job gets."""
         for worker in set(active_children()) - self._others:
             worker.kill()
 

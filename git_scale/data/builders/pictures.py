@@ -25,7 +25,7 @@ SHORTER_SIDE, LONGER_SIDE, JPEG_QUALITY = 384, 640, 90  # GIT, arXiv 2205.14100,
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One picture of a source."""
 
     file: str
@@ -37,17 +37,17 @@ class Row:
     """Each `{"question": str, "answers": [str, ...]}`, and what else is to be kept of it."""
 
 
-def gather(pairs: Iterable[tuple[str, str]]) -> list[Row]:
+def gather(pairs: Iterable[tuple[str, str]]) -> list[SourceRow]:
     """(file, caption) pairs as one row per file, in order of first mention; "./a.jpg" is "a.jpg"."""
     captions_of: dict[str, list[str]] = {}
     for file, caption in pairs:
         captions_of.setdefault(posixpath.normpath(file), []).append(caption)
-    return [Row(file, tuple(captions)) for file, captions in captions_of.items()]
+    return [SourceRow(file, tuple(captions)) for file, captions in captions_of.items()]
 
 
-def refuse_shared_files(path: Path, rows: Iterable[Row]) -> None:
+def refuse_shared_files(path: Path, rows: Iterable[SourceRow]) -> None:
     """Raises DataError when two rows, each with an image_id of its own, name one file."""
-    seen: dict[str, Row] = {}
+    seen: dict[str, SourceRow] = {}
     for row in rows:
         first = seen.setdefault(posixpath.normpath(row.file), row)
         if first is not row:
@@ -59,7 +59,7 @@ def refuse_shared_files(path: Path, rows: Iterable[Row]) -> None:
 
 
 def samples_of(
-    rows: Iterable[Row | Skipped], images: Path, shrink: bool = False, workers: int = 1
+    rows: Iterable[SourceRow | Skipped], images: Path, shrink: bool = False, workers: int = 1
 ) -> Iterator[SampleToWrite | Skipped]:
     """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty texts, and
     what the format's reader has skipped already.
@@ -74,7 +74,7 @@ def samples_of(
         yield from outcomes
 
 
-def make_sample(images: Path, shrink: bool, row: Row | Skipped) -> list[SampleToWrite | Skipped]:
+def make_sample(images: Path, shrink: bool, row: SourceRow | Skipped) -> list[SampleToWrite | Skipped]:
     """The row's sample, after one Skipped for each unusable text; or only what was skipped and why."""
     if isinstance(row, Skipped):
         return [row]
@@ -117,7 +117,7 @@ def _asked_in_whole_characters(
     return {**question, "question": asked, "answers": answers}
 
 
-def _killer(row: Row | Skipped) -> list[SampleToWrite | Skipped]:
+def _killer(row: SourceRow | Skipped) -> list[SampleToWrite | Skipped]:
     return [
         row if isinstance(row, Skipped) else Skipped(row.file, "picture that kills the process that reads it")
     ]

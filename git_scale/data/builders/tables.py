@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from git_scale.data.builders.pictures import Row, gather
+from git_scale.data.builders.formats import CAPTIONS, Option, SourceFormat
+from git_scale.data.builders.pictures import SourceRow, gather
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
@@ -40,7 +41,7 @@ Line = tuple[int, list[str]]
 
 def read_table(
     path: Path, file_column: str | None = None, caption_column: str | None = None
-) -> list[Row | Skipped]:
+) -> list[SourceRow | Skipped]:
     """One row per picture, in order of first mention, with the captions of all its lines.
 
     Before them the lines that name no picture. Columns that are not named are guessed from the header.
@@ -161,3 +162,14 @@ def _find(path: Path, header: Sequence[str], wish: str | None, guesses: Sequence
     raise DataError(
         f"{path}: no column {' or '.join(names)} in the header {list(header)}; name it with {option}"
     )
+
+
+FORMAT = SourceFormat(
+    "a folder of pictures with a CSV or TSV of captions",
+    (
+        CAPTIONS,
+        Option("file_column", "default: guessed from the header"),
+        Option("caption_column", "default: guessed from the header"),
+    ),
+    lambda given: read_table(given["captions"], given["file_column"], given["caption_column"]),
+)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from git_scale.data.builders.formats import Option, SourceFormat
 from git_scale.data.builders.json_records import (
     FormError,
     Id,
@@ -21,7 +22,7 @@ from git_scale.data.builders.json_records import (
     records_of,
     value_of,
 )
-from git_scale.data.builders.pictures import Row, refuse_shared_files
+from git_scale.data.builders.pictures import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.data.captions import clean_caption
 from git_scale.errors import DataError
@@ -32,7 +33,7 @@ NO_ANSWER = "question without an answer"
 
 def read_vqa(
     questions: Path, annotations: Path | None = None, image_name: str | None = None
-) -> list[Row | Skipped]:
+) -> list[SourceRow | Skipped]:
     """One row per picture, in order of first mention, with its image_id and all its questions.
 
     A question is `{"question": str, "answers": [str, ...], "question_id": int}`; a test split's has no answers.
@@ -187,13 +188,13 @@ def _texts(answers: list[Any], number: Id, skipped: list[Skipped]) -> list[str]:
     return usable
 
 
-def _gather(asked: Iterable[tuple[Id, dict[str, Any]]], image_name: str) -> list[Row]:
+def _gather(asked: Iterable[tuple[Id, dict[str, Any]]], image_name: str) -> list[SourceRow]:
     questions_of: dict[Id, list[dict[str, Any]]] = {}
     for image_id, question in asked:
         questions_of.setdefault(image_id, []).append(question)
     name_of = _namer(image_name)
     return [
-        Row(name_of(image_id), (), {"image_id": image_id}, tuple(questions))
+        SourceRow(name_of(image_id), (), {"image_id": image_id}, tuple(questions))
         for image_id, questions in questions_of.items()
     ]
 
@@ -208,3 +209,14 @@ def _namer(image_name: str) -> Callable[[Id], str]:
             ) from None
 
     return name
+
+
+FORMAT = SourceFormat(
+    "VQA v2 or TextVQA JSON; keeps image_id and question_id",
+    (
+        Option("questions", "the file of the questions", is_file=True, required=True),
+        Option("annotations", "VQA v2's answers; none: a test split", is_file=True),
+        Option("image_name", "default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg"),
+    ),
+    lambda given: read_vqa(given["questions"], given["annotations"], given["image_name"]),
+)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from git_scale.data.builders.coco import read_coco
-from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.pictures import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
@@ -36,9 +36,9 @@ def test_annotations_are_joined_to_their_images(tmp_path: Path) -> None:
     }
     assert read_coco(captions_file(tmp_path, tree)) == [
         Skipped("annotations[3] of image id 77", "annotation of no picture", "caption"),
-        Row("b.jpg", ("two",), {"image_id": 9}),
-        Row("a.jpg", ("one", "three"), {"image_id": 4}),
-        Row("c.jpg", (), {"image_id": 5}),
+        SourceRow("b.jpg", ("two",), {"image_id": 9}),
+        SourceRow("a.jpg", ("one", "three"), {"image_id": 4}),
+        SourceRow("c.jpg", (), {"image_id": 5}),
     ]
 
 
@@ -89,7 +89,7 @@ def test_what_is_no_text_is_skipped_with_its_place(tmp_path: Path, value: Any, k
     assert read_coco(captions_file(tmp_path, tree)) == [
         Skipped("image id 2", f"file_name is not text ({kind})"),
         Skipped("annotations[1] of image id 1", f"caption is not text ({kind})", "caption"),
-        Row("a.jpg", ("A dog",), {"image_id": 1}),
+        SourceRow("a.jpg", ("A dog",), {"image_id": 1}),
     ]
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from git_scale.data.builders.flickr import read_flickr
-from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.pictures import SourceRow
 from git_scale.errors import DataError
 
 
 def test_captions_of_a_picture_are_gathered(tmp_path: Path) -> None:
     path = tmp_path / "t.token"
     path.write_text("b.jpg#0\tA dog .\nb.jpg#1\tThe\u2028dog\twaits .\r\n\na#1.jpg#0\t\n", encoding="utf-8")
-    assert read_flickr(path) == [Row("b.jpg", ("A dog .", "The\u2028dog\twaits .")), Row("a#1.jpg", ("",))]
+    assert read_flickr(path) == [
+        SourceRow("b.jpg", ("A dog .", "The\u2028dog\twaits .")),
+        SourceRow("a#1.jpg", ("",)),
+    ]
 
 
 @pytest.mark.parametrize("line", ["b.jpg#0 A dog", "b.jpg\tA dog", "b.jpg#\tA dog", "b.jpg#x\tA dog"])
@@ -30,7 +33,7 @@ def test_all_line_ends_end_a_line(tmp_path: Path, end: str) -> None:
     """With \\r alone the whole file was one caption."""
     path = tmp_path / "t.token"
     path.write_bytes(end.join(["a.jpg#0\tone", "", "b.jpg#0\ttwo", "./a.jpg#1\tthree"]).encode())
-    assert read_flickr(path) == [Row("a.jpg", ("one", "three")), Row("b.jpg", ("two",))]
+    assert read_flickr(path) == [SourceRow("a.jpg", ("one", "three")), SourceRow("b.jpg", ("two",))]
 
 
 def test_a_number_that_stands_twice_is_refused(tmp_path: Path) -> None:

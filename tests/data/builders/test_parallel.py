@@ -74,6 +74,13 @@ def test_an_item_that_kills_its_process_is_told_and_no_other_is_lost() -> None:
     assert found == [-number if number == 3 else number for number in numbers]
 
 
+def test_no_process_is_left_when_one_has_died() -> None:
+    """They do not hear that they are to end, and the tool waited for them at its end, for ever."""
+    before = set(active_children())
+    list(map_in_order(die_at_three, range(2 * BATCH), workers=2, died_of=abs))
+    assert set(active_children()) == before
+
+
 def test_processes_that_die_of_everything_are_an_error() -> None:
     with pytest.raises(DataError, match=r"a worker process died of 3, .*; take fewer --workers"):
         list(map_in_order(die_at_three, range(10), workers=2))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from git_scale.data.builders.pictures import Row, gather, make_sample, samples_of
+from git_scale.data.builders.pictures import SourceRow, gather, make_sample, samples_of
 from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped
 from git_scale.errors import DataError
 
@@ -36,7 +36,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def outcome(images: Path, file: str, *captions: str, shrink: bool = False) -> list[SampleToWrite | Skipped]:
-    return make_sample(images, shrink, Row(file, captions))
+    return make_sample(images, shrink, SourceRow(file, captions))
 
 
 @pytest.mark.parametrize(("file", "extension"), [("a.jpg", "jpg"), ("sub/b.png", "png"), ("c.webp", "webp")])
@@ -50,10 +50,10 @@ def test_pictures_keep_their_bytes(images: Path, file: str, extension: str) -> N
 
 def test_questions_go_along_with_captions_or_alone(images: Path) -> None:
     asked = tuple({"question": text, "answers": ["a", "a"], "question_id": 5} for text in ("what?", " "))
-    skipped, sample = make_sample(images, False, Row("a.jpg", (), {"image_id": 1}, asked))
+    skipped, sample = make_sample(images, False, SourceRow("a.jpg", (), {"image_id": 1}, asked))
     assert skipped == Skipped("a.jpg", "empty question", "question")
     assert sample.text == {"captions": [], "file": "a.jpg", "image_id": 1, "questions": [asked[0]]}
-    (sample,) = make_sample(images, False, Row("a.jpg", ("one",), {}, asked[:1]))
+    (sample,) = make_sample(images, False, SourceRow("a.jpg", ("one",), {}, asked[:1]))
     assert sample.text == {"captions": ["one"], "file": "a.jpg", "questions": [asked[0]]}
 
 
@@ -61,7 +61,7 @@ def test_half_a_character_is_dropped_and_counted(images: Path) -> None:
     """It was written as a question mark, which nobody had said."""
     asked = ({"question": "what \udc00?", "answers": ["a \ud83d", "b"], "question_id": 5},)
     captions = ("a \ud83d dog", "\ud83d", "\U0001f415")
-    *found, made = make_sample(images, False, Row("a.jpg", captions, {}, asked))
+    *found, made = make_sample(images, False, SourceRow("a.jpg", captions, {}, asked))
     reason = "half a character (a lone surrogate) in it, dropped"
     assert [item.unit for item in found if isinstance(item, Changed) and item.reason == reason] == [
         "caption",
@@ -164,7 +164,11 @@ def test_shrink_leaves_pictures_upright(images: Path) -> None:
 
 
 def test_samples_come_in_the_rows_order_from_one_or_two_processes(images: Path) -> None:
-    rows = [Row("a.jpg", ("one", "")), Row("gone.jpg", ("two",)), Row("c.webp", ("three",), {"image_id": 7})]
+    rows = [
+        SourceRow("a.jpg", ("one", "")),
+        SourceRow("gone.jpg", ("two",)),
+        SourceRow("c.webp", ("three",), {"image_id": 7}),
+    ]
     outcomes = list(samples_of(rows, images))
     assert [type(item).__name__ for item in outcomes] == [
         "Skipped",
@@ -183,4 +187,4 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_gather_keeps_the_order_of_first_mention() -> None:
     pairs = [("b", "1"), ("a", "2"), ("b", "3")]
-    assert gather(pairs) == [Row("b", ("1", "3")), Row("a", ("2",))]
+    assert gather(pairs) == [SourceRow("b", ("1", "3")), SourceRow("a", ("2",))]

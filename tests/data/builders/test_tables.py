@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.pictures import SourceRow
 from git_scale.data.builders.tables import read_table
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -25,22 +25,25 @@ def test_lines_of_one_picture_become_one_row(tmp_path: Path) -> None:
     path = table(
         tmp_path, "t.csv", 'image,caption\na.jpg,"red, and\ngreen"\nb.jpg,two\n\na.jpg,"say ""x"""\n'
     )
-    assert read_table(path) == [Row("a.jpg", ("red, and\ngreen", 'say "x"')), Row("b.jpg", ("two",))]
+    assert read_table(path) == [
+        SourceRow("a.jpg", ("red, and\ngreen", 'say "x"')),
+        SourceRow("b.jpg", ("two",)),
+    ]
 
 
 def test_a_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
     path = table(tmp_path, "t.tsv", 'id\ttitle\tfilepath\n1\t"half quote\ta.jpg\n2\ttwo\tb.jpg\n')
-    assert read_table(path) == [Row("a.jpg", ('"half quote',)), Row("b.jpg", ("two",))]
+    assert read_table(path) == [SourceRow("a.jpg", ('"half quote',)), SourceRow("b.jpg", ("two",))]
 
 
 @pytest.mark.parametrize("header", ["File,Text", "path,TITLE", "image_path, caption", "\ufefffile,caption"])
 def test_columns_are_guessed_from_the_header(tmp_path: Path, header: str) -> None:
-    assert read_table(table(tmp_path, "t.csv", f"{header}\na.jpg,one\n")) == [Row("a.jpg", ("one",))]
+    assert read_table(table(tmp_path, "t.csv", f"{header}\na.jpg,one\n")) == [SourceRow("a.jpg", ("one",))]
 
 
 def test_named_columns_win(tmp_path: Path) -> None:
     path = table(tmp_path, "t.csv", "file,caption,thumb,alt\na.jpg,one,b.jpg,two\n")
-    assert read_table(path, "thumb", "alt") == [Row("b.jpg", ("two",))]
+    assert read_table(path, "thumb", "alt") == [SourceRow("b.jpg", ("two",))]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path: Path, name: str, deli
 def test_a_stray_quote_in_a_tsv_stays(tmp_path: Path, caption: str) -> None:
     lines = "".join(f"{n}.jpg\t{caption}\n" for n in range(3))
     rows = read_table(table(tmp_path, "t.tsv", f"file\tcaption\n{lines}"))
-    assert rows == [Row(f"{n}.jpg", (caption,)) for n in range(3)]
+    assert rows == [SourceRow(f"{n}.jpg", (caption,)) for n in range(3)]
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -108,14 +111,17 @@ def test_all_line_ends_end_a_line_and_blank_lines_are_none(
 ) -> None:
     lines = ["", f"file{delimiter}caption", "", f"a.jpg{delimiter}one", "  ", f"b.jpg{delimiter}two", ""]
     assert read_table(table(tmp_path, name, end.join(lines))) == [
-        Row("a.jpg", ("one",)),
-        Row("b.jpg", ("two",)),
+        SourceRow("a.jpg", ("one",)),
+        SourceRow("b.jpg", ("two",)),
     ]
 
 
 def test_a_line_without_a_file_is_counted_and_two_spellings_are_one_file(tmp_path: Path) -> None:
     path = table(tmp_path, "t.csv", "file,caption\na.jpg,one\n,lost\n./a.jpg,two\nx//../a.jpg,three\n")
-    assert read_table(path) == [Skipped("line 3", "no picture named"), Row("a.jpg", ("one", "two", "three"))]
+    assert read_table(path) == [
+        Skipped("line 3", "no picture named"),
+        SourceRow("a.jpg", ("one", "two", "three")),
+    ]
 
 
 def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path: Path) -> None:
@@ -123,7 +129,7 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path: Path) 
         with pytest.raises(DataError, match="stands 2 times in the header"):
             read_table(table(tmp_path, "t.csv", f"{header}\na.jpg,b.jpg,c\n"))
     path = table(tmp_path, "t.csv", "id,id,file,caption,File\n1,2,a.jpg,one,b.jpg\n")
-    assert read_table(path, file_column="File") == [Row("b.jpg", ("one",))]
+    assert read_table(path, file_column="File") == [SourceRow("b.jpg", ("one",))]
 
 
 @pytest.mark.parametrize(

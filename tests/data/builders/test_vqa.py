@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from git_scale.data.builders.pictures import Row
+from git_scale.data.builders.pictures import SourceRow
 from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -35,7 +35,7 @@ def save(path: Path, tree: Any) -> Path:
     return path
 
 
-def read(tmp_path: Path, questions: Any, annotations: Any = None, name: str | None = None) -> list[Row]:
+def read(tmp_path: Path, questions: Any, annotations: Any = None, name: str | None = None) -> list[SourceRow]:
     answers = None if annotations is None else save(tmp_path / "annotations.json", annotations)
     return read_vqa(save(tmp_path / "questions.json", questions), answers, name)
 
@@ -51,14 +51,14 @@ def test_questions_are_joined_with_answers_and_gathered_by_picture(tmp_path: Pat
     )
     second = (question("How many?", 7000, ["2", "two"]),)
     assert read(tmp_path, QUESTIONS, ANNOTATIONS) == [
-        Row("COCO_val2014_000000000042.jpg", (), {"image_id": 42}, first),
-        Row("COCO_val2014_000000000007.jpg", (), {"image_id": 7}, second),
+        SourceRow("COCO_val2014_000000000042.jpg", (), {"image_id": 42}, first),
+        SourceRow("COCO_val2014_000000000007.jpg", (), {"image_id": 7}, second),
     ]
 
 
 def test_a_test_split_has_no_answers_and_the_pictures_of_its_whole(tmp_path: Path) -> None:
     rows = read(tmp_path, QUESTIONS | {"data_subtype": "test-dev2015"})
-    assert rows[1] == Row(
+    assert rows[1] == SourceRow(
         "COCO_test2015_000000000007.jpg", (), {"image_id": 7}, (question("How many?", 7000, []),)
     )
 
@@ -71,7 +71,7 @@ def test_textvqa(tmp_path: Path) -> None:
         ]
     }
     asked = (question("what brand?", 3, ["x", "x", "y"]), question("what year?", 4, []))
-    assert read(tmp_path, tree) == [Row("00a1.jpg", (), {"image_id": "00a1"}, asked)]
+    assert read(tmp_path, tree) == [SourceRow("00a1.jpg", (), {"image_id": "00a1"}, asked)]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -131,11 +131,11 @@ def test_what_is_no_text_is_skipped_with_its_id(tmp_path: Path, value: Any, kind
         Skipped("question_id 1", "question without an answer", "question"),
         Skipped("question_id 3", no_question, "question"),
     ]
-    row = Row("COCO_val2014_000000000001.jpg", (), {"image_id": 1}, asked)
+    row = SourceRow("COCO_val2014_000000000001.jpg", (), {"image_id": 1}, asked)
     assert read(tmp_path, tree, annotations) == [*answers, *lost, row]
     textvqa = {"data": [item | {"answers": texts} for item, texts in zip(questions, given, strict=True)]}
     rows = read(tmp_path, textvqa)
-    assert rows[-1] == Row("1.jpg", (), {"image_id": 1}, asked)
+    assert rows[-1] == SourceRow("1.jpg", (), {"image_id": 1}, asked)
     assert sorted(rows[:-1]) == sorted([*answers, *lost])
 
 

@@ -1,0 +1,59 @@
+"""The formats that tools/prepare_data.py builds shards from, by name.
+
+A format is one new file here and one line in the table; a module under --plugins adds its own:
+`SOURCE_FORMATS.add("beside", SourceFormat("NAME.txt beside each picture", (), read_beside))`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.writer import Skipped
+from git_scale.registry import Registry
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line: `name` is its word, in the command with -- before it and - for _."""
+
+    name: str
+    help: str = ""
+    is_file: bool = False
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """Pictures in a folder, with texts about them in a form of their own."""
+
+    help: str
+    """One line."""
+    options: tuple[Option, ...]
+    """Beside the folder of the pictures."""
+    read: Callable[[Mapping[str, Any]], Sequence[SourceRow | Skipped]]
+    """Rows from the values of the options and `source`, the folder; what cannot be used stands among them as Skipped.
+
+    Raises DataError for a file of another form.
+    """
+
+    def texts_file(self, given: Mapping[str, Any]) -> Path:
+        """What to look at where nothing was found: the file that must be given, else the folder."""
+        required = [option.name for option in self.options if option.is_file and option.required]
+        return given[required[0] if required else "source"]
+
+
+SOURCE_FORMATS: Registry[SourceFormat] = Registry(
+    "FORMAT",
+    {
+        "images": "git_scale.data.builders.tables:FORMAT",
+        "flickr": "git_scale.data.builders.flickr:FORMAT",
+        "coco": "git_scale.data.builders.coco:FORMAT",
+        "vqa": "git_scale.data.builders.vqa:FORMAT",
+    },
+)
+
+CAPTIONS = Option("captions", "the file of the captions", is_file=True, required=True)
