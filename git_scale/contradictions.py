@@ -95,10 +95,12 @@ def _of_sources(run: RunConfig) -> Iterator[str]:
         return
     if not data.sources and data.train is None:
         yield "data.sources=[]: nothing to train on; name a source, or give data.train"
-    places = [os.path.realpath(source.path) for source in data.sources]
+    # a folder may serve two tasks: captions and questions about the same pictures
+    places = [(os.path.realpath(source.path), source.task or data.task) for source in data.sources]
     for number, (source, place) in enumerate(zip(data.sources, places, strict=True)):
         if place in places[:number]:
-            yield f"{keys[number]}: the same folder as {keys[places.index(place)]}: name it once, with both weights"
+            first = keys[places.index(place)]
+            yield f"{keys[number]}: the same folder and task as {first}: name it once, with both weights"
         if source.task is not None:
             yield from (f"{keys[number]}: {problem}" for problem in problems_of_task(source.task))
 

@@ -140,6 +140,8 @@ def report_sources(run: RunConfig, train: Mixture, tokenizer: Tokenizer) -> None
         log.info("%s: %s", key, line)
         report_coverage(tokenizer, store, key)
     for (key, store), (other_key, other) in combinations(zip(keys, train.stores, strict=True), 2):
+        if store.fingerprint == other.fingerprint:
+            continue  # one folder for two tasks
         if count := int((np.isin(store.contents, other.contents) & (store.contents != 0)).sum()):
             log.warning("%s: %d of its %d parts lie in %s as well", key, count, len(store.counts), other_key)
 

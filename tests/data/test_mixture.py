@@ -251,7 +251,11 @@ def test_names_are_as_long_as_they_must_be() -> None:
         (["data.sources=[{path: a, wieght: 1}]", "data.train=null"], "data.sources.0.wieght=1: unknown key"),
         (
             ["data.sources=[{path: a}, {path: ./a}]", "data.train=null"],
-            "data.sources[1]=./a: the same folder as",
+            "data.sources[1]=./a: the same folder and task as data.sources[0]=a: name it once",
+        ),
+        (
+            ["data.sources=[{path: a}, {path: a, task: caption}]", "data.train=null"],
+            "data.sources[1]=a: the same folder and task as",
         ),
         (
             ["data.sources=[{path: a, task: captoin}]", "data.train=null"],
@@ -266,6 +270,11 @@ def test_names_are_as_long_as_they_must_be() -> None:
 def test_what_cannot_be_a_mixture_is_refused(overrides: list[str], said: str) -> None:
     _, problems = draft_run("demo", overrides)
     assert any(problem.startswith(said) for problem in problems), problems
+
+
+def test_a_folder_may_serve_two_tasks() -> None:
+    _, problems = draft_run("demo", ["data.sources=[{path: a}, {path: a, task: vqa}]", "data.train=null"])
+    assert problems == []
 
 
 def test_a_mixture_comes_back_from_its_yaml(tmp_path: Path) -> None:
