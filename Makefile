@@ -53,7 +53,7 @@ $(VENV)/ready: setup.py
 $(LOWEST)/ready: setup.py tools/lowest_versions.py
 	@test -n "$(SYSTEM_PYTHON)" || { echo "git_scale needs Python 3.11 or 3.12"; exit 2; }
 	$(SYSTEM_PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python tools/lowest_versions.py > $(LOWEST)/constraints.txt
+	PYTHONPATH=. $(LOWEST)/bin/python tools/lowest_versions.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt torch numpy
 	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[demo,test,hf,video]"
 	touch $@

@@ -9,11 +9,14 @@ to pip.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from git_scale.console import tool
 
 SETUP = Path(__file__).parents[1] / "setup.py"
 EXTRAS = ("demo", "hf", "video")
@@ -38,7 +41,11 @@ def lowest(wanted: list[str]) -> Iterator[str]:
             yield f"{found[1]}=={found[2]}"
 
 
-def main() -> int:
+@tool
+def main(argv: list[str] | None = None) -> int:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     print("\n".join(lowest(requirements(SETUP.read_text(encoding="utf-8")))))
     return 0
 

@@ -24,6 +24,7 @@ from git_scale.data.batches import Source, WorkerBatches, batches_here
 from git_scale.data.quarantine import FILE, Quarantine
 from git_scale.data.reader import Reader
 from git_scale.errors import DataError, LoaderError
+from git_scale.parallel.topology import free_port
 from git_scale.stop import Stopped, StopRequest
 
 Act = Callable[[int], None]
@@ -193,7 +194,7 @@ def test_a_read_that_hangs_too_long_names_its_sample(
 def test_a_worker_holds_no_socket_of_its_parent() -> None:
     """A survivor learns of a dead rank when its connections close; forked workers held them open."""
     mine, peer = socket.socketpair()
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", free_port()))  # that no outgoing connection takes
     made = WorkerBatches(source_of(lambda number: None), tasks(90), 2)
     process = next(made)["process"]
     links = [str(entry.readlink()) for entry in Path(f"/proc/{process}/fd").iterdir()]

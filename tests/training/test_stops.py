@@ -73,7 +73,7 @@ def befall(trainer: Any, cut: str, topology: Topology) -> None:
     if what == "step":
         signal_before(trainer, "train_step", int(step) - 1)
     elif what == "evaluation":  # in its first batch of two
-        signal_before(trainer.evaluator, "_predict", int(step))
+        signal_before(trainer.evaluator._task, "predict", int(step))
     elif what == "save":
         signal_before(trainer, "save", int(step))
     elif what == "mark":
