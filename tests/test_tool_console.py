@@ -54,6 +54,12 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
     functions = [node for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)]
     (main,) = [function for function in functions if function.name == "main"]
     assert [ast.unparse(decorator).partition("(")[0] for decorator in main.decorator_list] == ["tool"]
+    called = {
+        ast.unparse(node.func)
+        for node in ast.walk(ast.parse(source.read_text()))
+        if isinstance(node, ast.Call)
+    }
+    assert any("parse_args" in name or "arguments" in name for name in called), "--help begins no work"
     tries = [node for node in ast.walk(main) if isinstance(node, ast.Try)]
     assert tries == [], "console.tool says what went wrong"
     assert ast.unparse(ast.parse(source.read_text()).body[-1].body[-1]) in ("sys.exit(main())", "leave(main)")

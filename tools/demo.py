@@ -7,6 +7,7 @@ Every step is a command of its own, printed before it runs, so that a newcomer c
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -51,6 +52,9 @@ ENVIRONMENT = {
 
 @tool
 def main(argv: list[str] | None = None) -> int:
+    argparse.ArgumentParser(  # for --help, and against what it would pass over
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     started = time.monotonic()
     build_data()
     train_seconds = train("demo")
