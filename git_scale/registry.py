@@ -73,16 +73,24 @@ def import_plugins(modules: Iterable[str]) -> Iterator[str]:
     if here not in sys.path:
         sys.path.append(here)
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+            yield (
+                f"plugins: {name!r} is no module's name: mine stands for mine.py on PYTHONPATH or in {here},"
+                " folder.mine for folder/mine.py there"
+            )
+            continue
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever a user's module raises
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
             yield f"plugins: {name}: {type(error).__name__}: {_said_by(error, name)}"
 
 
-def _said_by(error: Exception, name: str) -> str:
+def _said_by(error: BaseException, name: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
         return f"{error}: it lies neither on PYTHONPATH nor in {Path.cwd()}"
     if isinstance(error, SyntaxError):
         return str(error)  # with its file and line
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    libraries = ("<frozen", sys.prefix, sys.base_prefix)
+    frames = traceback.extract_tb(error.__traceback__)
+    last = [frame for frame in frames if not frame.filename.startswith(libraries)][-1]  # the user's own
     return f"{error} ({last.filename}, line {last.lineno})"

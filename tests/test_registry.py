@@ -85,3 +85,22 @@ def test_a_run_from_a_checkpoint_imports_only_what_is_asked_for_again(folder: Pa
     assert adjusted(run, ["train.steps=500"]).plugins == ("my_plugin_f",)
     with pytest.raises(ConfigError, match="RuntimeError: imported"):
         adjusted(run, ["plugins=[my_plugin_f]"])
+
+
+def test_the_line_of_the_plugin_is_said_not_that_of_a_library(folder: Path) -> None:
+    (folder / "my_plugin_g.py").write_text("import json\n\njson.loads('{')\n")
+    with pytest.raises(ConfigError, match=r"my_plugin_g: JSONDecodeError: .* \(.*my_plugin_g\.py, line 3\)"):
+        load_run("demo", ["plugins=[my_plugin_g]"])
+
+
+def test_a_plugin_that_ends_the_process_does_not_end_it_well(folder: Path) -> None:
+    (folder / "my_plugin_h.py").write_text("import sys\nsys.exit()\n")
+    with pytest.raises(ConfigError, match=r"my_plugin_h: SystemExit: .*my_plugin_h\.py, line 2"):
+        load_run("demo", ["plugins=[my_plugin_h]"])
+
+
+@pytest.mark.parametrize("name", ["my_plugin_i.py", "more/my_plugin_i", "./my_plugin_i.py"])
+def test_a_path_is_no_modules_name(folder: Path, name: str) -> None:
+    (folder / "my_plugin_i.py").write_text("raise RuntimeError\n")
+    with pytest.raises(ConfigError, match=r"is no module's name: mine stands for mine\.py"):
+        load_run("demo", [f"plugins=[{name}]"])
