@@ -165,7 +165,8 @@ def with_objectives(train: dict[str, Any]) -> dict[str, Any]:
         return train
     if "objectives" in train:
         raise ValueError(
-            f"objective={train['objective']!r} is short for objectives, which is given too: leave one of them out"
+            f"objective={train['objective']!r} is short for objectives, which is given too: set"
+            f" objectives={{{train['objective']}: 1.0}} in their place"
         )
     others = {key: value for key, value in train.items() if key != "objective"}
     return {**others, "objectives": {train["objective"]: 1.0}}

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "upgrades": {"errors"},
     "metrics": {"errors", "registry"},
     "tasks": BASE | {"data", "metrics", "registry"},
-    "objectives": BASE | {"data", "registry"},
+    "objectives": BASE | {"data", "models", "registry"},
     "precision": set(),
     "config": {"errors", "paths", "upgrades"},
     "yaml_tree": set(),

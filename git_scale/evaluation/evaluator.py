@@ -19,9 +19,9 @@ from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.evaluation.generation import Generation
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
-from git_scale.evaluation.runner import Runner
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.metrics.metric import Prediction
+from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress

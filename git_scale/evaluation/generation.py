@@ -10,9 +10,9 @@ from git_scale.config import EvalConfig
 from git_scale.data.batch import EvalBatch
 from git_scale.data.images import normalise
 from git_scale.data.tokenizer import Tokenizer
-from git_scale.evaluation.runner import Runner
 from git_scale.inference.generate import FREE, Decoding, Trie, generate
 from git_scale.metrics.metric import Prediction
+from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
 
 Item = TypeVar("Item")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from git_scale.data.batch import Batch, EvalBatch
 from git_scale.data.images import normalise
-from git_scale.evaluation.runner import Runner
+from git_scale.models.interface import Runner
 
 
 @dataclass(frozen=True)

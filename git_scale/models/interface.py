@@ -1,10 +1,11 @@
-"""What training, tensor parallelism and planning ask of a model, so that none of them guesses from names."""
+"""What training, tensor parallelism, planning and evaluation ask of a model, so that none guesses from names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 
@@ -37,6 +38,21 @@ class TrainableModel(Protocol):
     def blocks(self) -> Iterator[Block]: ...
 
     def set_activation_checkpointing(self, enable: bool) -> None: ...
+
+
+class Runner(Protocol):
+    """A model on all ranks: the training engine, or one that only runs forward."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def model(self) -> Any:
+        """A Decodable (inference/stream.py) with train() and eval()."""
+
+    @property
+    def is_whole_on_each_rank(self) -> bool:
+        """False where every forward pass is collective."""
 
 
 def tower_of(parameter_name: str, towers: Mapping[str, Tower]) -> str:

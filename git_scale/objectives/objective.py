@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.models.interface import Runner
 
 
 class ModelInputs(NamedTuple):
@@ -58,21 +59,6 @@ class Alone:
         return values.detach()
 
 
-class Runner(Protocol):
-    """The model on all ranks, for an objective that must ask it something before the step."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @property
-    def model(self) -> Any:
-        """A Decodable (inference/stream.py) with train() and eval()."""
-
-    @property
-    def is_whole_on_each_rank(self) -> bool:
-        """False where every forward pass is collective."""
-
-
 class Objective(ABC):
     """One term of the loss. `train.objectives` names it and gives its weight."""
 
@@ -105,9 +91,8 @@ class Objective(ABC):
 
 def own_words(logits: Tensor, words: int, comm: Comm) -> int:
     """How many columns of this rank's logits are words; what is behind them pads the vocabulary of `words`."""
-    return min(
-        max(words - comm.tp_rank * logits.shape[-1], 0), logits.shape[-1]
-    )  # the last ranks may have none
+    columns = logits.shape[-1]
+    return min(max(words - comm.tp_rank * columns, 0), columns)  # the last ranks may have none
 
 
 def without_padding(logits: Tensor, words: int, comm: Comm) -> Tensor:

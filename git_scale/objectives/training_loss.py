@@ -13,8 +13,9 @@ from torch import Tensor
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
+from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Alone, Comm, Objective, Runner, inputs_of
+from git_scale.objectives.objective import Alone, Comm, Objective, inputs_of
 
 
 class TrainingLoss:

@@ -37,7 +37,7 @@ class Examination(Protocol):
     """An evaluation at work, as a task sees it: the model on all ranks, and texts generated with it."""
 
     runner: Any
-    """See git_scale/evaluation/runner.py."""
+    """A Runner of git_scale/models/interface.py."""
 
     def generate(self, batch: EvalBatch) -> list[Prediction]:
         """A text for each query of the batch. Collective where the model's forward pass is."""

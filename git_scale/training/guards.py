@@ -28,10 +28,13 @@ class Guards:
         """So many steps in a row had nothing to learn from, the same on all ranks."""
         return self._without_targets_in_a_row >= MAX_SKIPPED_IN_A_ROW
 
-    def check(self, step: int, targets: int, skipped: bool, batches: list[Batch], lr_factor: float) -> None:
-        """Raises RuntimeError when going on would only waste the machines."""
-        self._without_targets_in_a_row = 0 if targets else self._without_targets_in_a_row + 1
-        if not targets:
+    def check(self, step: int, count: int, skipped: bool, batches: list[Batch], lr_factor: float) -> None:
+        """Raises RuntimeError when going on would only waste the machines.
+
+        count: what the objectives had to learn from, on all ranks.
+        """
+        self._without_targets_in_a_row = 0 if count else self._without_targets_in_a_row + 1
+        if not count:
             log.warning("step %d skipped: none of its samples can be used, so nothing was learned", step)
             return
         if not self._rates_checked:

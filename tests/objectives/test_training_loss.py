@@ -14,8 +14,9 @@ from git_scale.config import RunConfig, TrainConfig
 from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
+from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Comm, Objective, Runner, inputs_of
+from git_scale.objectives.objective import Comm, Objective, inputs_of
 from git_scale.objectives.training_loss import TrainingLoss, check_accumulation, loss_alone
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
@@ -23,6 +24,7 @@ from git_scale.testing.curves import ZERO, assert_same_curve, curve_of
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 from git_scale.training.build import build_trainer
+from git_scale.training.guards import MAX_SKIPPED_IN_A_ROW
 
 STEPS = 3
 
@@ -95,7 +97,10 @@ def test_wrong_objectives_are_refused_by_name(override: str, said: str) -> None:
 
 
 def test_short_and_long_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="objective='lm' is short for objectives, which is given too"):
+    with pytest.raises(
+        ValueError,
+        match=r"is short for objectives, which is given too: set objectives=\{lm: 1.0\} in their place",
+    ):
         TrainConfig.model_validate({"objective": "lm", "objectives": {"lm": 1.0}})
 
 
@@ -177,3 +182,34 @@ def test_an_objective_asks_the_model_before_the_step(squares: Path, tmp_path: Pa
     split = tiny_run(squares, tmp_path / "split", train=train_on, parallel={"tp": 2, "decoder": False})
     for curve, _ in run_distributed(train, 2, split, ZERO[3], tp=2):
         assert_same_curve(curve, serial)
+
+
+class Everyone(Objective):
+    """Learns from samples, whether they have texts or not."""
+
+    def count(self, batch: Batch) -> int:
+        return len(batch.keys)
+
+    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+        return logits.float().sum() * 0 + len(batch.keys)
+
+
+def without_rows(topology: Topology, device: torch.device, run: RunConfig) -> tuple[bool, float]:
+    """Of a run whose samples have no target: whether it had nothing to learn from, and its last loss."""
+    OBJECTIVES.add("everyone", Everyone)
+    trainer = build_trainer(run, ZERO[0], topology, device)
+    batches = trainer._batches
+    trainer._batches = (replace(batch, rows=batch.rows[:0], labels=batch.labels[:0]) for batch in batches)
+    curve = curve_of(trainer, MAX_SKIPPED_IN_A_ROW)
+    return trainer.guards.nothing_is_learned, curve[-1][0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("objective", "nothing"), [("everyone", False), ("lm", True)])
+def test_an_objective_without_targets_has_something_to_learn(
+    squares: Path, tmp_path: Path, objective: str, nothing: bool
+) -> None:
+    train = {"objectives": {objective: 1.0}, "steps": 20}
+    ((is_nothing, loss),) = run_distributed(without_rows, 1, tiny_run(squares, tmp_path / "run", train=train))
+    assert is_nothing is nothing
+    assert nothing or loss == 1.0
