@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 RANK = """
 import os, sys, threading
-import git_scale.leave
+import git_scale.exit
 from git_scale.processes import end_with, launcher_processes
 from git_scale.stop import StopRequest
 
@@ -146,7 +146,7 @@ def test_ranks_of_a_test_end_with_the_test_process(tmp_path: Path) -> None:
 
 ALONE = """
 import os, sys
-import git_scale.leave
+import git_scale.exit
 from git_scale.processes import launcher_processes
 print(len(launcher_processes()), flush=True)
 """

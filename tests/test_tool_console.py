@@ -62,7 +62,10 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
     assert any("parse_args" in name or "arguments" in name for name in called), "--help begins no work"
     tries = [node for node in ast.walk(main) if isinstance(node, ast.Try)]
     assert tries == [], "console.tool says what went wrong"
-    assert ast.unparse(ast.parse(source.read_text()).body[-1].body[-1]) in ("sys.exit(main())", "leave(main)")
+    assert ast.unparse(ast.parse(source.read_text()).body[-1].body[-1]) in (
+        "sys.exit(main())",
+        "run_and_exit(main)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks/ is not part of the installed packag
 
 from git_scale.console import output_file, tool  # noqa: E402
 from git_scale.files import write_text  # noqa: E402
-from git_scale.monitoring.tables import format_table  # noqa: E402
+from git_scale.formatting import format_table  # noqa: E402
 
 HELPERS = {"products", "synthetic"}  # modules of benchmarks/ that are no programs
 

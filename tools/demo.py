@@ -28,8 +28,8 @@ from git_scale.data.images import decode
 from git_scale.data.store import open_store
 from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.files import replaced_atomically
+from git_scale.formatting import format_table
 from git_scale.metrics.exact_match import is_match
-from git_scale.monitoring.tables import format_table
 from git_scale.recipes import load_run
 
 RUN = Path("runs/demo")

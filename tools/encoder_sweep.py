@@ -17,7 +17,7 @@ from pathlib import Path
 
 from git_scale.console import output_file, tool
 from git_scale.files import write_text
-from git_scale.monitoring.tables import format_table
+from git_scale.formatting import format_table
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.families import FamilyResult, try_families
 from git_scale.testing.tiny import write_squares_data

@@ -24,7 +24,7 @@ from git_scale.console import output_folder, path, tool
 from git_scale.errors import UserError
 from git_scale.evaluation.benchmark import evaluate_checkpoint
 from git_scale.evaluation.results import write_results
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
 from git_scale.processes import end_with, launcher_processes
@@ -73,4 +73,4 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_and_exit(main)

@@ -14,7 +14,7 @@ section.key=value lie above. The loop is that of tools/pretrain.py, and so are t
 from __future__ import annotations
 
 from git_scale.console import tool
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 from git_scale.parallel.topology import is_first_rank
 from git_scale.training.cli import parse_training_arguments, run_training
 
@@ -25,4 +25,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_and_exit(main)

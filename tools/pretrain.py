@@ -12,7 +12,7 @@ Exit codes: 0 done, 2 wrong usage or configuration, 75 stopped early but resumab
 from __future__ import annotations
 
 from git_scale.console import tool
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 from git_scale.parallel.topology import is_first_rank
 from git_scale.training.cli import parse_training_arguments, run_training
 
@@ -23,4 +23,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main)
+    run_and_exit(main)

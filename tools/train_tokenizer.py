@@ -23,7 +23,7 @@ from git_scale.data.train_tokenizer import (
     train_sentencepiece,
 )
 from git_scale.errors import DataError
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 from git_scale.progress import remark
 from git_scale.stop import StopRequest
 
@@ -98,4 +98,4 @@ class Texts:
 
 
 if __name__ == "__main__":
-    leave(main)  # the training of a tokenizer that was stopped would go on to its end
+    run_and_exit(main)  # the training of a tokenizer that was stopped would go on to its end

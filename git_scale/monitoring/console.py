@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from git_scale.formatting import format_duration
+
 
 def format_progress(step: int, total_steps: int, values: Mapping[str, float]) -> str:
     """A training step's line from the dict of `Meters.report`."""
@@ -25,15 +27,6 @@ def format_progress(step: int, total_steps: int, values: Mapping[str, float]) ->
 def format_values(step: int, values: Mapping[str, float]) -> str:
     """A line of any other scalars, as those of an evaluation."""
     return f"step {step:,} | " + " | ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def format_duration(seconds: float) -> str:
-    """`2d 03h`, `3h 05m`, `4m 09s`: two units are enough."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02d}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours < 24 else f"{hours // 24}d {hours % 24:02d}h"
 
 
 def _short(number: float) -> str:

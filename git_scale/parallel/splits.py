@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from git_scale.checkpoint.split import Split
 from git_scale.config import ParallelConfig
 from git_scale.errors import ConfigError
+from git_scale.formatting import format_table
 from git_scale.models.encoders import has_batch_norm
-from git_scale.monitoring.tables import format_table
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, replicated_linears, rules
 
 Splits = dict[str, Split | None]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from git_scale.monitoring.console import format_duration
-from git_scale.monitoring.tables import format_table
+from git_scale.formatting import format_duration, format_table
 from git_scale.planning.cluster import GIB, RESERVED, Cluster
 from git_scale.planning.options import Option
 from git_scale.planning.plan import Plan

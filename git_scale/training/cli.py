@@ -10,7 +10,7 @@ from typing import Any
 from git_scale.config import RunConfig, check_world
 from git_scale.console import path, whole
 from git_scale.errors import ConfigError
-from git_scale.leave import leaving_within
+from git_scale.exit import exit_within
 from git_scale.objectives.training_loss import check_accumulation
 from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.ds_config import read_ds_config
@@ -34,7 +34,7 @@ from git_scale.training.preflight import Problems, check_inputs
 
 log = logging.getLogger(__name__)
 
-LEAVE_S = 60.0
+EXIT_S = 60.0
 """To close what is open once a run has ended: nothing of its results hangs on that."""
 
 
@@ -126,7 +126,7 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
         except OutOfMemory as failure:  # of this rank alone: the others lose it, and end
             log.error("%s", explain(failure, topology.global_rank, run, ds_config, cluster))
             return Outcome.REFUSED
-        with leaving_within(LEAVE_S, outcome):  # a disk or a rank that does not answer holds nobody back
+        with exit_within(EXIT_S, outcome):  # a disk or a rank that does not answer holds nobody back
             trainer.writer.close()
             stop_processes()  # not after an exception: it would wait for ranks that wait for this one
     return int(outcome)

@@ -10,9 +10,9 @@ import torch
 from git_scale.config import RunConfig
 from git_scale.data.mixture import Mixture, training_sources
 from git_scale.data.store import SampleStore, open_store, problem_of
+from git_scale.formatting import format_table
 from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
-from git_scale.monitoring.tables import format_table
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import pytest
-
-from git_scale.monitoring.console import format_duration, format_progress, format_values
+from git_scale.monitoring.console import format_progress, format_values
 
 VALUES = {
     "train/loss": 2.34567,
@@ -50,18 +48,3 @@ def test_lines_align_and_fit() -> None:
 def test_line_of_other_values() -> None:
     line = format_values(1000, {"eval/exact_match": 0.93751, "eval/loss": 1.5})
     assert line == "step 1,000 | eval/exact_match 0.9375 | eval/loss 1.5"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0m 00s"),
-        (59.6, "1m 00s"),
-        (249, "4m 09s"),
-        (3599.6, "1h 00m"),
-        (11_130, "3h 05m"),
-        (183_600, "2d 03h"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text

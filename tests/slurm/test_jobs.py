@@ -139,7 +139,7 @@ def test_finetune_then_evaluate(cluster: SlurmCluster, squares: Path, checkout: 
 TASK = """
 import os, sys, threading
 sys.path.insert(0, sys.argv[1])
-import git_scale.leave
+import git_scale.exit
 from git_scale.processes import end_with, launcher_processes
 from git_scale.stop import StopRequest
 with StopRequest() as stop:

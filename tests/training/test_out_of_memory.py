@@ -26,7 +26,7 @@ TOOL = textwrap.dedent(
     f"""
     import os, sys
     import torch
-    from git_scale.leave import leave
+    from git_scale.exit import run_and_exit
     from git_scale.models.git import GitModel
     from git_scale.training import build, trainer
     from tools.pretrain import main
@@ -43,7 +43,7 @@ TOOL = textwrap.dedent(
         trainer.Trainer.micro_losses = asking(plain, lambda trainer, batch, counts: trainer.step == 2)
     if where == "start":
         build.parameter_groups = asking(build.parameter_groups, lambda *args: True)
-    leave(main)
+    run_and_exit(main)
     """
 )
 

@@ -1,4 +1,4 @@
-"""Tables for a terminal: aligned, plain ASCII."""
+"""Tables and durations for a terminal, in plain ASCII."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
         ).rstrip()
 
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def format_duration(seconds: float) -> str:
+    """`2d 03h`, `3h 05m`, `4m 09s`: two units are enough."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours < 24 else f"{hours // 24}d {hours % 24:02d}h"
 
 
 def _is_number(cell: str) -> bool:

@@ -1,4 +1,4 @@
-"""How a tool that ran under a process group ends."""
+"""Ends the process of a tool that ran under a process group, without tearing its interpreter down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from git_scale.stop import StopRequest
 LIMIT_S = 60.0  # for exit handlers and the last output
 
 
-def leave(main: Callable[[], int]) -> NoReturn:
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Runs a tool and ends this process with its code: exit handlers run and output is written, the interpreter is
     not torn down.
 
@@ -28,7 +28,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
     """
     with StopRequest():
         code = main()
-        with leaving_within(LIMIT_S, code):
+        with exit_within(LIMIT_S, code):
             atexit._run_exitfuncs()  # as multiprocessing ends its children
             sys.stdout.flush()
             sys.stderr.flush()
@@ -36,7 +36,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
 
 @contextmanager
-def leaving_within(seconds: float, code: int) -> Iterator[None]:
+def exit_within(seconds: float, code: int) -> Iterator[None]:
     """Ends this process with `code` when the block lasts longer than `seconds`, whatever it waits for."""
     timer = threading.Timer(seconds, os._exit, (code,))
     timer.daemon = True

@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import atexit, sys
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 
 class Held:
     def __del__(self):
@@ -27,7 +27,7 @@ def run(end: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_code_and_all_output_come_through_without_a_tear_down() -> None:
-    done = run("leave(lambda: 75)")
+    done = run("run_and_exit(lambda: 75)")
     assert (done.returncode, done.stdout.split("\n")) == (75, ["written", "handlers ran", ""])
 
 
@@ -37,17 +37,17 @@ def test_a_usual_exit_tears_down() -> None:
 
 LATE_SIGNAL = """
 import atexit, os, signal, sys
-from git_scale.leave import leave
+from git_scale.exit import run_and_exit
 atexit.register(lambda: [os.kill(os.getpid(), number) for number in (signal.SIGTERM, signal.SIGINT)])
-leave(lambda: 0)
+run_and_exit(lambda: 0)
 """
 
 HANGING = """
 import atexit, threading
-from git_scale import leave
-leave.LIMIT_S = 0.1
+import git_scale.exit
+git_scale.exit.LIMIT_S = 0.1
 atexit.register(threading.Event().wait)
-leave.leave(lambda: 75)
+git_scale.exit.run_and_exit(lambda: 75)
 """
 
 
