@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.names import cut, huggingface_rows
+from git_scale.checkpoint.names import cut, huggingface_rules
 from git_scale.config import ModelConfig
 from git_scale.errors import UserError
 from git_scale.inference.generate import Decoding, Prefixes, generate
@@ -218,7 +218,7 @@ def copy_to_transformers(model: GitModel, config: ModelConfig) -> Any:
     )
     theirs = transformers.GitForCausalLM(settings).eval()
     state = model.state_dict()
-    rows = huggingface_rows(config, len(vit.blocks))
+    rows = huggingface_rules(config, len(vit.blocks))
     weights = dict(pair for row in rows for pair in cut(row, state[row.ours]))
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     if unexpected or any(not name.endswith("position_ids") for name in missing):

@@ -24,11 +24,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from git_scale.checkpoint.clip import open_encoder
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.probe import ExportReport
 from git_scale.checkpoint.sources import TORCH_SUFFIXES
 from git_scale.checkpoint.weights import TIED_NAME
@@ -88,7 +88,7 @@ def run_inspect(args: argparse.Namespace) -> None:
         print(f"{name}  {list(shape)}")
 
 
-def open_source(path: Path, encoder: str | None) -> Opened:
+def open_source(path: Path, encoder: str | None) -> OpenedCheckpoint:
     """A GIT, or an image encoder alone."""
     if path.exists() and (opened := open_encoder(path, encoder)) is not None:
         return opened

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.sources import read_json
 from git_scale.config import RunConfig
 from git_scale.data.mixture import training_sources
@@ -59,7 +59,7 @@ def without_local_paths(run: RunConfig) -> RunConfig:
     return RunConfig.model_validate(strip(run.model_dump()))
 
 
-def write_card(opened: Opened, use: str, header: str = "") -> str:
+def write_card(opened: OpenedCheckpoint, use: str, header: str = "") -> str:
     """README.md: data, recipe, step, what was measured, and how to use it."""
     model, data = opened.run.model, opened.run.data
     encoder = f"{model.encoder.name} at {model.encoder.image_size} x {model.encoder.image_size} pixels"
@@ -83,11 +83,11 @@ def write_card(opened: Opened, use: str, header: str = "") -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _title(opened: Opened) -> str:
+def _title(opened: OpenedCheckpoint) -> str:
     return "An image encoder for git_scale" if opened.holds_encoder_only else "GIT image-to-text model"
 
 
-def _origin(opened: Opened) -> str:
+def _origin(opened: OpenedCheckpoint) -> str:
     origins = {
         "training": "A run of git_scale",
         "native": "A model of git_scale",
@@ -105,7 +105,7 @@ def _table(metrics: dict[str, Any]) -> str:
     return "\n".join(["| metric | value |", "|---|---|", *rows])
 
 
-def read_metrics(opened: Opened) -> dict[str, float]:
+def read_metrics(opened: OpenedCheckpoint) -> dict[str, float]:
     """The last evaluation of exactly this step in the run's log, or what a model folder has kept of it."""
     if opened.kind == "native":
         kept = opened.path / METRICS

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from git_scale.checkpoint.names import ENCODER, RenamedWeights, Row, clip_rows
+from git_scale.checkpoint.names import ENCODER, NameRule, RenamedWeights, clip_rules
 from git_scale.checkpoint.normalisation import CLIP, Normalisation, fold_normalisation, read_normalisation
-from git_scale.checkpoint.opened import Opened
-from git_scale.checkpoint.sources import Unwrapped, find_tensors, open_tensors, read_json
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
+from git_scale.checkpoint.sources import UnwrappedTensors, find_tensors, open_tensors, read_json
 from git_scale.checkpoint.transformers_vit import open_transformers_vit, prefix_of
 from git_scale.checkpoint.vit import (
     OPENAI_HEAD_WIDTH,
-    Sizes,
+    VitSizes,
     clip_encoder,
     read_sizes,
     shapes_of,
@@ -48,14 +48,14 @@ TEXT_TOWER = (
 POOLING = "the pooling to one vector; GIT reads all tokens"
 
 
-class Told(NamedTuple):
-    """What a file of tensors does not say, None where nothing beside it does either."""
+class VitDetails(NamedTuple):
+    """Holds what the tensors of a ViT do not say; None where nothing beside them does either."""
 
     head_width: int | None
     quick_gelu: bool | None
 
 
-def open_encoder(path: Path, name: str | None) -> Opened | None:
+def open_encoder(path: Path, name: str | None) -> OpenedCheckpoint | None:
     """An image encoder alone, of a file or a folder; `name` is timm's of its architecture. None: it is none of these.
 
     Raises CheckpointError when it cannot be read, does not fit, or leaves open what its features depend on.
@@ -63,7 +63,7 @@ def open_encoder(path: Path, name: str | None) -> Opened | None:
     file = path if path.is_file() else _file_in(path)
     if file is None:
         return None
-    source = Unwrapped(open_tensors(file))
+    source = UnwrappedTensors(open_tensors(file))
     if any(key.startswith(TRUNK) for key in source.shapes):
         return _alone(path, *_open_trunk(path, file, source, name))
     if any(key.startswith("visual.") for key in source.shapes):
@@ -99,7 +99,9 @@ def _section(tree: dict[str, Any], *keys: str) -> dict[str, Any]:
     return tree
 
 
-def _open_clip(path: Path, file: Path, source: Unwrapped, name: str | None) -> tuple[EncoderConfig, Weights]:
+def _open_clip(
+    path: Path, file: Path, source: UnwrappedTensors, name: str | None
+) -> tuple[EncoderConfig, Weights]:
     config = _read_beside(file, "open_clip_config.json")
     told = _told(path, source, config, name)
     sizes, positions = read_sizes(source.shapes, "visual.", path, told.head_width)
@@ -116,12 +118,12 @@ def _open_clip(path: Path, file: Path, source: Unwrapped, name: str | None) -> t
         _compare(path, name, encoder)
     dropped = _text_tower(source) | dict.fromkeys(OPENAI_NUMBERS, "a number about CLIP")
     dropped["visual.proj"] = "CLIP's projection into the space it shares with texts"
-    rows = list(clip_rows(sizes.layers, "visual."))
-    weights = RenamedWeights(source, rows, _shapes(encoder), dropped, path)
+    rules = list(clip_rules(sizes.layers, "visual."))
+    weights = RenamedWeights(source, rules, _shapes(encoder), dropped, path)
     return encoder, fold_normalisation(weights, encoder, _open_clip_pictures(config, file), path)
 
 
-def _told(path: Path, source: Unwrapped, config: dict[str, Any], name: str | None) -> Told:
+def _told(path: Path, source: UnwrappedTensors, config: dict[str, Any], name: str | None) -> VitDetails:
     """By --encoder, by open_clip's configuration, or by the numbers that only OpenAI's own files hold."""
     if name is not None:
         backbone = _on_meta(EncoderConfig(name=_timm_name(name)))
@@ -130,20 +132,20 @@ def _told(path: Path, source: Unwrapped, config: dict[str, Any], name: str | Non
             raise CheckpointError(
                 f"{path}: --encoder {name}: it holds a CLIP ViT, which this architecture is not"
             )
-        return Told(backbone.embed_dim // block.attn.num_heads, isinstance(block.mlp.act, QuickGelu))
+        return VitDetails(backbone.embed_dim // block.attn.num_heads, isinstance(block.mlp.act, QuickGelu))
     if model := _section(config, "model_cfg"):
         head_width = _section(model, "vision_cfg").get("head_width", 64)  # open_clip's default
         if not isinstance(head_width, int) or isinstance(head_width, bool):
             raise CheckpointError(
                 f"{path}: open_clip_config.json: head_width={head_width!r} is no whole number"
             )
-        return Told(head_width, bool(model.get("quick_gelu", False)))
+        return VitDetails(head_width, bool(model.get("quick_gelu", False)))
     if all(number in source.shapes for number in OPENAI_NUMBERS):
-        return Told(OPENAI_HEAD_WIDTH, True)
-    return Told(None, None)
+        return VitDetails(OPENAI_HEAD_WIDTH, True)
+    return VitDetails(None, None)
 
 
-def _check_described(path: Path, config: dict[str, Any], sizes: Sizes) -> None:
+def _check_described(path: Path, config: dict[str, Any], sizes: VitSizes) -> None:
     vision = _section(config, "model_cfg", "vision_cfg")
     for key, found in (("width", sizes.width), ("layers", sizes.layers), ("patch_size", sizes.patch)):
         if vision.get(key, found) != found:
@@ -172,7 +174,9 @@ def _describe(vit: Any) -> str:
     )
 
 
-def _open_trunk(path: Path, file: Path, source: Unwrapped, name: str | None) -> tuple[EncoderConfig, Weights]:
+def _open_trunk(
+    path: Path, file: Path, source: UnwrappedTensors, name: str | None
+) -> tuple[EncoderConfig, Weights]:
     config = _read_beside(file, "open_clip_config.json")
     vision = _section(config, "model_cfg", "vision_cfg")
     name = name or vision.get("timm_model_name")
@@ -187,7 +191,7 @@ def _open_trunk(path: Path, file: Path, source: Unwrapped, name: str | None) -> 
     return _open_timm(path, source, _timm_name(name), TRUNK, dropped, vision.get("image_size"), pictures)
 
 
-def _text_tower(source: Unwrapped) -> dict[str, str]:
+def _text_tower(source: UnwrappedTensors) -> dict[str, str]:
     return {key: "CLIP's text tower" for key in source.shapes if re.fullmatch(TEXT_TOWER, key)}
 
 
@@ -198,7 +202,7 @@ def _open_clip_pictures(config: dict[str, Any], file: Path) -> Normalisation:
 
 def _open_timm(
     path: Path,
-    source: Unwrapped,
+    source: UnwrappedTensors,
     name: str,
     prefix: str,
     dropped: dict[str, str],
@@ -218,8 +222,8 @@ def _open_timm(
     for reason, parts in (("timm's classifier", classifiers), (POOLING, ("attn_pool",))):
         heads = tuple(f"{prefix}{part}." for part in parts)
         dropped |= {key: reason for key in source.shapes if heads and key.startswith(heads)}
-    rows = [Row(key, (prefix + key.removeprefix(ENCODER),)) for key in shapes]
-    weights = RenamedWeights(source, rows, shapes, dropped, path)
+    rules = [NameRule(key, (prefix + key.removeprefix(ENCODER),)) for key in shapes]
+    weights = RenamedWeights(source, rules, shapes, dropped, path)
     default = Normalisation(tuple(published.mean), tuple(published.std))
     theirs = read_normalisation(pictures.get("mean"), pictures.get("std"), default, path)
     return encoder, fold_normalisation(weights, encoder, theirs, path)
@@ -248,6 +252,6 @@ def _shapes(encoder: EncoderConfig) -> dict[str, torch.Size]:
         return shapes_of(build_encoder(encoder), "encoder.")
 
 
-def _alone(path: Path, encoder: EncoderConfig, weights: Weights) -> Opened:
+def _alone(path: Path, encoder: EncoderConfig, weights: Weights) -> OpenedCheckpoint:
     run = RunConfig(model=ModelConfig(encoder=encoder))
-    return Opened(kind="encoder", path=path, run=run, tokenizer=None, weights=weights, step=None)
+    return OpenedCheckpoint(kind="encoder", path=path, run=run, tokenizer=None, weights=weights, step=None)

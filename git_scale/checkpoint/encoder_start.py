@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.checkpoint.clip import open_encoder
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.normalisation import Normalisation, fold_normalisation
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
@@ -42,7 +42,7 @@ def check_encoder_start(encoder: EncoderConfig) -> None:
         raise _missing(encoder, f"timm publishes no weights of {encoder.name}")
 
 
-def open_encoder_start(encoder: EncoderConfig) -> Opened:
+def open_encoder_start(encoder: EncoderConfig) -> OpenedCheckpoint:
     """The encoder alone that `encoder` starts from. Raises ConfigError or CheckpointError, also where it computes
     otherwise than `encoder` does."""
     check_encoder_start(encoder)
@@ -55,7 +55,7 @@ def open_encoder_start(encoder: EncoderConfig) -> Opened:
     return opened
 
 
-def check_same_computation(opened: Opened, encoder: EncoderConfig) -> None:
+def check_same_computation(opened: OpenedCheckpoint, encoder: EncoderConfig) -> None:
     """Raises CheckpointError when the two are of different kinds of layers: shapes alone do not tell one activation
     or number of heads from another."""
     same_size = opened.run.model.encoder.model_copy(update={"image_size": encoder.image_size})
@@ -71,7 +71,7 @@ def check_same_computation(opened: Opened, encoder: EncoderConfig) -> None:
         )
 
 
-class _EncoderAlone:
+class _EncoderWeights:
     """The encoder's tensors among a whole GIT's."""
 
     def __init__(self, weights: Weights) -> None:
@@ -80,15 +80,15 @@ class _EncoderAlone:
         self.read = weights.read
 
 
-class _InMemory:
+class _WeightsInMemory:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.dropped: dict[str, str] = {}
         self.read = tensors.__getitem__
 
 
-def _encoder_of(opened: Opened) -> Opened:
-    return opened if opened.holds_encoder_only else replace(opened, weights=_EncoderAlone(opened.weights))
+def _encoder_of(opened: OpenedCheckpoint) -> OpenedCheckpoint:
+    return opened if opened.holds_encoder_only else replace(opened, weights=_EncoderWeights(opened.weights))
 
 
 def _is_published(name: str) -> bool:
@@ -99,7 +99,7 @@ def _is_published(name: str) -> bool:
     return published is not None and bool(published.has_weights)
 
 
-def _published(encoder: EncoderConfig) -> Opened:
+def _published(encoder: EncoderConfig) -> OpenedCheckpoint:
     """timm's weights at the size that they were trained with, in memory."""
     import timm
 
@@ -111,11 +111,15 @@ def _published(encoder: EncoderConfig) -> Opened:
         raise
     except Exception as error:  # the download's own kinds, of three libraries
         raise _missing(encoder, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-    weights: Weights = _InMemory({f"encoder.{name}": tensor.float() for name, tensor in tensors.items()})
+    weights: Weights = _WeightsInMemory(
+        {f"encoder.{name}": tensor.float() for name, tensor in tensors.items()}
+    )
     pictures = Normalisation(tuple(published.mean), tuple(published.std))
     weights = fold_normalisation(weights, config, pictures, Path(TIMM))
     run = RunConfig(model=ModelConfig(encoder=config))
-    return Opened(kind="encoder", path=Path(TIMM), run=run, tokenizer=None, weights=weights, step=None)
+    return OpenedCheckpoint(
+        kind="encoder", path=Path(TIMM), run=run, tokenizer=None, weights=weights, step=None
+    )
 
 
 def _computation(encoder: nn.Module) -> dict[str, tuple[Any, ...]]:

@@ -23,7 +23,11 @@ from git_scale.paths import problem_of_folder
 MAX_SHARD = 4 << 30  # bytes per file of tensors
 WEIGHTS = (".safetensors", ".bin")
 OF_A_MODEL = (*WEIGHTS, ".json", ".txt", ".model", ".md", ".jinja")  # files of transformers' folders
-DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}  # as safetensors names them
+SAFETENSORS_DTYPES = {
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
+}  # as safetensors names them
 
 
 @contextmanager
@@ -162,7 +166,11 @@ def tensor_writer(
         offset = 0
         for name, (shape, dtype) in shapes.items():
             end = offset + _size(shape, dtype)
-            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            header[name] = {
+                "dtype": SAFETENSORS_DTYPES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, end],
+            }
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from git_scale.checkpoint.vit import Sizes
+from git_scale.checkpoint.vit import VitSizes
 from git_scale.errors import CheckpointError
 
 Fixed = tuple[tuple[str, tuple[Any, ...], Any], ...]
@@ -45,10 +45,10 @@ VISION_DEFAULTS = {
 }
 
 
-def vision_sizes(vision: dict[str, Any], defaults: dict[str, int], path: Path) -> tuple[Sizes, int]:
+def vision_sizes(vision: dict[str, Any], defaults: dict[str, int], path: Path) -> tuple[VitSizes, int]:
     """The sizes of a ViT and the side of its pictures. Raises CheckpointError."""
     number = {key: whole_number(vision, key, defaults, path) for key in defaults}
-    sizes = Sizes(
+    sizes = VitSizes(
         patch=number["patch_size"],
         width=number["hidden_size"],
         layers=number["num_hidden_layers"],

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from git_scale.checkpoint.hf_config import VISION_DEFAULTS, check_fixed, vision_sizes, whole_number
 from git_scale.checkpoint.layout import has_manifest
 from git_scale.checkpoint.lookalikes import refuse_folder_without_tensors
-from git_scale.checkpoint.names import RenamedWeights, Row, drop_single_temporal, huggingface_rows
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.names import NameRule, RenamedWeights, drop_single_temporal, huggingface_rules
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
 from git_scale.checkpoint.vit import clip_encoder, shapes_of
 from git_scale.config import DataConfig, DecoderConfig, EncoderConfig, ModelConfig, RunConfig
@@ -45,7 +45,7 @@ DEFAULTS = {
 }
 
 
-def open_if_huggingface(folder: Path) -> Opened | None:
+def open_if_huggingface(folder: Path) -> OpenedCheckpoint | None:
     """None for anything but a folder of transformers.
 
     Raises CheckpointError when it holds no GIT, or one with settings that git_scale cannot follow.
@@ -63,11 +63,13 @@ def open_if_huggingface(folder: Path) -> Opened | None:
     with torch.device("meta"):
         shapes = shapes_of(build_model(model))
     layers = whole_number(config.get("vision_config") or {}, "num_hidden_layers", VISION_DEFAULTS, folder)
-    rows, dropped = _rows(model, layers, source), _dropped(source, model, config, folder)
-    weights = RenamedWeights(source, rows, shapes, dropped, folder)
+    rules, dropped = _rules(model, layers, source), _dropped(source, model, config, folder)
+    weights = RenamedWeights(source, rules, shapes, dropped, folder)
     tokenizer = next((folder / name for name in TOKENIZER_FILES if (folder / name).is_file()), None)
     data = DataConfig(tokenizer=tokenizer.name) if tokenizer else DataConfig()
-    return Opened("huggingface", folder, RunConfig(model=model, data=data), tokenizer, weights, None)
+    return OpenedCheckpoint(
+        "huggingface", folder, RunConfig(model=model, data=data), tokenizer, weights, None
+    )
 
 
 def _refuse_encoder_alone(config: dict[str, Any], folder: Path) -> None:
@@ -79,11 +81,13 @@ def _refuse_encoder_alone(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _rows(model: ModelConfig, layers: int, source: TensorSource) -> list[Row]:
+def _rules(model: ModelConfig, layers: int, source: TensorSource) -> list[NameRule]:
     """The table, in the spelling of this file; a tied head may be left out of it."""
     is_old = any(name.startswith("git.img_temperal_embedding.") for name in source.shapes)
-    rows = huggingface_rows(model, layers, "img_temperal" if is_old else "img_temporal")
-    return [row for row in rows if row.theirs != (HEAD,) or HEAD in source.shapes or not model.decoder.tied]
+    rules = huggingface_rules(model, layers, "img_temperal" if is_old else "img_temporal")
+    return [
+        rule for rule in rules if rule.theirs != (HEAD,) or HEAD in source.shapes or not model.decoder.tied
+    ]
 
 
 def _dropped(

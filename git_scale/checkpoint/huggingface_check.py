@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from git_scale.checkpoint.opened import Opened, load_model, tokenizer_of
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_model, tokenizer_of
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import declare_torchvision_operators
 
@@ -18,7 +18,7 @@ NEW_TOKENS = 3
 MARGIN = 1e-3  # by which a greedy choice may miss our largest logit, relative to that: rounding
 
 
-def check_as_a_user(folder: Path, opened: Opened) -> None:
+def check_as_a_user(folder: Path, opened: OpenedCheckpoint) -> None:
     """Processor, generate and pipeline, with and without a text, with both ways to bound a length.
 
     Raises CheckpointError for a call that fails, and for texts that our model would not have chosen.

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.checkpoint.card import USE_HUGGINGFACE, write_card
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write_text
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
 from git_scale.checkpoint.huggingface_check import check_as_a_user
-from git_scale.checkpoint.names import Row, cut, huggingface_rows
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, tokenizer_of
+from git_scale.checkpoint.names import NameRule, cut, huggingface_rules
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, tokenizer_of
 from git_scale.checkpoint.probe import (
     ExportReport,
     compare,
@@ -38,7 +38,7 @@ CARD_HEADER = "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text
 BICUBIC = 3  # PIL's number
 
 
-def export_huggingface(opened: Opened, destination: Path, force: bool = False) -> ExportReport:
+def export_huggingface(opened: OpenedCheckpoint, destination: Path, force: bool = False) -> ExportReport:
     """Writes a folder that AutoModelForCausalLM and AutoProcessor of transformers load, whole or not at all.
 
     Raises CheckpointError for what transformers has no class or setting for, and when what was written gives
@@ -55,11 +55,11 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
     with torch.device("meta"):
         model = build_model(opened.run.model)
     vision = _vision_config(model, opened.run.model)
-    rows = huggingface_rows(opened.run.model, vision["num_hidden_layers"])
-    shapes = _shapes(rows, model)
+    rules = huggingface_rules(opened.run.model, vision["num_hidden_layers"])
+    shapes = _shapes(rules, model)
     expected = probe(opened)
     with new_folder(destination, force, [opened.path]) as folder:
-        write_tensors(folder, shapes, lambda names: _pieces(opened, rows, names))
+        write_tensors(folder, shapes, lambda names: _pieces(opened, rules, names))
         _write_configs(folder, opened, tokenizer, vision)
         write_tokenizer_files(tokenizer, opened.run.model.decoder.positions, folder)
         write_text(folder / "README.md", write_card(opened, USE_HUGGINGFACE, CARD_HEADER))
@@ -74,7 +74,7 @@ def export_huggingface(opened: Opened, destination: Path, force: bool = False) -
     )
 
 
-def _verify(opened: Opened, expected: Tensor, folder: Path) -> tuple[float, str]:
+def _verify(opened: OpenedCheckpoint, expected: Tensor, folder: Path) -> tuple[float, str]:
     version = transformers_version()
     if version is None:
         return compare(opened.path, expected, lambda: probe(open_checkpoint(folder))), "git_scale"
@@ -83,21 +83,25 @@ def _verify(opened: Opened, expected: Tensor, folder: Path) -> tuple[float, str]
     return difference, f"transformers {version}"
 
 
-def _shapes(rows: list[Row], model: GitModel) -> Shapes:
+def _shapes(rules: list[NameRule], model: GitModel) -> Shapes:
     state = model.state_dict()
     return {
-        name: (row.their_shape(state[row.ours].shape), torch.float32) for row in rows for name in row.theirs
+        name: (rule.their_shape(state[rule.ours].shape), torch.float32)
+        for rule in rules
+        for name in rule.theirs
     }
 
 
-def _pieces(opened: Opened, rows: list[Row], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _pieces(
+    opened: OpenedCheckpoint, rules: list[NameRule], names: list[str]
+) -> Iterator[tuple[str, Tensor]]:
     """Reads each of our tensors once for all the pieces that follow each other."""
-    row_of = {name: row for row in rows for name in row.theirs}
-    row, pieces = None, {}
+    rule_of = {name: rule for rule in rules for name in rule.theirs}
+    rule, pieces = None, {}
     for name in names:
-        if row is not row_of[name]:
-            row = row_of[name]
-            pieces = dict(cut(row, read_finite(opened.weights, row.ours)))
+        if rule is not rule_of[name]:
+            rule = rule_of[name]
+            pieces = dict(cut(rule, read_finite(opened.weights, rule.ours)))
         yield name, pieces[name]
 
 
@@ -105,7 +109,7 @@ def _vision_config(model: GitModel, config: ModelConfig) -> dict[str, Any]:
     """transformers' settings of the image encoder. Raises CheckpointError when it is no CLIP ViT."""
     vit, name = model.encoder.backbone, config.encoder.name
     blocks = list(getattr(vit, "blocks", ()))
-    expected = {row.ours for row in huggingface_rows(config, len(blocks))}
+    expected = {rule.ours for rule in huggingface_rules(config, len(blocks))}
     norms = [m for m in model.encoder.modules() if isinstance(m, nn.LayerNorm)]
     acts = {type(block.mlp.act) for block in blocks if hasattr(block, "mlp")}
     if (
@@ -145,7 +149,9 @@ def _max_length(run: RunConfig) -> int:
     return min(prompt + run.eval.max_new_tokens, run.model.decoder.positions)
 
 
-def _write_configs(folder: Path, opened: Opened, tokenizer: Tokenizer, vision: dict[str, Any]) -> None:
+def _write_configs(
+    folder: Path, opened: OpenedCheckpoint, tokenizer: Tokenizer, vision: dict[str, Any]
+) -> None:
     model, evaluation = opened.run.model, opened.run.eval
     special = {
         "pad_token_id": tokenizer.pad_id,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint.names import ENCODER
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import MAX_IMAGE_SIZE, EncoderConfig
 from git_scale.errors import CheckpointError
@@ -35,7 +35,7 @@ class ResizedWeights:
         return resize_positions(tensor, *self._grids, self._prefix_tokens) if name == POSITIONS else tensor
 
 
-def with_image_size(opened: Opened, image_size: int) -> Opened:
+def with_image_size(opened: OpenedCheckpoint, image_size: int) -> OpenedCheckpoint:
     """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
 
     Raises CheckpointError for a size of which the encoder would see a part, or that no model is for.
@@ -63,6 +63,6 @@ def with_image_size(opened: Opened, image_size: int) -> Opened:
     )
 
 
-def _resized(opened: Opened, encoder: EncoderConfig, weights: Weights) -> Opened:
+def _resized(opened: OpenedCheckpoint, encoder: EncoderConfig, weights: Weights) -> OpenedCheckpoint:
     model = opened.run.model.model_copy(update={"encoder": encoder})
     return replace(opened, run=opened.run.model_copy(update={"model": model}), weights=weights)

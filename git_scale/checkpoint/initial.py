@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights, check_names, read_finite
 from git_scale.config import ModelConfig
 from git_scale.models.deferred import Deferred
@@ -31,7 +31,7 @@ class InitialWeights:
 
 
 def initial_weights(
-    model: nn.Module, config: ModelConfig, opened: Opened
+    model: nn.Module, config: ModelConfig, opened: OpenedCheckpoint
 ) -> tuple[InitialWeights, list[str]]:
     """The weights that `model`, built from `config` (on meta, it may be), takes from a checkpoint; and a line on
     everything that is not simply taken.
@@ -53,7 +53,7 @@ def initial_weights(
 
 
 def values_from(
-    deferred: Deferred, config: ModelConfig, opened: Opened
+    deferred: Deferred, config: ModelConfig, opened: OpenedCheckpoint
 ) -> tuple[Callable[[str], Tensor], list[str]]:
     """Name -> first value: from the checkpoint where it has that tensor, else as the model starts on its own.
 

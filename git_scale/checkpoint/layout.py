@@ -54,7 +54,7 @@ class RefusedError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEvaluation:
     """The evaluation whose checkpoint is kept beside the newest ones."""
 
     step: int
@@ -63,7 +63,7 @@ class Best:
     loss: float | None = None
     """Held-out loss of the same evaluation; None where there was none."""
 
-    def beats(self, other: Best | None, lower_is_better: bool = False) -> bool:
+    def beats(self, other: BestEvaluation | None, lower_is_better: bool = False) -> bool:
         """Whether this later evaluation takes the other's place: among equal values the lower held-out loss does.
 
         So does the later step when the loss is the same as well. A value that is not finite never does.
@@ -79,7 +79,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run stands; with weights, optimizer state and random state all that is needed to go on."""
 
     step: int
@@ -112,7 +112,7 @@ def step_name(step: int) -> str:
 
 
 def rank_file(rank: int) -> str:
-    """Of a rank's share of the state, or of a data-parallel rank's random state."""
+    """The file of a rank's part of the state, or of a data-parallel rank's random state."""
     return f"rank_{rank:05d}.safetensors"
 
 
@@ -209,11 +209,11 @@ def shortfall(checkpoint: Path, files: Iterable[FileDigest]) -> str | None:
     return first_not_listed((read_tokenizer_name(checkpoint), *ranks))
 
 
-def read_progress(checkpoint: Path) -> Progress:
+def read_progress(checkpoint: Path) -> RunProgress:
     """Raises CheckpointError."""
     path = checkpoint / PROGRESS
     try:
-        progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
+        progress = RunProgress(**json.loads(path.read_text(encoding="utf-8")))
         if progress.tp < 1 or progress.dp * progress.tp != progress.world_size or progress.dp < 1:
             raise ValueError(f"{progress.world_size} ranks in groups of {progress.tp}")
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -243,17 +243,17 @@ def read_tokenizer_name(checkpoint: Path) -> str:
         raise CheckpointError(f"{checkpoint / CONFIG}: damaged: {error}") from None
 
 
-def read_best(run_dir: Path) -> Best | None:
+def read_best(run_dir: Path) -> BestEvaluation | None:
     """None where none was marked, or where its checkpoint is gone."""
     folder = checkpoints_folder(run_dir)
     try:
-        best = Best(**json.loads((folder / BEST_FILE).read_text(encoding="utf-8")))
+        best = BestEvaluation(**json.loads((folder / BEST_FILE).read_text(encoding="utf-8")))
         return best if (folder / step_name(best.step)).is_dir() else None
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write_best(run_dir: Path, best: Best) -> None:
+def write_best(run_dir: Path, best: BestEvaluation) -> None:
     """best.json says which one it is; the link is for people, and a file system may not have any. Raises OSError."""
     with replaced_atomically(checkpoints_folder(run_dir) / BEST_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(best)), encoding="utf-8")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import yaml
 
-from git_scale.checkpoint.names import RenamedWeights, drop_single_temporal, microsoft_rows
-from git_scale.checkpoint.opened import Opened
-from git_scale.checkpoint.sources import TORCH_SUFFIXES, Unwrapped, open_tensors
+from git_scale.checkpoint.names import RenamedWeights, drop_single_temporal, microsoft_rules
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
+from git_scale.checkpoint.sources import TORCH_SUFFIXES, UnwrappedTensors, open_tensors
 from git_scale.checkpoint.vit import (
     OPENAI_HEAD_WIDTH,
     clip_encoder,
@@ -28,7 +28,7 @@ DROPPED = {"image_encoder.proj": "CLIP's projection, which GIT never uses"}
 MAX_YAML = 1 << 20  # bytes; real ones have some hundred
 
 
-def open_if_microsoft(path: Path) -> Opened | None:
+def open_if_microsoft(path: Path) -> OpenedCheckpoint | None:
     """None for a path without a model.pt. Raises CheckpointError when that is no GIT of the paper's code or cannot be
     read safely."""
     file = _find_file(path)
@@ -43,8 +43,8 @@ def _find_file(path: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _open(path: Path) -> Opened:
-    source = Unwrapped(open_tensors(path))
+def _open(path: Path) -> OpenedCheckpoint:
+    source = UnwrappedTensors(open_tensors(path))
     shapes = source.shapes
     if WORDS not in shapes or "image_encoder.conv1.weight" not in shapes:
         if any(name.startswith("visual.") for name in shapes):
@@ -72,16 +72,16 @@ def _open(path: Path) -> Opened:
     )
     with torch.device("meta"):
         ours = shapes_of(build_model(model))
-    weights = RenamedWeights(source, microsoft_rows(model, sizes.layers), ours, dropped, path)
+    weights = RenamedWeights(source, microsoft_rules(model, sizes.layers), ours, dropped, path)
     data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
     tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)
     # pictures of their own shapes pass one by one
     train = TrainConfig(micro_batch=1) if data.resize == "fit" else TrainConfig()
     run = RunConfig(model=model, data=data, train=train)
-    return Opened("microsoft", path, run, tokenizer, weights, None)
+    return OpenedCheckpoint("microsoft", path, run, tokenizer, weights, None)
 
 
-def _decoder_config(source: Unwrapped, path: Path) -> DecoderConfig:
+def _decoder_config(source: UnwrappedTensors, path: Path) -> DecoderConfig:
     shapes = source.shapes
     ffn = shapes.get("textual.transformer.encoder.layer.0.intermediate.dense.weight")
     positions = shapes.get("textual.embedding.positions.weight")

@@ -28,7 +28,7 @@ from git_scale.checkpoint.card import (
 )
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG, MANIFEST
-from git_scale.checkpoint.opened import Opened, read_run, tokenizer_of
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, read_run, tokenizer_of
 from git_scale.checkpoint.probe import ExportReport, compare, probe
 from git_scale.checkpoint.sources import TensorSource, find_tensors, open_tensors, read_json
 from git_scale.checkpoint.weights import TIED_NAME, TIED_TO, check_files, read_finite
@@ -55,7 +55,7 @@ class NativeWeights:
         return self._source.read(TIED_TO if self._tied and name == TIED_NAME else name)
 
 
-def open_native(folder: Path, listed: set[str]) -> Opened:
+def open_native(folder: Path, listed: set[str]) -> OpenedCheckpoint:
     """Raises CheckpointError. The caller has compared the `listed` files with their manifest; no other is read."""
     tensors = find_tensors(folder)
     if tensors is None:
@@ -69,7 +69,7 @@ def open_native(folder: Path, listed: set[str]) -> Opened:
         )
     step = read_json(folder / ORIGIN).get("step")
     weights = NativeWeights(source, run.model.decoder.tied)
-    return Opened(
+    return OpenedCheckpoint(
         kind="native",
         path=folder,
         run=run,
@@ -80,7 +80,7 @@ def open_native(folder: Path, listed: set[str]) -> Opened:
 
 
 def export_native(
-    opened: Opened, destination: Path, force: bool = False, tokenizer_file: Path | None = None
+    opened: OpenedCheckpoint, destination: Path, force: bool = False, tokenizer_file: Path | None = None
 ) -> ExportReport:
     """Writes a model folder of anything that was opened, whole or not at all.
 
@@ -112,12 +112,12 @@ def export_native(
     )
 
 
-def _read(opened: Opened, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+def _read(opened: OpenedCheckpoint, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     for name in names:
         yield name, read_finite(opened.weights, name)
 
 
-def _write_rest(folder: Path, opened: Opened, tokenizer: Tokenizer | None) -> list[FileDigest]:
+def _write_rest(folder: Path, opened: OpenedCheckpoint, tokenizer: Tokenizer | None) -> list[FileDigest]:
     run, written = opened.run, []
     if tokenizer is not None:
         written.append(write_tokenizer(tokenizer, folder))

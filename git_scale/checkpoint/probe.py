@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.opened import Opened, load_encoder, load_model
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_encoder, load_model
 from git_scale.config import ModelConfig
 from git_scale.errors import CheckpointError
 
@@ -42,7 +42,7 @@ def probe_inputs(model: ModelConfig) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def probe(opened: Opened) -> Tensor:
+def probe(opened: OpenedCheckpoint) -> Tensor:
     """Logits [T, V] of the probe; of an image encoder alone its features [1, I, C]."""
     images, tokens = probe_inputs(opened.run.model)
     if opened.holds_encoder_only:

@@ -116,7 +116,7 @@ class TensorSource:
         return copy
 
 
-class Unwrapped:
+class UnwrappedTensors:
     """A source without what wrappers of modules have put before its names (WRAPPERS), once or several times."""
 
     def __init__(self, source: TensorSource) -> None:

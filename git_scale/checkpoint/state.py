@@ -1,7 +1,7 @@
-"""Weights and optimizer state of a training checkpoint: pieces of parameters, whoever wrote them.
+"""Weights and optimizer state of a training checkpoint lie there as pieces of parameters, whoever wrote them.
 
     state/rank_00003.safetensors   what one rank held, NAME/KIND -> flat numbers; the header says where in that rank's
-                                   tensor-parallel share of the parameter they begin
+                                   tensor-parallel shard of the parameter they begin
     state/index.json               the whole parameters' shapes, how a tensor-parallel group cuts them, Adam's step
 
 KIND is weight (of what learns: the fp32 master copy), exp_avg or exp_avg_sq (AdamW's moments). How the pieces came
@@ -25,20 +25,24 @@ from torch import Tensor
 
 from git_scale.checkpoint.folder import tensor_writer
 from git_scale.checkpoint.layout import RANK_FILES
-from git_scale.checkpoint.split import Split, join, local_shape, take
+from git_scale.checkpoint.sharding import Split, join_shards, local_shape, shard_of
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, write_durably
 
 INDEX = "index.json"
 WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "BOOL": np.dtype("?"),
+}
 MAX_HEADER = 100 << 20  # bytes; safetensors' own bound
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a rank holds of a parameter: consecutive numbers of its tensor-parallel share, flattened."""
+class ParameterPiece:
+    """Says what a rank holds of a parameter: consecutive numbers of its tensor-parallel shard, flattened."""
 
     name: str
     start: int
@@ -46,8 +50,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Index:
-    """What is true of all ranks' files together."""
+class StateIndex:
+    """Holds what is true of all ranks' files together."""
 
     tp: int
     adam_steps: int
@@ -67,7 +71,7 @@ class Index:
         return json.dumps(tree, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Index:
+    def from_json(cls, text: str) -> StateIndex:
         """Raises ValueError, KeyError, TypeError or AttributeError for anything else than `to_json` writes."""
         tree = json.loads(text)
         tensors = tree["tensors"]
@@ -88,11 +92,11 @@ class Index:
         return index
 
 
-Held = Iterator[tuple[Piece, str, torch.dtype, Callable[[], Tensor]]]
+HeldPieces = Iterator[tuple[ParameterPiece, str, torch.dtype, Callable[[], Tensor]]]
 """Piece, kind, dtype as stored, and the numbers when asked for (flat, on any device)."""
 
 
-def write_pieces(path: Path, tp_rank: int, held: Held) -> FileDigest:
+def write_pieces(path: Path, tp_rank: int, held: HeldPieces) -> FileDigest:
     """Writes what a rank holds, one tensor in memory at a time. Raises OSError."""
     shapes, tensors, starts = {}, {}, {}
     for piece, kind, dtype, tensor in held:
@@ -108,7 +112,7 @@ def write_pieces(path: Path, tp_rank: int, held: Held) -> FileDigest:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredPiece:
     """A piece in a file."""
 
     path: Path
@@ -141,12 +145,12 @@ class TrainingState:
         """Raises CheckpointError when it is none, or does not hold every number of it exactly once."""
         self.folder = folder
         try:
-            self.index = Index.from_json((folder / INDEX).read_text(encoding="utf-8"))
+            self.index = StateIndex.from_json((folder / INDEX).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{folder / INDEX}: not the state of a training run that this git_scale can read: {error}"
             ) from None
-        self._stored: dict[tuple[str, int], list[_Stored]] = defaultdict(list)
+        self._stored: dict[tuple[str, int], list[_StoredPiece]] = defaultdict(list)
         for path in sorted(folder.glob(RANK_FILES)):
             for key, tp_rank, stored in _read_header(path):
                 self._stored[key, tp_rank].append(stored)
@@ -188,25 +192,27 @@ class TrainingState:
         shape, split = self.index.shapes[name], self.index.splits.get(name)
         local = local_shape(shape, split, self.index.tp)
 
-        def share(tp_rank: int) -> Tensor:
+        def shard(tp_rank: int) -> Tensor:
             return self._range(name, kind, tp_rank, 0, local.numel()).view(local)
 
-        return join(share, split, self.index.tp, shape)
+        return join_shards(shard, split, self.index.tp, shape)
 
     def kinds(self, name: str) -> list[str]:
         """What is stored of it: of a parameter that does not learn, or a buffer, its value alone."""
-        return [kind for kind in (WEIGHT, *MOMENTS) if self._stored_somewhere(name, kind)]
+        return [kind for kind in (WEIGHT, *MOMENT_NAMES) if self._stored_somewhere(name, kind)]
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.from_numpy(np.empty(0, self._stored_somewhere(name, WEIGHT)[0].dtype)).dtype
 
-    def _stored_somewhere(self, name: str, kind: str) -> list[_Stored]:
+    def _stored_somewhere(self, name: str, kind: str) -> list[_StoredPiece]:
         return next(
             (found for rank in range(self.index.tp) if (found := self._stored.get((f"{name}/{kind}", rank)))),
             [],
         )
 
-    def read_piece(self, piece: Piece, kind: str, split: Split | None, tp: int, tp_rank: int) -> Tensor:
+    def read_piece(
+        self, piece: ParameterPiece, kind: str, split: Split | None, tp: int, tp_rank: int
+    ) -> Tensor:
         """A piece of a parameter that is cut by `split` over `tp` ranks, flat.
 
         Reads no more than that, unless the parameter was cut differently: then the whole of it.
@@ -217,7 +223,7 @@ class TrainingState:
             return self._range(piece.name, kind, 0, first, last)
         if stored == split and tp == self.index.tp:
             return self._range(piece.name, kind, tp_rank, first, last)
-        return take(self.read(piece.name, kind), split, tp, tp_rank).flatten()[first:last]
+        return shard_of(self.read(piece.name, kind), split, tp, tp_rank).flatten()[first:last]
 
     def _range(self, name: str, kind: str, tp_rank: int, first: int, last: int) -> Tensor:
         parts = [
@@ -227,7 +233,7 @@ class TrainingState:
 
     def _pieces(
         self, name: str, kind: str, tp_rank: int, first: int, last: int
-    ) -> Iterator[tuple[_Stored, int, int]]:
+    ) -> Iterator[tuple[_StoredPiece, int, int]]:
         """Who holds the numbers from `first` to `last`: piece, from, to. Raises CheckpointError at a gap."""
         reached = first
         for stored in self._stored.get((f"{name}/{kind}", tp_rank), ()):
@@ -241,7 +247,7 @@ class TrainingState:
             )
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, int, _Stored]]:
+def _read_header(path: Path) -> Iterator[tuple[str, int, _StoredPiece]]:
     """Key, tensor-parallel rank and place of each piece in a file. Raises CheckpointError for anything else."""
     try:
         size = path.stat().st_size
@@ -255,12 +261,12 @@ def _read_header(path: Path) -> Iterator[tuple[str, int, _Stored]]:
         reached = 0
         for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             (begin, end), (numbers,) = entry["data_offsets"], entry["shape"]
-            dtype, start = NUMPY[entry["dtype"]], starts[key.rsplit("/", 1)[0]]
+            dtype, start = NUMPY_DTYPES[entry["dtype"]], starts[key.rsplit("/", 1)[0]]
             if begin != reached or end - begin != numbers * dtype.itemsize or 8 + length + end > size:
                 raise ValueError(f"bytes {begin} to {end} of {key} are none of its own")
             if not (isinstance(start, int) and start >= 0 and numbers >= 0):
                 raise ValueError(f"{key} has {numbers} numbers from {start} on")
             reached = end
-            yield key, tp_rank, _Stored(path, 8 + length + begin, dtype, start, numbers)
+            yield key, tp_rank, _StoredPiece(path, 8 + length + begin, dtype, start, numbers)
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or no file of a training state: {error}") from None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from git_scale.checkpoint.hf_config import VISION_DEFAULTS, check_fixed, vision_sizes, whole_number
-from git_scale.checkpoint.names import RenamedWeights, huggingface_encoder_rows, siglip_rows
+from git_scale.checkpoint.names import RenamedWeights, huggingface_encoder_rules, siglip_rules
 from git_scale.checkpoint.normalisation import CLIP, SIGLIP, fold_normalisation, read_normalisation
-from git_scale.checkpoint.sources import Unwrapped, read_json
+from git_scale.checkpoint.sources import UnwrappedTensors, read_json
 from git_scale.checkpoint.vit import clip_encoder, shapes_of, siglip_encoder
 from git_scale.checkpoint.weights import Weights
 from git_scale.config import EncoderConfig
@@ -45,7 +45,7 @@ def prefix_of(names: dict[str, torch.Size]) -> str | None:
 
 
 def open_transformers_vit(
-    path: Path, file: Path, source: Unwrapped, prefix: str
+    path: Path, file: Path, source: UnwrappedTensors, prefix: str
 ) -> tuple[EncoderConfig, Weights]:
     """Raises CheckpointError without the config.json beside `file`, or with settings that git_scale cannot follow."""
     described = file.parent / "config.json"
@@ -69,11 +69,11 @@ def open_transformers_vit(
     with torch.device("meta"):
         shapes = shapes_of(build_encoder(encoder), "encoder.")
     layers = whole_number(vision, "num_hidden_layers", VISION_DEFAULTS, described)
-    rows = siglip_rows(layers, prefix) if kind == "siglip" else huggingface_encoder_rows(layers, prefix)
+    rules = siglip_rules(layers, prefix) if kind == "siglip" else huggingface_encoder_rules(layers, prefix)
     dropped = {n: reason for n in source.shapes for pattern, reason in DROPPED if re.fullmatch(pattern, n)}
     if kind == "siglip":
         dropped |= {name: POOLING for name in source.shapes if name.startswith(f"{prefix}head.")}
-    weights = RenamedWeights(source, list(rows), shapes, dropped, path)
+    weights = RenamedWeights(source, list(rules), shapes, dropped, path)
     preprocessing = file.parent / "preprocessor_config.json"
     settings = read_json(preprocessing) if preprocessing.is_file() else {}
     default = SIGLIP if kind == "siglip" else CLIP

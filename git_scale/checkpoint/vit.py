@@ -18,8 +18,8 @@ from git_scale.models.encoders import declare_torchvision_operators
 OPENAI_HEAD_WIDTH = 64
 
 
-class Sizes(NamedTuple):
-    """Of a ViT; `hidden` is the width of the feed-forward hidden layer."""
+class VitSizes(NamedTuple):
+    """Measures a ViT; `hidden` is the width of the feed-forward hidden layer."""
 
     patch: int
     width: int
@@ -31,23 +31,23 @@ class Sizes(NamedTuple):
 # timm's names of the CLIP ViTs that were published; the head counts are those of OpenAI's code and of open_clip's
 # model_configs (ViT-H-14: head_width 80, ViT-g-14: 88, ViT-bigG-14: 104). Other sizes are the first one with options.
 PUBLISHED = {
-    Sizes(16, 768, 12, 12, 3072): "vit_base_patch16_clip{}_224",
-    Sizes(32, 768, 12, 12, 3072): "vit_base_patch32_clip{}_224",
-    Sizes(14, 1024, 24, 16, 4096): "vit_large_patch14_clip{}_224",
-    Sizes(14, 1280, 32, 16, 5120): "vit_huge_patch14_clip{}_224",
-    Sizes(14, 1408, 40, 16, 6144): "vit_giant_patch14_clip{}_224",
-    Sizes(14, 1664, 48, 16, 8192): "vit_gigantic_patch14_clip{}_224",
-    Sizes(16, 896, 12, 14, 3584): "vit_base_patch16_plus_clip{}_240",
-    Sizes(32, 640, 12, 10, 2560): "vit_betwixt_patch32_clip{}_224",
-    Sizes(16, 512, 12, 8, 2048): "vit_medium_patch16_clip{}_224",
-    Sizes(32, 512, 12, 8, 2048): "vit_medium_patch32_clip{}_224",
-    Sizes(16, 256, 10, 4, 1024): "vit_xsmall_patch16_clip{}_224",
+    VitSizes(16, 768, 12, 12, 3072): "vit_base_patch16_clip{}_224",
+    VitSizes(32, 768, 12, 12, 3072): "vit_base_patch32_clip{}_224",
+    VitSizes(14, 1024, 24, 16, 4096): "vit_large_patch14_clip{}_224",
+    VitSizes(14, 1280, 32, 16, 5120): "vit_huge_patch14_clip{}_224",
+    VitSizes(14, 1408, 40, 16, 6144): "vit_giant_patch14_clip{}_224",
+    VitSizes(14, 1664, 48, 16, 8192): "vit_gigantic_patch14_clip{}_224",
+    VitSizes(16, 896, 12, 14, 3584): "vit_base_patch16_plus_clip{}_240",
+    VitSizes(32, 640, 12, 10, 2560): "vit_betwixt_patch32_clip{}_224",
+    VitSizes(16, 512, 12, 8, 2048): "vit_medium_patch16_clip{}_224",
+    VitSizes(32, 512, 12, 8, 2048): "vit_medium_patch32_clip{}_224",
+    VitSizes(16, 256, 10, 4, 1024): "vit_xsmall_patch16_clip{}_224",
 }
 FIRST = next(iter(PUBLISHED.values()))
 SIGLIP = "vit_base_patch16_siglip_224"
 
 
-def clip_encoder(sizes: Sizes, image_size: int, quick_gelu: bool) -> EncoderConfig:
+def clip_encoder(sizes: VitSizes, image_size: int, quick_gelu: bool) -> EncoderConfig:
     """The timm architecture of a CLIP ViT; it takes pictures of any size where the patch divides this one."""
     declare_torchvision_operators()
     import timm
@@ -62,7 +62,7 @@ def clip_encoder(sizes: Sizes, image_size: int, quick_gelu: bool) -> EncoderConf
     )
 
 
-def siglip_encoder(sizes: Sizes, image_size: int, tanh: bool) -> EncoderConfig:
+def siglip_encoder(sizes: VitSizes, image_size: int, tanh: bool) -> EncoderConfig:
     """The timm architecture of a SigLIP ViT: no class token, no norm before the blocks, a bias of the patches.
 
     tanh: the approximate GELU, which most of them were trained with.
@@ -73,7 +73,7 @@ def siglip_encoder(sizes: Sizes, image_size: int, tanh: bool) -> EncoderConfig:
     )
 
 
-def _options(sizes: Sizes) -> dict[str, int | float | bool | str]:
+def _options(sizes: VitSizes) -> dict[str, int | float | bool | str]:
     ratio = sizes.hidden / sizes.width
     if int(sizes.width * ratio) != sizes.hidden:  # timm rounds down
         ratio = (sizes.hidden + 0.5) / sizes.width
@@ -92,7 +92,7 @@ def _any_size(patch: int, image_size: int) -> dict[str, int | float | bool | str
 
 def read_sizes(
     shapes: dict[str, torch.Size], prefix: str, path: Path, head_width: int | None
-) -> tuple[Sizes, int]:
+) -> tuple[VitSizes, int]:
     """The sizes of the ViT with OpenAI's names under `prefix`, and its number of positions.
 
     head_width: None when nothing beside the file tells it; then the published sizes do. Raises CheckpointError for
@@ -119,7 +119,7 @@ def read_sizes(
         raise CheckpointError(
             f"{path}: its ViT has a width of {width}, no multiple of the head width {head_width}"
         )
-    return Sizes(patch, width, layers, width // head_width, hidden[0]), positions[0]
+    return VitSizes(patch, width, layers, width // head_width, hidden[0]), positions[0]
 
 
 def count_layers(names: Iterable[str], prefix: str) -> int:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.initial import values_from
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, refuse_encoder_alone, tokenizer_of
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, refuse_encoder_alone, tokenizer_of
 from git_scale.config import ParallelConfig, RunConfig
 from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import Evaluation, Evaluator
@@ -75,7 +75,7 @@ def evaluate_checkpoint(
     return evaluation
 
 
-def benchmark_run(opened: Opened, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
+def benchmark_run(opened: OpenedCheckpoint, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
     """The checkpoint's recipe with the benchmark's data and task, on one rank per copy.
 
     Raises ConfigError, for what has no effect in an evaluation as well.

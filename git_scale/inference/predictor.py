@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import load_model, tokenizer_of
+from git_scale.checkpoint.detect import open_checkpoint
+from git_scale.checkpoint.opened_checkpoint import load_model, tokenizer_of
 from git_scale.config import RunConfig
 from git_scale.data.clips import Clip, ClipLike, prepare_clip
 from git_scale.data.images import normalise

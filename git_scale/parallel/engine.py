@@ -227,10 +227,10 @@ class Engine:
             held = self._holdings.replicated_over_tp()
             check_alike(held, "the ranks of a tensor-parallel group", GROUPS.tp, self.device)
 
-    def state_index(self) -> stored.Index:
+    def state_index(self) -> stored.StateIndex:
         """What all ranks' files have in common."""
         placed = self._placed
-        return stored.Index(
+        return stored.StateIndex(
             tp=self._topology.tp,
             adam_steps=self._holdings.adam_steps,
             shapes=placed.shapes,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from git_scale.checkpoint.split import take
+from git_scale.checkpoint.sharding import shard_of
 from git_scale.config import RunConfig
 from git_scale.models.deferred import Deferred
 from git_scale.parallel.buffers import persistent_buffers
@@ -94,7 +94,7 @@ def materialise(
             if empty is None:
                 continue
             if id(empty) not in done:
-                share = take(values(prefix + name), splits[prefix + name], topology.tp, topology.tp_rank)
+                share = shard_of(values(prefix + name), splits[prefix + name], topology.tp, topology.tp_rank)
                 done[id(empty)] = _parameter(share, empty, device, dtype)
                 fresh.append(done[id(empty)])
                 # DeepSpeed counts a parameter on every tensor-parallel rank if it carries this mark, else on the

@@ -17,9 +17,16 @@ from torch import Tensor
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.folder import new_folder, write_manifest, write_text
-from git_scale.checkpoint.opened import read_run
-from git_scale.checkpoint.split import local_shape
-from git_scale.checkpoint.state import INDEX, Held, Index, Piece, TrainingState, write_pieces
+from git_scale.checkpoint.opened_checkpoint import read_run
+from git_scale.checkpoint.sharding import local_shape
+from git_scale.checkpoint.state import (
+    INDEX,
+    HeldPieces,
+    ParameterPiece,
+    StateIndex,
+    TrainingState,
+    write_pieces,
+)
 from git_scale.checkpoint.weights import check_files
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest, write_bytes
@@ -53,7 +60,7 @@ def reshape(source: Path, destination: Path, tp: int) -> Path:
     return layout.checkpoints_folder(destination) / checkpoint.name
 
 
-def _write_state(state: TrainingState, index: Index, folder: Path) -> list[FileDigest]:
+def _write_state(state: TrainingState, index: StateIndex, folder: Path) -> list[FileDigest]:
     folder.mkdir()
     written: list[FileDigest] = []
     total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
@@ -65,19 +72,21 @@ def _write_state(state: TrainingState, index: Index, folder: Path) -> list[FileD
     return [replace(item, name=f"{layout.STATE_FOLDER}/{item.name}") for item in written]
 
 
-def _held(state: TrainingState, index: Index, tp_rank: int, report: Callable[[int], object]) -> Held:
+def _held(
+    state: TrainingState, index: StateIndex, tp_rank: int, report: Callable[[int], object]
+) -> HeldPieces:
     """A tensor-parallel rank's share of everything; what is not cut is the first one's."""
     for name, shape in index.shapes.items():
         split = index.splits[name]
         if split is None and tp_rank > 0:
             continue
-        piece = Piece(name, 0, local_shape(shape, split, index.tp).numel())
+        piece = ParameterPiece(name, 0, local_shape(shape, split, index.tp).numel())
         for kind in state.kinds(name):
             yield piece, kind, state.dtype(name), partial(_share, state, index, piece, kind, tp_rank)
         report(shape.numel())
 
 
-def _share(state: TrainingState, index: Index, piece: Piece, kind: str, tp_rank: int) -> Tensor:
+def _share(state: TrainingState, index: StateIndex, piece: ParameterPiece, kind: str, tp_rank: int) -> Tensor:
     return state.read_piece(piece, kind, index.splits[piece.name], index.tp, tp_rank)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from git_scale.checkpoint.split import Split
+from git_scale.checkpoint.sharding import Split
 from git_scale.config import ParallelConfig
 from git_scale.errors import ConfigError
 from git_scale.formatting import format_table

@@ -23,7 +23,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from git_scale.checkpoint.split import padded_rows
+from git_scale.checkpoint.sharding import padded_rows
 from git_scale.config import ParallelConfig
 from git_scale.parallel.groups import GROUPS
 from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local

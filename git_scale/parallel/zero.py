@@ -20,7 +20,7 @@ import torch
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 
-from git_scale.checkpoint.state import MOMENTS, WEIGHT, Held, Piece
+from git_scale.checkpoint.state import MOMENT_NAMES, WEIGHT, HeldPieces, ParameterPiece
 from git_scale.config import OptimizerConfig
 from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.topology import Topology
@@ -30,7 +30,7 @@ try:
 except ImportError:
     ApexAdam = None
 
-Read = Callable[[Piece, str], Tensor]
+Read = Callable[[ParameterPiece, str], Tensor]
 ParameterGroup = dict[str, Any]  # name, params, lr, weight_decay
 
 
@@ -38,7 +38,7 @@ ParameterGroup = dict[str, Any]  # name, params, lr, weight_decay
 class _Master:
     """Where a piece's fp32 numbers are: a part of the vector that the inner optimizer updates."""
 
-    piece: Piece
+    piece: ParameterPiece
     vector: Tensor
     offset: int
 
@@ -123,12 +123,12 @@ class Holdings:
                 return int(state["step"])
         return int(self._inner.param_groups[0].get("step", 0))  # apex counts per group
 
-    def held(self) -> Held:
+    def held(self) -> HeldPieces:
         """What this rank has to write, so that all ranks together write everything once."""
         for master in self._masters():
             if self._is_mine(master.piece.name):
                 yield master.piece, WEIGHT, torch.float32, partial(master.view, master.vector)
-                for kind in MOMENTS:
+                for kind in MOMENT_NAMES:
                     yield master.piece, kind, torch.float32, partial(self._moment, master, kind)
         for piece, numbers in self._frozen_pieces():
             if self._is_mine(piece.name):
@@ -136,7 +136,7 @@ class Holdings:
         if self._topology.is_writer:
             for name, buffer in persistent_buffers(self._engine.module):
                 dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
-                yield Piece(name, 0, buffer.numel()), WEIGHT, dtype, buffer.flatten
+                yield ParameterPiece(name, 0, buffer.numel()), WEIGHT, dtype, buffer.flatten
 
     def replicated_over_dp(self) -> Iterator[tuple[str, Tensor]]:
         """What every data-parallel rank holds whole, by name."""
@@ -164,7 +164,7 @@ class Holdings:
 
     def _moments(self, masters: Iterable[_Master]) -> Iterator[tuple[str, Tensor]]:
         for master in masters:
-            for kind in MOMENTS:
+            for kind in MOMENT_NAMES:
                 yield f"{kind} of {master.piece.name}", self._moment(master, kind)
 
     @torch.no_grad()
@@ -174,12 +174,12 @@ class Holdings:
             master.view(master.vector).copy_(read(master.piece, WEIGHT))
             if adam_steps:
                 state = self._state_of(master.vector, adam_steps)
-                for kind in MOMENTS:
+                for kind in MOMENT_NAMES:
                     master.view(state[kind]).copy_(read(master.piece, kind))
         for piece, numbers in self._frozen_pieces():
             numbers.copy_(read(piece, WEIGHT))
         for name, buffer in persistent_buffers(self._engine.module):
-            buffer.copy_(read(Piece(name, 0, buffer.numel()), WEIGHT).view(buffer.shape))
+            buffer.copy_(read(ParameterPiece(name, 0, buffer.numel()), WEIGHT).view(buffer.shape))
         self._refresh_weights()
 
     def _is_mine(self, name: str) -> bool:
@@ -199,7 +199,7 @@ class Holdings:
                 yield master
 
     def _whole(self, name: str, parameter: Any) -> _Master:
-        return _Master(Piece(name, 0, parameter.numel()), parameter, 0)
+        return _Master(ParameterPiece(name, 0, parameter.numel()), parameter, 0)
 
     def _fragment(self, name: str, parameter: Any) -> _Master | None:
         mapping = parameter._hp_mapping
@@ -207,17 +207,19 @@ class Holdings:
             return None  # all of it is on other ranks
         vector = self._zero.single_partition_of_fp32_groups[mapping.param_group_index]
         there = mapping.lp_fragment_address
-        return _Master(Piece(name, there.start, there.numel), vector, mapping.hp_fragment_address.start)
+        return _Master(
+            ParameterPiece(name, there.start, there.numel), vector, mapping.hp_fragment_address.start
+        )
 
     def _partition(self, name: str, parameter: Any) -> _Master:
         group, offset, size = self._zero.grad_position[self._zero.get_param_id(parameter)]
         vector = self._zero.fp32_partitioned_groups_flat[group]
         return _Master(self._own_part(name, parameter, size), vector, offset)
 
-    def _own_part(self, name: str, parameter: Any, size: int) -> Piece:
+    def _own_part(self, name: str, parameter: Any, size: int) -> ParameterPiece:
         """Stage 3: `size` numbers of each rank, the last of which may be padding."""
         start = self._topology.dp_rank * size
-        return Piece(name, start, max(0, min(size, parameter.ds_numel - start)))
+        return ParameterPiece(name, start, max(0, min(size, parameter.ds_numel - start)))
 
     def _moment(self, master: _Master, kind: str) -> Tensor:
         state = self._inner.state.get(master.vector, {})
@@ -228,7 +230,7 @@ class Holdings:
     def _state_of(self, vector: Tensor, adam_steps: int) -> dict[str, Tensor]:
         """AdamW's state of a vector, made if there is none, at the given step."""
         state: dict[str, Any] = self._inner.state[vector]
-        for kind in MOMENTS:
+        for kind in MOMENT_NAMES:
             if kind not in state:
                 state[kind] = torch.zeros_like(vector, requires_grad=False)
         if isinstance(self._inner, torch.optim.AdamW):
@@ -240,10 +242,10 @@ class Holdings:
                 group["step"] = adam_steps
         return state
 
-    def _frozen_pieces(self) -> Iterator[tuple[Piece, Tensor]]:
+    def _frozen_pieces(self) -> Iterator[tuple[ParameterPiece, Tensor]]:
         for name, parameter in self._frozen:
             if self._stage < 3:
-                yield Piece(name, 0, parameter.numel()), parameter.detach().view(-1)
+                yield ParameterPiece(name, 0, parameter.numel()), parameter.detach().view(-1)
                 continue
             part = parameter.ds_tensor.detach()
             piece = self._own_part(name, parameter, part.numel())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from git_scale.checkpoint.split import local_shape
+from git_scale.checkpoint.sharding import local_shape
 from git_scale.config import RunConfig
 from git_scale.data.images import longest_side
 from git_scale.errors import ConfigError

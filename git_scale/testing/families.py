@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, load_model
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_model
 from git_scale.config import RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.parallel.topology import Topology
@@ -113,7 +113,7 @@ def _features(model: Any, images: Tensor) -> Tensor:
     return features
 
 
-def _export_huggingface(opened: Opened, folder: Path) -> bool:
+def _export_huggingface(opened: OpenedCheckpoint, folder: Path) -> bool:
     try:
         export_huggingface(opened, folder)
     except CheckpointError as error:

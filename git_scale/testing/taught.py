@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, Sample, collate
 from git_scale.data.images import decode, prepare
@@ -47,7 +47,7 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
         torch.manual_seed(0)
         model = build_model(run.model)
         _learn(model, run, _everything(Prompts(load_tokenizer(words), run.data), frames))
-        export_native(Opened("training", folder, run, words, _Live(model), STEPS), folder)
+        export_native(OpenedCheckpoint("training", folder, run, words, _Live(model), STEPS), folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from git_scale.checkpoint.layout import Progress
+from git_scale.checkpoint.layout import RunProgress
 from git_scale.config import RunConfig, check_world
 from git_scale.data.loader import build_train_loader
 from git_scale.data.mixture import Mixture, TaskOfSource, training_sources
@@ -117,8 +117,10 @@ def _quarantine(run: RunConfig, data: str) -> Quarantine:
     return quarantine
 
 
-def first_progress(store: SampleStore, tokenizer: Tokenizer, topology: Topology, engine: Engine) -> Progress:
-    return Progress(
+def first_progress(
+    store: SampleStore, tokenizer: Tokenizer, topology: Topology, engine: Engine
+) -> RunProgress:
+    return RunProgress(
         step=0,
         samples=0,
         tokens=0,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.layout import Progress
-from git_scale.checkpoint.opened import read_run
+from git_scale.checkpoint.layout import RunProgress
+from git_scale.checkpoint.opened_checkpoint import read_run
 from git_scale.checkpoint.state import TrainingState
 from git_scale.config import RunConfig
 from git_scale.data.fingerprint import compare_fingerprints
@@ -43,7 +43,7 @@ class Checkpoints:
         self._folder = layout.checkpoints_folder(self._run_dir)
         self._verified = Verified()  # the writer's; it decides
 
-    def save(self, progress: Progress) -> bool:
+    def save(self, progress: RunProgress) -> bool:
         """Writes a checkpoint of this step; False (and an alarm) when a rank could not write.
 
         Nothing visible changes before all ranks have written; a failed save leaves the older ones as they are.
@@ -60,14 +60,14 @@ class Checkpoints:
         partial = self._folder / f".{target.name}.partial"
         problem = collectives.from_first_rank(self._start(partial, target, in_the_way))
         if problem is None:
-            problem = self._write_shares(partial, target, progress)
+            problem = self._write_files(partial, target, progress)
         if problem is None:
             self._delete_older()
         else:
             log.error("checkpoint %s was NOT written: %s; training goes on", target.name, problem)
         return problem is None
 
-    def _write_shares(self, partial: Path, target: Path, progress: Progress) -> str | None:
+    def _write_files(self, partial: Path, target: Path, progress: RunProgress) -> str | None:
         """Writes this rank's files; the writer publishes the whole. Returns the first problem of any rank."""
         written: list[FileDigest] = []
         try:
@@ -80,11 +80,11 @@ class Checkpoints:
             problem = None
         except OSError as error:
             problem = str(error)
-        shares = collectives.gather_objects((written, problem))
-        outcome = next((problem for _, problem in shares if problem), None)
+        of_ranks = collectives.gather_objects((written, problem))
+        outcome = next((problem for _, problem in of_ranks if problem), None)
         if self._topology.is_writer:
             outcome = outcome or self._publish(
-                partial, target, progress, [f for files, _ in shares for f in files]
+                partial, target, progress, [f for files, _ in of_ranks for f in files]
             )
             if outcome:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -112,7 +112,7 @@ class Checkpoints:
         return write_bytes(partial / layout.rank_file(self._topology.dp_rank), serialised(states))
 
     def _publish(
-        self, partial: Path, target: Path, progress: Progress, written: list[FileDigest]
+        self, partial: Path, target: Path, progress: RunProgress, written: list[FileDigest]
     ) -> str | None:
         """The writer's last act: small files, the manifest, and the rename once all of it is on the disk."""
         try:
@@ -145,12 +145,12 @@ class Checkpoints:
             best = layout.read_best(self._run_dir)
             delete_older(candidates, self._verified, keep, layout.step_name(best.step) if best else None)
 
-    def is_best(self, best: layout.Best) -> bool:
-        """Whether this evaluation is better than the one whose checkpoint is marked, see Best.beats."""
+    def is_best(self, best: layout.BestEvaluation) -> bool:
+        """Whether this evaluation is better than the one whose checkpoint is marked, see BestEvaluation.beats."""
         marked = collectives.from_first_rank(layout.read_best(self._run_dir))
         return best.beats(marked, lower_is_better(best.metric))
 
-    def mark_best(self, best: layout.Best) -> None:
+    def mark_best(self, best: layout.BestEvaluation) -> None:
         """Makes checkpoints/best mean that step's checkpoint, if it was written."""
         if self._topology.is_writer and (self._folder / layout.step_name(best.step)).is_dir():
             try:
@@ -158,7 +158,7 @@ class Checkpoints:
             except OSError as error:
                 log.error("step %d was NOT marked as the best: %s; training goes on", best.step, error)
 
-    def resume(self, start: Progress) -> Progress | None:
+    def resume(self, start: RunProgress) -> RunProgress | None:
         """Restores the newest undamaged checkpoint; None when the run has none.
 
         `start` is this run before its first step: the data and the tokenizer must be the checkpoint's, the number of
@@ -218,7 +218,7 @@ class Checkpoints:
         return problem
 
     def _problem_here(self, checkpoint: Path) -> str | layout.RefusedError | None:
-        """This rank's part: a share of the files, and of the writer what they hold."""
+        """This rank's part: some of the files, and of the writer what they hold."""
         try:
             files = layout.read_manifest(checkpoint)
             mine = files[self._topology.global_rank :: self._topology.world_size]
@@ -236,7 +236,9 @@ class Checkpoints:
         except (CheckpointError, OSError) as error:
             return str(error)
 
-    def _refuse_foreign(self, checkpoint: Path, saved: Progress, start: Progress, other_data: str) -> None:
+    def _refuse_foreign(
+        self, checkpoint: Path, saved: RunProgress, start: RunProgress, other_data: str
+    ) -> None:
         """`other_data`: what the data of the checkpoint has that this start's has not; empty for the same data."""
         differences = [f"training data: {other_data}"] if other_data else []
         if saved.tokenizer_fingerprint != start.tokenizer_fingerprint:
@@ -252,7 +254,7 @@ class Checkpoints:
                 " away"
             )
 
-    def _restore_random_state(self, checkpoint: Path, saved: Progress) -> None:
+    def _restore_random_state(self, checkpoint: Path, saved: RunProgress) -> None:
         """Of the same number of data-parallel ranks; others draw anew, differently from what was drawn before."""
         if saved.dp != self._topology.dp:
             torch.manual_seed(random_seed(self._run.seed, self._topology, saved.step))
@@ -263,7 +265,7 @@ class Checkpoints:
             torch.cuda.set_rng_state(states["cuda"], self._engine.device)
 
 
-def _arrangement(saved: Progress, start: Progress) -> str:
+def _arrangement(saved: RunProgress, start: RunProgress) -> str:
     then, now = (f"dp {at.dp} x tp {at.tp}, ZeRO {at.zero_stage}" for at in (saved, start))
     return f"written by {then}" + ("" if then == now else f"; now {now}")
 

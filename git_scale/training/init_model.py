@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from git_scale.checkpoint import layout
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.encoder_start import SCRATCH, open_encoder_start
 from git_scale.checkpoint.initial import values_from
-from git_scale.checkpoint.open import open_checkpoint
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.layout import Progress
+from git_scale.checkpoint.layout import RunProgress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.mixture import Mixture
@@ -41,7 +41,7 @@ NOTHING_TO_LEARN = StepReport(grad_norm=math.nan, skipped=True)
 
 
 class Trainer:
-    """Runs steps, reports, evaluates and saves on their cadence; its own state is the Progress."""
+    """Runs steps, reports, evaluates and saves on their cadence; its own state is the RunProgress."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Trainer:
         writer: Writer,
         meters: Meters,
         costs: StepCosts,
-        progress: Progress,
+        progress: RunProgress,
         evaluations: Sequence[Metrics],
         lease: Lease | None,
         train: Mixture,
@@ -254,7 +254,7 @@ class Trainer:
         value = metrics.get(f"eval/{name}")  # not there when no held-out text has a reference
         if name is None or value is None:
             return
-        best = layout.Best(self.step, name, value, metrics.get("eval/loss"))
+        best = layout.BestEvaluation(self.step, name, value, metrics.get("eval/loss"))
         if self.checkpoints.is_best(best):
             self.save()
             self.checkpoints.mark_best(best)
@@ -270,7 +270,7 @@ class Trainer:
             self.engine.average_statistics()
             return self.checkpoints.save(self.progress())
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         counts = self.meters.state_dict()
         recent, recent_bad = (0, 0) if self.data_is_unusable else self.unusable.recent
         return replace(

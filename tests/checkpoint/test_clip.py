@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from git_scale.checkpoint.clip import OPENAI_NUMBERS, open_encoder
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.names import clip_rows, cut
+from git_scale.checkpoint.names import clip_rules, cut
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, load_encoder, load_model
-from git_scale.checkpoint.vit import PUBLISHED, Sizes, clip_encoder, read_sizes
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_encoder, load_model
+from git_scale.checkpoint.vit import PUBLISHED, VitSizes, clip_encoder, read_sizes
 from git_scale.config import EncoderConfig
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
@@ -102,7 +102,7 @@ def write_open_clip_config(folder: Path, vision: dict[str, Any], **model: Any) -
     (folder / "open_clip_config.json").write_text(json.dumps(config))
 
 
-def features_of(opened: Opened | None, images: Tensor) -> Tensor:
+def features_of(opened: OpenedCheckpoint | None, images: Tensor) -> Tensor:
     assert opened is not None and opened.holds_encoder_only
     with torch.inference_mode():
         found: Tensor = load_encoder(opened).eval()(images)
@@ -188,10 +188,10 @@ def test_what_tells_the_activation(tmp_path: Path) -> None:
 
 
 def test_a_bare_file_of_published_size_asks_for_its_activation(tmp_path: Path) -> None:
-    shape = Sizes(32, 512, 12, 8, 2048)
+    shape = VitSizes(32, 512, 12, 8, 2048)
     small = build_encoder(clip_encoder(shape, 64, quick_gelu=False)).backbone
     foreign = {
-        t: p for row in clip_rows(12, "visual.") for t, p in cut(row, small.state_dict()[row.ours[17:]])
+        t: p for rule in clip_rules(12, "visual.") for t, p in cut(rule, small.state_dict()[rule.ours[17:]])
     }
     save_file({name: part.contiguous() for name, part in foreign.items()}, tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match=r"--encoder vit_medium_patch32_clip_224 \(GELU\)"):

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from git_scale.checkpoint.clip import open_encoder
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.encoder_start import check_encoder_start, open_encoder_start
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
 from git_scale.config import EncoderConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.models.encoders import declare_torchvision_operators, resize_positions

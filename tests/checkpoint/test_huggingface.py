@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import load_model
+from git_scale.checkpoint.opened_checkpoint import load_model
 from git_scale.errors import CheckpointError
 from git_scale.inference.generate import Decoding, generate
 
@@ -166,11 +166,11 @@ def test_greedy_texts_are_theirs(build_git: BuildGit, save_git: SaveGit) -> None
 
 
 def test_names_of_published_shapes(build_git: BuildGit, tmp_path: Path) -> None:
-    from git_scale.checkpoint.vit import Sizes, clip_encoder
+    from git_scale.checkpoint.vit import VitSizes, clip_encoder
 
-    base = clip_encoder(Sizes(16, 768, 12, 12, 3072), 224, True)
+    base = clip_encoder(VitSizes(16, 768, 12, 12, 3072), 224, True)
     assert (base.name, base.options) == ("vit_base_patch16_clip_quickgelu_224", {"dynamic_img_size": True})
-    large = clip_encoder(Sizes(14, 1024, 24, 16, 4096), 420, False)
+    large = clip_encoder(VitSizes(14, 1024, 24, 16, 4096), 420, False)
     assert (large.name, large.image_size) == ("vit_large_patch14_clip_224", 420)
 
 

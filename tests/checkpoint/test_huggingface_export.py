@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from git_scale.checkpoint import huggingface_export, probe
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.huggingface_export import export_huggingface
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, load_model
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_model
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import normalise, resize_center_crop
 from git_scale.data.tokenizer import load_tokenizer
@@ -43,7 +43,7 @@ class ModelWeights:
         return self.state[name]
 
 
-def open_ours(vocab_file: Path, seed: int = 0, resize: str = "crop", **model: Any) -> Opened:
+def open_ours(vocab_file: Path, seed: int = 0, resize: str = "crop", **model: Any) -> OpenedCheckpoint:
     """A random model of ours."""
     tree: dict[str, Any] = {
         "encoder": {"name": "vit_base_patch16_clip_quickgelu_224", "image_size": 32, "options": VIT},
@@ -60,7 +60,7 @@ def open_ours(vocab_file: Path, seed: int = 0, resize: str = "crop", **model: An
     run = RunConfig.model_validate(
         {"model": config, "data": {"resize": resize}, "eval": {"max_new_tokens": 9}}
     )
-    return Opened("native", vocab_file.parent / "made", run, vocab_file, ModelWeights(ours), 12)
+    return OpenedCheckpoint("native", vocab_file.parent / "made", run, vocab_file, ModelWeights(ours), 12)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_an_export_that_does_not_work_for_users_is_not_published(
     pytest.importorskip("transformers", reason="checks with transformers")
     check = huggingface_export.check_as_a_user
 
-    def check_changed(folder: Path, opened: Opened) -> None:
+    def check_changed(folder: Path, opened: OpenedCheckpoint) -> None:
         tree = {**json.loads((folder / file).read_text()), **change}
         tree = {key: value for key, value in tree.items() if value is not None}
         (folder / file).write_text(json.dumps(tree))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
 
@@ -22,7 +22,7 @@ def test_without_a_table_of_positions(size: int, words: str, tmp_path: Path) -> 
     encoder = EncoderConfig(name="resnet18", image_size=64, options={"layers": [1, 1, 1, 1]})
     run = RunConfig(model=ModelConfig(encoder=encoder))
     no_weights: Any = SimpleNamespace(shapes={}, dropped={})
-    opened = Opened("native", tmp_path, run, None, no_weights, None)
+    opened = OpenedCheckpoint("native", tmp_path, run, None, no_weights, None)
     if words:
         with pytest.raises(CheckpointError, match=f"image size {size}: .*{words}"):
             with_image_size(opened, size)

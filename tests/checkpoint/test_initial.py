@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from git_scale.checkpoint.initial import initial_weights
-from git_scale.checkpoint.opened import Opened
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.build import build_model
@@ -50,7 +50,7 @@ def started(
     model = build_model(ours)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     source = InMemory(theirs, only)
-    opened = Opened("native", Path("there"), RunConfig(model=theirs), None, source, None)
+    opened = OpenedCheckpoint("native", Path("there"), RunConfig(model=theirs), None, source, None)
     taken, said = initial_weights(model, ours, opened)
     after = {name: taken.read(name) if name in taken.shapes else before[name] for name in before}
     return before, after, source, said
@@ -113,7 +113,7 @@ def test_another_architecture_is_refused_by_name(ours: ModelConfig, message: str
 def test_weights_that_are_not_finite_are_refused() -> None:
     source = InMemory(config_of())
     source.tensors["projection.0.bias"][3] = torch.nan
-    opened = Opened("native", Path("there"), RunConfig(model=config_of()), None, source, None)
+    opened = OpenedCheckpoint("native", Path("there"), RunConfig(model=config_of()), None, source, None)
     taken, _ = initial_weights(build_model(config_of()), config_of(), opened)
     with pytest.raises(CheckpointError, match=r"projection.0.bias holds numbers that are not finite"):
         taken.read("projection.0.bias")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.layout import Progress
+from git_scale.checkpoint.layout import RunProgress
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, digest
 
-PROGRESS = Progress(
+PROGRESS = RunProgress(
     step=12,
     samples=768,
     tokens=9000,
@@ -244,7 +244,7 @@ def test_the_best_one_is_found_with_and_without_links(
     if not links:
         monkeypatch.setattr(Path, "symlink_to", _no_links)
     run_dir, folder = checkpoint.parents[1], checkpoint.parent
-    layout.write_best(run_dir, layout.Best(12, "cider", 0.5))
+    layout.write_best(run_dir, layout.BestEvaluation(12, "cider", 0.5))
     assert (folder / "best").is_symlink() == links
     assert layout.best_of(folder / "best").resolve() == checkpoint.resolve()
     assert layout.find_checkpoint(folder / "best") == checkpoint
@@ -257,8 +257,8 @@ def test_best_json_decides_where_the_link_is_of_an_older_one(checkpoint: Path) -
     folder = checkpoint.parent
     older = folder / layout.step_name(8)
     (older / "state").mkdir(parents=True)
-    layout.write_best(checkpoint.parents[1], layout.Best(8, "cider", 0.4))
-    layout.write_best(checkpoint.parents[1], layout.Best(12, "cider", 0.5))
+    layout.write_best(checkpoint.parents[1], layout.BestEvaluation(8, "cider", 0.4))
+    layout.write_best(checkpoint.parents[1], layout.BestEvaluation(12, "cider", 0.5))
     (folder / "best").unlink()
     (folder / "best").symlink_to(older.name)  # a kill between the two
     assert layout.find_checkpoint(folder / "best") == checkpoint
@@ -276,19 +276,21 @@ def test_anything_else_is_no_checkpoint(tmp_path: Path, name: str) -> None:
 
 
 def test_of_equal_evaluations_the_lower_heldout_loss_is_the_best_and_then_the_later_step() -> None:
-    zero = layout.Best(20, "cider", 0.0, loss=2.0)
-    assert layout.Best(40, "cider", 0.0, loss=1.9).beats(zero)
-    assert not layout.Best(40, "cider", 0.0, loss=2.1).beats(zero)
-    assert layout.Best(60, "cider", 0.0, loss=2.0).beats(zero)
-    assert layout.Best(40, "cider", 0.0, loss=2.1).beats(layout.Best(20, "cider", 0.0)), "written without one"
-    assert layout.Best(40, "cider", 0.1, loss=9.0).beats(zero)
-    assert layout.Best(40, "bleu_4", 0.0).beats(zero), "another metric is not compared"
+    zero = layout.BestEvaluation(20, "cider", 0.0, loss=2.0)
+    assert layout.BestEvaluation(40, "cider", 0.0, loss=1.9).beats(zero)
+    assert not layout.BestEvaluation(40, "cider", 0.0, loss=2.1).beats(zero)
+    assert layout.BestEvaluation(60, "cider", 0.0, loss=2.0).beats(zero)
+    assert layout.BestEvaluation(40, "cider", 0.0, loss=2.1).beats(layout.BestEvaluation(20, "cider", 0.0)), (
+        "written without one"
+    )
+    assert layout.BestEvaluation(40, "cider", 0.1, loss=9.0).beats(zero)
+    assert layout.BestEvaluation(40, "bleu_4", 0.0).beats(zero), "another metric is not compared"
 
 
 def test_a_lower_loss_is_better_and_none_is_better_than_a_number_that_is_not_finite() -> None:
-    first = layout.Best(20, "loss", 2.0, loss=2.0)
-    assert layout.Best(40, "loss", 1.5, loss=1.5).beats(first, lower_is_better=True)
-    assert not layout.Best(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=True)
-    assert layout.Best(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=False)
+    first = layout.BestEvaluation(20, "loss", 2.0, loss=2.0)
+    assert layout.BestEvaluation(40, "loss", 1.5, loss=1.5).beats(first, lower_is_better=True)
+    assert not layout.BestEvaluation(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=True)
+    assert layout.BestEvaluation(40, "loss", 2.5, loss=2.5).beats(first, lower_is_better=False)
     for value in (math.nan, math.inf, -math.inf):
-        assert not layout.Best(40, "cider", value).beats(None)
+        assert not layout.BestEvaluation(40, "cider", value).beats(None)

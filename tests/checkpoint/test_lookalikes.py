@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from git_scale.checkpoint.open import open_checkpoint
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.sources import open_tensors
 from git_scale.errors import CheckpointError
 from tools.convert_checkpoint import main

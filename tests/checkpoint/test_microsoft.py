@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import load_model
+from git_scale.checkpoint.detect import open_checkpoint
+from git_scale.checkpoint.opened_checkpoint import load_model
 from git_scale.errors import CheckpointError
 
 WIDTH, PATCH, SIDE, VISION, TEXT = 64, 8, 32, 2, 2

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.card import METRICS
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import Opened, load_encoder, load_model
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, load_encoder, load_model
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.errors import CheckpointError, DataError
@@ -54,8 +54,8 @@ class ModelWeights:
 
 
 @pytest.fixture
-def make(vocab_file: Path) -> Callable[..., Opened]:
-    def build(encoder: str = "vit", tied: bool = True, vocab_size: int = 29) -> Opened:
+def make(vocab_file: Path) -> Callable[..., OpenedCheckpoint]:
+    def build(encoder: str = "vit", tied: bool = True, vocab_size: int = 29) -> OpenedCheckpoint:
         tree = {
             "encoder": ENCODERS[encoder],
             "decoder": {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "positions": 12, "tied": tied},
@@ -72,7 +72,7 @@ def make(vocab_file: Path) -> Callable[..., Opened]:
             {"model": tree, "seed": 5, "data": {"tokenizer": "data/deep/vocab.txt"}}
         )
         weights = ModelWeights(model.eval())
-        return Opened("training", vocab_file.parent / "run", run, vocab_file, weights, 40)
+        return OpenedCheckpoint("training", vocab_file.parent / "run", run, vocab_file, weights, 40)
 
     return build
 
@@ -80,7 +80,7 @@ def make(vocab_file: Path) -> Callable[..., Opened]:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_what_goes_in_comes_out(
-    make: Callable[..., Opened], tmp_path: Path, encoder: str, tied: bool
+    make: Callable[..., OpenedCheckpoint], tmp_path: Path, encoder: str, tied: bool
 ) -> None:
     opened = make(encoder, tied)
     report = export_native(opened, tmp_path / "out")
@@ -105,7 +105,7 @@ def test_what_goes_in_comes_out(
     assert torch.equal(model.encoder(images), expected)
 
 
-def test_its_files_are_those_of_its_manifest(make: Callable[..., Opened], tmp_path: Path) -> None:
+def test_its_files_are_those_of_its_manifest(make: Callable[..., OpenedCheckpoint], tmp_path: Path) -> None:
     export_native(make(), tmp_path / "out")
     names = {item.name for item in layout.read_manifest(tmp_path / "out")}
     assert names == {"README.md", "config.yaml", "model.safetensors", "origin.json", "vocab.txt"}
@@ -123,7 +123,7 @@ def test_its_files_are_those_of_its_manifest(make: Callable[..., Opened], tmp_pa
 
 
 def test_files_that_the_manifest_does_not_list_are_not_read(
-    make: Callable[..., Opened], tmp_path: Path
+    make: Callable[..., OpenedCheckpoint], tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     export_native(make(), folder)
@@ -148,7 +148,9 @@ def test_files_that_the_manifest_does_not_list_are_not_read(
                 open_checkpoint(folder)
 
 
-def test_the_card_tells_what_was_measured_at_this_step(make: Callable[..., Opened], tmp_path: Path) -> None:
+def test_the_card_tells_what_was_measured_at_this_step(
+    make: Callable[..., OpenedCheckpoint], tmp_path: Path
+) -> None:
     opened = make()
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000040"
     checkpoint.mkdir(parents=True)
@@ -159,7 +161,7 @@ def test_the_card_tells_what_was_measured_at_this_step(make: Callable[..., Opene
     ]
     log = "\n".join(map(json.dumps, lines)) + '\n{"step": 40, "eval/ci'
     (tmp_path / "run" / "metrics.jsonl").write_text(log)
-    opened = Opened("training", checkpoint, opened.run, opened.tokenizer, opened.weights, 40)
+    opened = OpenedCheckpoint("training", checkpoint, opened.run, opened.tokenizer, opened.weights, 40)
     export_native(opened, tmp_path / "one")
     assert json.loads((tmp_path / "one" / METRICS).read_text()) == {"eval/cider": 0.25}
     export_native(open_checkpoint(tmp_path / "one"), tmp_path / "two")
@@ -168,11 +170,11 @@ def test_the_card_tells_what_was_measured_at_this_step(make: Callable[..., Opene
         assert "| eval/cider | 0.25 |" in card and "step 40" in card and "seed: 5" in card
 
 
-def test_a_tokenizer_that_does_not_fit(make: Callable[..., Opened], tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit(make: Callable[..., OpenedCheckpoint], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has 29 pieces, but the word table .* 30 rows"):
         export_native(make(vocab_size=30), tmp_path / "out")
     bare = make()
-    bare = Opened("microsoft", bare.path, bare.run, None, bare.weights, None)
+    bare = OpenedCheckpoint("microsoft", bare.path, bare.run, None, bare.weights, None)
     with pytest.raises(CheckpointError, match=r"no tokenizer beside it; name the .*--tokenizer FILE"):
         export_native(bare, tmp_path / "out")
     with pytest.raises(DataError, match=r"none\.txt"):
@@ -180,7 +182,7 @@ def test_a_tokenizer_that_does_not_fit(make: Callable[..., Opened], tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_tensors_that_do_not_fit_the_recipe(make: Callable[..., Opened], tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_the_recipe(make: Callable[..., OpenedCheckpoint], tmp_path: Path) -> None:
     for change, words in (
         (lambda w: w.shapes.pop("projection.0.bias"), "projection.0.bias is missing"),
         (lambda w: w.shapes.update(extra=torch.Size([1])), "extra is unknown"),
@@ -206,7 +208,7 @@ def test_anything_else_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_an_exported_folder_knows_no_path_of_this_machine(
-    make: Callable[..., Opened], tmp_path: Path
+    make: Callable[..., OpenedCheckpoint], tmp_path: Path
 ) -> None:
     opened = make()
     data = opened.run.data.model_copy(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from git_scale.checkpoint import state
 from git_scale.checkpoint.layout import rank_file
-from git_scale.checkpoint.split import Split, local_shape, take
-from git_scale.checkpoint.state import INDEX, WEIGHT, Index, Piece, TrainingState, write_pieces
+from git_scale.checkpoint.sharding import Split, local_shape, shard_of
+from git_scale.checkpoint.state import INDEX, WEIGHT, ParameterPiece, StateIndex, TrainingState, write_pieces
 from git_scale.errors import CheckpointError
 
 SHAPES = {
@@ -51,13 +51,15 @@ def write(folder: Path, dp: int, tp: int) -> TrainingState:
         for name, kind in itertools.product(SHAPES, KINDS):
             if splits[name] is None and tp_rank > 0:
                 continue
-            flat = take(whole(name, kind), splits[name], tp, tp_rank).flatten()
+            flat = shard_of(whole(name, kind), splits[name], tp, tp_rank).flatten()
             start, length = cuts(flat.numel(), dp)[dp_rank]
             if length:
                 numbers = flat[start : start + length]
-                held.append((Piece(name, start, length), kind, torch.float32, partial(numbers.clone)))
+                held.append(
+                    (ParameterPiece(name, start, length), kind, torch.float32, partial(numbers.clone))
+                )
         write_pieces(folder / rank_file(dp_rank * tp + tp_rank), tp_rank, iter(held))
-    index = Index(tp, adam_steps=7, shapes=SHAPES, splits=splits, aliases={"head": "words"})
+    index = StateIndex(tp, adam_steps=7, shapes=SHAPES, splits=splits, aliases={"head": "words"})
     (folder / INDEX).write_text(index.to_json())
     return TrainingState(folder)
 
@@ -72,11 +74,13 @@ def test_any_reader_finds_its_numbers_in_any_writers_files(tmp_path: Path, dp: i
     for their_dp, their_tp in [(1, 1), (2, 1), (2, 2), (3, 4)]:
         splits = SPLITS if their_tp > 1 else dict.fromkeys(SPLITS)
         for name, kind, tp_rank in itertools.product(SHAPES, KINDS, range(their_tp)):
-            share = take(whole(name, kind), splits[name], their_tp, tp_rank)
-            assert share.shape == local_shape(SHAPES[name], splits[name], their_tp)
-            for start, length in cuts(share.numel(), their_dp):
-                found = written.read_piece(Piece(name, start, length), kind, splits[name], their_tp, tp_rank)
-                assert torch.equal(found, share.flatten()[start : start + length])
+            shard = shard_of(whole(name, kind), splits[name], their_tp, tp_rank)
+            assert shard.shape == local_shape(SHAPES[name], splits[name], their_tp)
+            for start, length in cuts(shard.numel(), their_dp):
+                found = written.read_piece(
+                    ParameterPiece(name, start, length), kind, splits[name], their_tp, tp_rank
+                )
+                assert torch.equal(found, shard.flatten()[start : start + length])
 
 
 def test_a_reader_that_is_cut_alike_reads_its_own_numbers_alone(
@@ -90,18 +94,18 @@ def test_a_reader_that_is_cut_alike_reads_its_own_numbers_alone(
         "fromfile",
         lambda path, dtype, count, offset: read.append(count) or fromfile(path, dtype, count, offset=offset),
     )
-    written.read_piece(Piece("qkv", 10, 20), WEIGHT, SPLITS["qkv"], 2, 1)
+    written.read_piece(ParameterPiece("qkv", 10, 20), WEIGHT, SPLITS["qkv"], 2, 1)
     assert sum(read) == 20
     read.clear()
-    written.read_piece(Piece("qkv", 10, 20), WEIGHT, None, 1, 0)
+    written.read_piece(ParameterPiece("qkv", 10, 20), WEIGHT, None, 1, 0)
     assert sum(read) == 120  # another degree: the whole parameter
 
 
 def test_the_files_are_safetensors(tmp_path: Path) -> None:
     write(tmp_path / "state", 1, 2)
     with safe_open(tmp_path / "state" / rank_file(1), "pt") as file:
-        share = take(whole("out", "exp_avg"), SPLITS["out"], 2, 1)
-        assert torch.equal(file.get_tensor("out/exp_avg"), share.flatten())
+        shard = shard_of(whole("out", "exp_avg"), SPLITS["out"], 2, 1)
+        assert torch.equal(file.get_tensor("out/exp_avg"), shard.flatten())
         assert "norm/weight" not in file.keys()  # noqa: SIM118 - no mapping
 
 
@@ -112,7 +116,9 @@ def test_missing_numbers_are_named(tmp_path: Path) -> None:
         TrainingState(tmp_path / "state").read("qkv")
 
 
-def rewrite(folder: Path, rank: int, pieces: list[tuple[Piece, str, Tensor]], tp_rank: int = 0) -> None:
+def rewrite(
+    folder: Path, rank: int, pieces: list[tuple[ParameterPiece, str, Tensor]], tp_rank: int = 0
+) -> None:
     held = ((piece, kind, numbers.dtype, partial(numbers.clone)) for piece, kind, numbers in pieces)
     write_pieces(folder / rank_file(rank), tp_rank, held)
 
@@ -123,7 +129,8 @@ def test_a_gap_is_named_where_it_is_read(tmp_path: Path) -> None:
     numbers = whole("norm", WEIGHT)
     for first, last in ((0, 7), (2, 5), (6, 7), (0, 1)):
         assert torch.equal(
-            opened.read_piece(Piece("norm", first, last - first), WEIGHT, None, 1, 0), numbers[first:last]
+            opened.read_piece(ParameterPiece("norm", first, last - first), WEIGHT, None, 1, 0),
+            numbers[first:last],
         )
     key = ("norm/weight", 0)
     (piece,) = opened._stored[key]
@@ -135,12 +142,12 @@ def test_a_gap_is_named_where_it_is_read(tmp_path: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"norm/weight: numbers {lacking} to 7 of rank 0 are in no file"
         ):
-            opened.read_piece(Piece("norm", 0, 7), WEIGHT, None, 1, 0)
+            opened.read_piece(ParameterPiece("norm", 0, 7), WEIGHT, None, 1, 0)
         if lacking:
-            found = opened.read_piece(Piece("norm", 0, lacking), WEIGHT, None, 1, 0)
+            found = opened.read_piece(ParameterPiece("norm", 0, lacking), WEIGHT, None, 1, 0)
             assert torch.equal(found, numbers[:lacking])
     with pytest.raises(CheckpointError, match=r"norm/more: numbers 0 to 7 of rank 0 are in no file"):
-        opened.read_piece(Piece("norm", 0, 7), "more", None, 1, 0)
+        opened.read_piece(ParameterPiece("norm", 0, 7), "more", None, 1, 0)
 
 
 @pytest.mark.parametrize("lacking", [0, 1, 2])
@@ -153,14 +160,14 @@ def test_a_state_that_lacks_a_file_is_not_opened(tmp_path: Path, lacking: int) -
 
 def test_a_copy_of_another_steps_file_is_noticed(tmp_path: Path) -> None:
     write(tmp_path / "state", 2, 1)
-    rewrite(tmp_path / "state", 7, [(Piece("norm", 1, 2), WEIGHT, torch.tensor([5.0, 6.0]))])
+    rewrite(tmp_path / "state", 7, [(ParameterPiece("norm", 1, 2), WEIGHT, torch.tensor([5.0, 6.0]))])
     with pytest.raises(CheckpointError, match=r"norm/weight of rank 0 lie in another file as well"):
         TrainingState(tmp_path / "state")
 
 
 def test_what_all_ranks_of_a_group_hold_alike_lies_there_once(tmp_path: Path) -> None:
     write(tmp_path / "state", 1, 2)
-    rewrite(tmp_path / "state", 2, [(Piece("norm", 0, 7), WEIGHT, torch.zeros(7))], tp_rank=1)
+    rewrite(tmp_path / "state", 2, [(ParameterPiece("norm", 0, 7), WEIGHT, torch.zeros(7))], tp_rank=1)
     with pytest.raises(
         CheckpointError, match=r"holds norm/weight of tensor-parallel rank 1, which is no part"
     ):
@@ -168,9 +175,11 @@ def test_what_all_ranks_of_a_group_hold_alike_lies_there_once(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "piece", [Piece("stranger", 0, 2), Piece("norm", 6, 2)], ids=["another name", "beyond the end"]
+    "piece",
+    [ParameterPiece("stranger", 0, 2), ParameterPiece("norm", 6, 2)],
+    ids=["another name", "beyond the end"],
 )
-def test_pieces_of_something_else_are_refused(tmp_path: Path, piece: Piece) -> None:
+def test_pieces_of_something_else_are_refused(tmp_path: Path, piece: ParameterPiece) -> None:
     write(tmp_path / "state", 1, 1)
     rewrite(tmp_path / "state", 1, [(piece, WEIGHT, torch.zeros(2))])
     with pytest.raises(CheckpointError, match=r"no part of the state|beyond its 7 numbers"):

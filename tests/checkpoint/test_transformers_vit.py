@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint.clip import open_encoder
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import load_encoder
+from git_scale.checkpoint.opened_checkpoint import load_encoder
 from git_scale.data.images import MEAN, STD
 from git_scale.errors import CheckpointError
 from git_scale.models.encoders import declare_torchvision_operators

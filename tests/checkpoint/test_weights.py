@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from git_scale.checkpoint.open import open_checkpoint
-from git_scale.checkpoint.opened import load_model
+from git_scale.checkpoint.detect import open_checkpoint
+from git_scale.checkpoint.opened_checkpoint import load_model
 from git_scale.checkpoint.weights import read_finite
 from git_scale.errors import CheckpointError
 from git_scale.parallel.topology import Topology

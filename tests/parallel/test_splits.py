@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.checkpoint.split import Split
+from git_scale.checkpoint.sharding import Split
 from git_scale.config import ModelConfig, ParallelConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model

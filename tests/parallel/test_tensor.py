@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from git_scale.checkpoint.split import Split, take
+from git_scale.checkpoint.sharding import Split, shard_of
 from git_scale.objectives.language_model import language_model_loss, vocabulary_parallel_loss
 from git_scale.parallel.comm import Comm
 from git_scale.parallel.topology import Topology
@@ -34,7 +34,7 @@ def head_of(topology: Topology, words: int, padding: float = 0.0) -> Any:
 
     _, table, bias, _ = tensors(words)
     head = VocabularyHead(words, WIDTH, topology.tp)
-    shares = [take(whole, WORDS, topology.tp, topology.tp_rank).clone() for whole in (table, bias)]
+    shares = [shard_of(whole, WORDS, topology.tp, topology.tp_rank).clone() for whole in (table, bias)]
     own = max(0, min(words - topology.tp_rank * len(shares[1]), len(shares[1])))
     shares[1][own:] = padding
     head.weight.data, head.bias.data = shares
@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_the_whole_vocabulary(words: int, tp: int, smoothing
     for rank, (loss, of_hidden, of_table) in enumerate(answers):
         assert loss == pytest.approx(float(expected), rel=1e-6)
         torch.testing.assert_close(torch.from_numpy(of_hidden), hidden.grad, rtol=1e-5, atol=1e-6)
-        share = take(table.grad, WORDS, tp, rank)  # zero where there is no word
+        share = shard_of(table.grad, WORDS, tp, rank)  # zero where there is no word
         torch.testing.assert_close(torch.from_numpy(of_table), share, rtol=1e-5, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from git_scale.checkpoint.state import MOMENTS, WEIGHT, Piece
+from git_scale.checkpoint.state import MOMENT_NAMES, WEIGHT, ParameterPiece
 from git_scale.config import RunConfig
 from git_scale.parallel import engine as engine_module
 from git_scale.parallel import zero as zero_module
@@ -161,12 +161,12 @@ def _state_of(internal: Internal, engine: Any) -> str:
 def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
     """Pieces that do not make up the model, and numbers that do not come back where they were."""
     problems = []
-    held: dict[tuple[Piece, str], Tensor] = {
+    held: dict[tuple[ParameterPiece, str], Tensor] = {
         (piece, kind): numbers().to("cpu", copy=True) for piece, kind, _, numbers in engine._holdings.held()
     }
     shapes = engine._placed.shapes
     for name, shape in shapes.items():
-        lengths = dict.fromkeys((WEIGHT, *MOMENTS), 0)
+        lengths = dict.fromkeys((WEIGHT, *MOMENT_NAMES), 0)
         for piece, kind in held:
             if piece.name == name:
                 lengths[kind] += piece.length
@@ -184,7 +184,7 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
     for name, parameter in engine.model.module.named_parameters():
         if parameter.numel() == 0:
             continue  # partitioned: seen in its piece
-        expected = others[Piece(name, 0, parameter.numel()), WEIGHT].to(parameter.dtype)
+        expected = others[ParameterPiece(name, 0, parameter.numel()), WEIGHT].to(parameter.dtype)
         if not torch.equal(parameter.detach().flatten(), expected):
             problems.append(f"the forward pass uses other weights of {name}")
     return problems

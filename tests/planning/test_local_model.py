@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from git_scale.checkpoint.split import local_shape
+from git_scale.checkpoint.sharding import local_shape
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model

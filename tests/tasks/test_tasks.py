@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 import git_scale
+from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.open import open_checkpoint
 from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import ConfigError

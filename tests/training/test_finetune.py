@@ -86,7 +86,7 @@ def test_it_starts_from_the_checkpoint_and_frozen_weights_stay(
 
 
 def _weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    from git_scale.checkpoint.open import open_checkpoint
+    from git_scale.checkpoint.detect import open_checkpoint
 
     weights = open_checkpoint(folder).weights
     return {name: weights.read(name) for name in weights.shapes}
@@ -132,7 +132,7 @@ def is_best(topology: Topology, device: torch.device, run: RunConfig) -> list[bo
     trainer.keep_best({"eval/texts": 0.0})  # no held-out text has a reference: nothing to keep, no error
     trainer.keep_best({"eval/vqa_accuracy": 0.5})
     asked = [("vqa_accuracy", 0.4), ("vqa_accuracy", 0.6), ("exact_match", 0.1)]
-    return [trainer.checkpoints.is_best(layout.Best(2, *question)) for question in asked]
+    return [trainer.checkpoints.is_best(layout.BestEvaluation(2, *question)) for question in asked]
 
 
 @pytest.mark.distributed

@@ -23,7 +23,7 @@ from git_scale.models.git import GitModel
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCheckpoint:
     """A checkpoint whose weights have not been read yet."""
 
     kind: str
@@ -51,7 +51,7 @@ def read_run(checkpoint: Path) -> RunConfig:
         ) from None
 
 
-def load_model(opened: Opened) -> GitModel:
+def load_model(opened: OpenedCheckpoint) -> GitModel:
     """The model in fp32 on CPU. Every tensor is accounted for; raises CheckpointError otherwise."""
     refuse_encoder_alone(opened)
     model: GitModel = _filled(lambda: build_model(opened.run.model), opened, prefix="")
@@ -60,7 +60,7 @@ def load_model(opened: Opened) -> GitModel:
     return model
 
 
-def refuse_encoder_alone(opened: Opened) -> None:
+def refuse_encoder_alone(opened: OpenedCheckpoint) -> None:
     """Raises CheckpointError where there is no text decoder to ask."""
     if opened.holds_encoder_only:
         raise CheckpointError(
@@ -69,7 +69,7 @@ def refuse_encoder_alone(opened: Opened) -> None:
         )
 
 
-def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
+def tokenizer_of(opened: OpenedCheckpoint, given: Path | None = None) -> Tokenizer:
     """The model's own, or that of a file. Raises CheckpointError when there is none, or it does not fit."""
     path = given or opened.tokenizer
     if path is None:
@@ -86,7 +86,7 @@ def tokenizer_of(opened: Opened, given: Path | None = None) -> Tokenizer:
     return tokenizer
 
 
-def load_encoder(opened: Opened) -> ImageEncoder:
+def load_encoder(opened: OpenedCheckpoint) -> ImageEncoder:
     """The image encoder alone, as load_model."""
     encoder: ImageEncoder = _filled(
         lambda: build_encoder(opened.run.model.encoder), opened, prefix="encoder."
@@ -94,7 +94,7 @@ def load_encoder(opened: Opened) -> ImageEncoder:
     return encoder
 
 
-def _filled(build: Callable[[], torch.nn.Module], opened: Opened, prefix: str) -> Any:
+def _filled(build: Callable[[], torch.nn.Module], opened: OpenedCheckpoint, prefix: str) -> Any:
     """The module that `build` makes, with the checkpoint's tensors and the buffers that no checkpoint holds."""
     deferred = Deferred(build, seed=0)
     expected = {prefix + name: tensor.shape for name, tensor in deferred.module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""How a parameter is cut over the ranks of a tensor-parallel group: arithmetic on shapes and tensors."""
+"""Cuts a parameter into the shards of a tensor-parallel group, and joins them: arithmetic on shapes and tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOCABULARY_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Split:
-    """A dimension of `parts` equal groups, of each of which every rank has its 1/tp."""
+    """Says which dimension is cut: it holds `parts` equal groups, of each of which every rank has its 1/tp."""
 
     dim: int
     parts: int = 1
@@ -23,7 +23,7 @@ class Split:
 
 
 def local_shape(shape: torch.Size, split: Split | None, tp: int) -> torch.Size:
-    """Of one rank's share of a parameter of this shape."""
+    """The shape of one rank's shard of a parameter of this shape."""
     if split is None or tp == 1:
         return shape
     rows = list(shape)
@@ -32,13 +32,13 @@ def local_shape(shape: torch.Size, split: Split | None, tp: int) -> torch.Size:
 
 
 def padded_rows(rows: int, tp: int) -> int:
-    """Of a vocabulary, over all ranks."""
+    """The rows of a vocabulary's table over all ranks, padding included."""
     multiple = VOCABULARY_MULTIPLE * tp
     return -(-rows // multiple) * multiple
 
 
-def take(whole: Tensor, split: Split | None, tp: int, tp_rank: int) -> Tensor:
-    """A rank's share; a view where that is possible."""
+def shard_of(whole: Tensor, split: Split | None, tp: int, tp_rank: int) -> Tensor:
+    """A rank's shard; a view where that is possible."""
     if split is None or tp == 1:
         return whole
     if split.padded:
@@ -48,10 +48,10 @@ def take(whole: Tensor, split: Split | None, tp: int, tp_rank: int) -> Tensor:
     return groups.flatten(split.dim, split.dim + 1)
 
 
-def join(share: Callable[[int], Tensor], split: Split | None, tp: int, shape: torch.Size) -> Tensor:
-    """The whole parameter from `share(tp_rank)`, asked in their order; the inverse of `take`."""
+def join_shards(shard: Callable[[int], Tensor], split: Split | None, tp: int, shape: torch.Size) -> Tensor:
+    """The whole parameter from `shard(tp_rank)`, asked in their order; the inverse of `shard_of`."""
     if split is None or tp == 1:
-        return share(0)
-    groups = [share(tp_rank).unflatten(split.dim, (split.parts, -1)) for tp_rank in range(tp)]
+        return shard(0)
+    groups = [shard(tp_rank).unflatten(split.dim, (split.parts, -1)) for tp_rank in range(tp)]
     whole = torch.stack(groups, dim=split.dim + 1).flatten(split.dim, split.dim + 2)
     return whole.narrow(split.dim, 0, shape[split.dim])

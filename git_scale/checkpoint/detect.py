@@ -16,15 +16,15 @@ from git_scale.checkpoint.huggingface import open_if_huggingface
 from git_scale.checkpoint.lookalikes import refuse_lookalike_folder
 from git_scale.checkpoint.microsoft import open_if_microsoft
 from git_scale.checkpoint.native import ORIGIN, open_native
-from git_scale.checkpoint.opened import Opened, read_run
+from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, read_run
 from git_scale.checkpoint.weights import TrainingWeights, check_files
 from git_scale.errors import CheckpointError
 
-FOREIGN: tuple[Callable[[Path], Opened | None], ...] = (open_if_huggingface, open_if_microsoft)
+FOREIGN: tuple[Callable[[Path], OpenedCheckpoint | None], ...] = (open_if_huggingface, open_if_microsoft)
 """Layouts from elsewhere: each opens a path that is of its kind, and gives None for others. One line per layout."""
 
 
-def open_checkpoint(path: Path) -> Opened:
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
     """Detects the kind. Raises CheckpointError when it is none, damaged, or not to be read by git_scale."""
     path = layout.best_of(Path(path))
     if not path.exists():
@@ -37,7 +37,7 @@ def open_checkpoint(path: Path) -> Opened:
     return _open_own(layout.find_checkpoint(path))
 
 
-def _open_own(checkpoint: Path) -> Opened:
+def _open_own(checkpoint: Path) -> OpenedCheckpoint:
     """A model folder or a training checkpoint of git_scale."""
     listed = check_files(checkpoint)
     if ORIGIN in listed:
@@ -45,7 +45,7 @@ def _open_own(checkpoint: Path) -> Opened:
     if layout.PROGRESS not in listed:
         raise CheckpointError(f"{checkpoint}: its {layout.MANIFEST} lists no model and no state of a run")
     run = read_run(checkpoint)
-    return Opened(
+    return OpenedCheckpoint(
         kind="training",
         path=checkpoint,
         run=run,
