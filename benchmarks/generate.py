@@ -86,12 +86,12 @@ def run(
 
 def draw_prompts(config: ModelConfig, images: int, shapes: dict[str, tuple[int, int]]) -> dict[str, Prefixes]:
     """By name: (texts per picture, random words behind the begin token)."""
-    words = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return {
         name: [
             [[BEGIN, *question] for question in row]
             for row in torch.randint(
-                END + 1, config.vocab_size, (images, count, length), generator=words
+                END + 1, config.vocab_size, (images, count, length), generator=generator
             ).tolist()
         ]
         for name, (count, length) in shapes.items()

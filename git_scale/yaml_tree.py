@@ -70,8 +70,8 @@ def text_kind(wanted: Any) -> Literal["text", "optional", "other"]:
     if get_origin(wanted) in (Union, UnionType):
         kinds = {text_kind(option) for option in get_args(wanted) if option is not type(None)}
         return "optional" if kinds == {"text"} else "other"
-    words = get_origin(wanted) is Literal and all(isinstance(word, str) for word in get_args(wanted))
-    return "text" if wanted is str or words else "other"
+    is_choice = get_origin(wanted) is Literal and all(isinstance(word, str) for word in get_args(wanted))
+    return "text" if wanted is str or is_choice else "other"
 
 
 def _plain(wanted: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 from git_scale.console import path, tool, whole
 from git_scale.data.builders.digits import digit_scenes
 from git_scale.data.builders.formats import SOURCE_FORMATS
-from git_scale.data.builders.new_folder import new_folder
+from git_scale.data.builders.new_folder import new_shard_folder
 from git_scale.data.builders.pictures import samples_of
 from git_scale.data.builders.writer import BuildReport, describe_skipped, write_shards
 from git_scale.data.index_folder import describe_folder, fill_folder
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
     reports = {}
-    with new_folder(args.destination) as folder:  # both splits appear together
+    with new_shard_folder(args.destination) as folder:  # both splits appear together
         for split in ("train", "heldout"):
             count = getattr(args, split)
             scenes = digit_scenes(split, count, args.seed, args.workers)

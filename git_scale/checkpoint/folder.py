@@ -31,7 +31,7 @@ SAFETENSORS_DTYPES = {
 
 
 @contextmanager
-def new_folder(destination: Path, force: bool | None, sources: list[Path]) -> Iterator[Path]:
+def new_model_folder(destination: Path, force: bool | None, sources: list[Path]) -> Iterator[Path]:
     """A hidden folder beside `destination` to write to, renamed to it when the block ends well.
 
     With `force` an existing model's folder is replaced; it stays until the new one is complete. None: the tool has no

@@ -68,7 +68,7 @@ Built = tuple[FastTokenizer, dict[str, str], dict[str, Any]]
 def _wordpiece(tokenizer: WordPieceTokenizer) -> Built:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[CLS]", "eos_token": "[SEP]"}
     names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
-    if "[MASK]" in tokenizer.words:
+    if "[MASK]" in tokenizer.vocabulary:
         names["mask_token"] = "[MASK]"
     return tokenizer.build_fast(), names, {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
 
@@ -96,14 +96,16 @@ def _unigram(path: Path) -> Built:
         steps += [normalizers.Replace(Regex("[ \u2581]+"), " "), normalizers.Strip()]
     fast.normalizer = normalizers.Sequence(steps)
     scheme = "always" if spec.add_dummy_prefix else "never"
-    words, spaces = (kind.Metaspace("\u2581", prepend_scheme=scheme) for kind in (pre_tokenizers, decoders))
+    metaspace, spaces = (
+        kind.Metaspace("\u2581", prepend_scheme=scheme) for kind in (pre_tokenizers, decoders)
+    )
     if in_bytes:
         # A text that spells "<0x41>" is not that byte: no piece may hold the whole of it.
         apart = pre_tokenizers.Split(Regex(SPELLED_BYTE), "isolated")
-        fast.pre_tokenizer = pre_tokenizers.Sequence([words, apart])
+        fast.pre_tokenizer = pre_tokenizers.Sequence([metaspace, apart])
         fast.decoder = decoders.Sequence([decoders.ByteFallback(), spaces])
     else:
-        fast.pre_tokenizer, fast.decoder = words, spaces
+        fast.pre_tokenizer, fast.decoder = metaspace, spaces
     kinds = {"pad": model.pad_id(), "unk": model.unk_id(), "bos": model.bos_id(), "eos": model.eos_id()}
     names = {f"{kind}_token": model.id_to_piece(number) for kind, number in kinds.items()}
     # GitProcessor's examples ask for cls_token

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from git_scale.checkpoint.card import USE_HUGGINGFACE, write_card
 from git_scale.checkpoint.detect import open_checkpoint
-from git_scale.checkpoint.folder import Shapes, new_folder, write_tensors, write_text
+from git_scale.checkpoint.folder import Shapes, new_model_folder, write_tensors, write_text
 from git_scale.checkpoint.hf_tokenizer import write_tokenizer_files
 from git_scale.checkpoint.huggingface_check import check_as_a_user
 from git_scale.checkpoint.names import NameRule, cut, huggingface_rules
@@ -58,7 +58,7 @@ def export_huggingface(opened: OpenedCheckpoint, destination: Path, force: bool 
     rules = huggingface_rules(opened.run.model, vision["num_hidden_layers"])
     shapes = _shapes(rules, model)
     expected = probe(opened)
-    with new_folder(destination, force, [opened.path]) as folder:
+    with new_model_folder(destination, force, [opened.path]) as folder:
         write_tensors(folder, shapes, lambda names: _pieces(opened, rules, names))
         _write_configs(folder, opened, tokenizer, vision)
         write_tokenizer_files(tokenizer, opened.run.model.decoder.positions, folder)

@@ -26,7 +26,7 @@ from git_scale.checkpoint.card import (
     without_local_paths,
     write_card,
 )
-from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
+from git_scale.checkpoint.folder import new_model_folder, write_manifest, write_tensors, write_text
 from git_scale.checkpoint.layout import CONFIG, MANIFEST
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, read_run, tokenizer_of
 from git_scale.checkpoint.probe import ExportReport, compare, probe
@@ -96,7 +96,7 @@ def export_native(
     if config.decoder.tied:
         state.pop(TIED_NAME, None)
     expected = probe(opened)  # first: it finds what does not fit before anything is written
-    with new_folder(destination, force, [opened.path]) as folder:
+    with new_model_folder(destination, force, [opened.path]) as folder:
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
         written = write_tensors(folder, shapes, lambda names: _read(opened, names))
         written += _write_rest(folder, opened, tokenizer)
@@ -136,5 +136,5 @@ def _write_rest(folder: Path, opened: OpenedCheckpoint, tokenizer: Tokenizer | N
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> FileDigest:
     """Its file, as vocab.txt or tokenizer.model."""
     if isinstance(tokenizer, WordPieceTokenizer):
-        return write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in tokenizer.words))
+        return write_text(folder / "vocab.txt", "".join(f"{word}\n" for word in tokenizer.vocabulary))
     return write_bytes(folder / "tokenizer.model", tokenizer.path.read_bytes())

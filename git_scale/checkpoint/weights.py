@@ -27,13 +27,6 @@ class Weights(Protocol):
         """On CPU, fp32 (non floating dtypes as stored). Raises CheckpointError."""
 
 
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """All weights of a training checkpoint. Raises CheckpointError when a file is missing or damaged."""
-    check_files(checkpoint)
-    weights = TrainingWeights(checkpoint)
-    return {name: weights.read(name) for name in weights.shapes}
-
-
 def check_files(checkpoint: Path) -> set[str]:
     """Compares the files with their manifest and returns their names: no other file may be read.
 

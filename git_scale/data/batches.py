@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from git_scale.data.reader import IDLE, Reader
-from git_scale.data.workers import Arrivals, Died, Failed, Made, Worker
+from git_scale.data.reader import IDLE, WatchedReader
+from git_scale.data.workers import Arrivals, FailedBatch, LoaderWorker, MadeBatch, WorkerDeath
 from git_scale.errors import LoaderError
 from git_scale.stop import Stopped, Work, check_stop
 
@@ -31,10 +31,10 @@ MAX_DEATHS, WITHIN = 10, 1_000  # workers that may die within so many batches
 
 
 @dataclass(frozen=True)
-class Source:
-    """What batches are made of: `make` turns a task into one and reads through `reader`."""
+class BatchSource:
+    """Makes batches: `make` turns a task into one and reads through `reader`."""
 
-    reader: Reader
+    reader: WatchedReader
     make: Callable[[Any], Any]
     finish: Callable[[Any], Any]
     """Looks a batch over in this process, beside the main thread: pins its memory."""
@@ -59,8 +59,8 @@ class Source:
             )
 
 
-def batches_here(source: Source, tasks: Iterable[Any]) -> Iterator[Any]:
-    """Each made when it is asked for, in a thread, so that the wait for a read that hangs is bounded here, too."""
+def batches_in_process(source: BatchSource, tasks: Iterable[Any]) -> Iterator[Any]:
+    """Each is made when it is asked for, in a thread, so that the wait for a read that hangs is bounded here, too."""
     for task in tasks:
         work = Work(lambda task=task: source.finish(source.make(task)))  # type: ignore[misc]
         while True:
@@ -73,9 +73,9 @@ def batches_here(source: Source, tasks: Iterable[Any]) -> Iterator[Any]:
 
 
 class WorkerBatches(Iterator[Any]):
-    """Made ahead by `workers` processes: task n by worker n modulo their number."""
+    """Yields batches that `workers` processes make ahead: task n by worker n modulo their number."""
 
-    def __init__(self, source: Source, tasks: Iterable[Any], workers: int) -> None:
+    def __init__(self, source: BatchSource, tasks: Iterable[Any], workers: int) -> None:
         self._source = source
         self._tasks = enumerate(tasks)
         self._open: dict[int, Any] = {}  # tasks that were handed out, by number
@@ -108,7 +108,7 @@ class WorkerBatches(Iterator[Any]):
         for worker in self.__dict__.get("_workers", []):
             worker.end()
 
-    def _start(self, place: np.ndarray) -> Worker:
+    def _start(self, place: np.ndarray) -> LoaderWorker:
         place[0] = IDLE
         source = self._source
 
@@ -116,7 +116,7 @@ class WorkerBatches(Iterator[Any]):
             source.reader.place = place
             return source.make(task)
 
-        return Worker(make, place, self._arrivals, source.finish)
+        return LoaderWorker(make, place, self._arrivals, source.finish)
 
     def _hand_out(self) -> None:
         for number, task in self._tasks:
@@ -133,16 +133,16 @@ class WorkerBatches(Iterator[Any]):
             for place in self._places:
                 self._source.check(place)
             return
-        if isinstance(answer, Made):
+        if isinstance(answer, MadeBatch):
             del self._open[answer.number]
             self._made[answer.number] = answer.batch
-        elif isinstance(answer, Failed):
+        elif isinstance(answer, FailedBatch):
             name = self._source.name(answer.sample)
             raise RuntimeError(f"a loader worker failed{f' at {name}' if name else ''}:\n{answer.trace}")
         elif worker in self._workers:
             self._replace(worker, answer)
 
-    def _replace(self, worker: Worker, death: Died) -> None:
+    def _replace(self, worker: LoaderWorker, death: WorkerDeath) -> None:
         """Another one makes anew what this one has left."""
         name = self._source.name(int(worker.place[0]))
         what = f"a loader worker died ({death.cause}) {f'while it read {name}' if name else 'between two samples'}"

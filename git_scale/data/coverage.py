@@ -26,8 +26,8 @@ AROUND = 16  # characters before and behind a lost stretch in its example
 
 
 @dataclass
-class Coverage:
-    """Counts of characters (white space is none), and the stretches of text that no piece covers."""
+class TokenizerCoverage:
+    """Counts characters (white space is none), and the stretches of text that no piece covers."""
 
     texts: int = 0
     characters: int = 0
@@ -69,9 +69,9 @@ class Coverage:
         return ", ".join(named) + more
 
 
-def coverage_of(tokenizer: Tokenizer, texts: Iterable[str]) -> Coverage:
+def coverage_of(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerCoverage:
     """How the tokenizer spells `texts`, which are cleaned first as in training. Raises Stopped."""
-    found = Coverage()
+    found = TokenizerCoverage()
     for text in filter(None, map(clean_caption, texts)):
         check_stop()
         found.texts += 1

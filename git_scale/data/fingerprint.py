@@ -78,9 +78,10 @@ def parse_fingerprint(text: str) -> DataFingerprint:
     return DataFingerprint(text, UNKNOWN, UNKNOWN)
 
 
-class Comparison(NamedTuple):
-    """`difference`: what is not the same, empty for the same data. `note`: what could not be compared.
+class FingerprintComparison(NamedTuple):
+    """Tells two fingerprints apart.
 
+    `difference`: what is not the same, empty for the same data. `note`: what could not be compared.
     `known`: the fingerprint of the data with what either side knows.
     """
 
@@ -89,12 +90,12 @@ class Comparison(NamedTuple):
     known: str
 
 
-def compare_fingerprints(saved: str, now: str) -> Comparison:
+def compare_fingerprints(saved: str, now: str) -> FingerprintComparison:
     there, here = parse_fingerprint(saved), parse_fingerprint(now)
     if there.mixture != here.mixture:
-        return Comparison(_OTHER_MIXTURE, "", now)
+        return FingerprintComparison(_OTHER_MIXTURE, "", now)
     for what, old, new in zip(_OTHER, there[:3], here[:3], strict=True):
         if UNKNOWN not in (old, new) and old != new:
-            return Comparison(what, "", now)
+            return FingerprintComparison(what, "", now)
     known = DataFingerprint(*(old if new == UNKNOWN else new for old, new in zip(there, here, strict=True)))
-    return Comparison("", _NOTE if UNKNOWN in (there.content, here.content) else "", str(known))
+    return FingerprintComparison("", _NOTE if UNKNOWN in (there.content, here.content) else "", str(known))

@@ -144,13 +144,6 @@ def crop_resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     return _to_array(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def random_resized_crop(
-    image: Image.Image, size: int, scale: tuple[float, float], rng: np.random.Generator
-) -> np.ndarray:
-    """uint8 [3, size, size]: a random square of the picture, see random_box."""
-    return crop_resized(image, random_box(*image.size, scale, rng), size)
-
-
 def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
     """uint8 [3, size, size]: shorter side resized to `size` (bicubic), then the center, as in torchvision."""
     image = _shorten(image, MAX_OBLONG)

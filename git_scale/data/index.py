@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from git_scale.data.left_out import LeftOut
-from git_scale.data.members import PICTURES, TEXTS, Kind
+from git_scale.data.members import PICTURES, TEXTS, MemberKind
 from git_scale.files import replaced_atomically
 
 SUFFIX = ".index.npy"
@@ -36,7 +36,7 @@ BLOCK = 512  # bytes: a tar's headers and data begin at multiples
 
 
 @dataclass(frozen=True)
-class Summary:
+class ShardSummary:
     """What a start needs to know of a shard without its rows."""
 
     members: int
@@ -51,11 +51,11 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Index:
+class ShardIndex:
     """`table`: the rows, in memory or mapped."""
 
     table: np.ndarray
-    summary: Summary
+    summary: ShardSummary
 
     @property
     def samples(self) -> int:
@@ -81,7 +81,7 @@ def sidecar_of(shard: Path) -> Path:
     return shard.with_name(shard.name + SUFFIX)
 
 
-def load(shard: Path) -> Index | None:
+def load(shard: Path) -> ShardIndex | None:
     """The saved index of `shard`, mapped into memory; None when there is none that fits the file as it is."""
     index = read(shard)
     try:
@@ -93,7 +93,7 @@ def load(shard: Path) -> Index | None:
     return index if fits else None
 
 
-def read(shard: Path) -> Index | None:
+def read(shard: Path) -> ShardIndex | None:
     """The saved index of `shard`, whether it fits or not; None when there is none, or a damaged one."""
     path = sidecar_of(shard)
     if not path.is_file():  # nor is a named pipe, on which a read would wait for ever
@@ -106,12 +106,12 @@ def read(shard: Path) -> Index | None:
             return None
         with path.open("rb") as file:
             file.seek(table.offset + table.nbytes)
-            return Index(table, _summary(json.loads(file.read(MAX_SUMMARY))))
+            return ShardIndex(table, _summary(json.loads(file.read(MAX_SUMMARY))))
     except (OSError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None  # whatever is wrong with it: it is made anew
 
 
-def save(shard: Path, index: Index) -> None:
+def save(shard: Path, index: ShardIndex) -> None:
     """Writes the sidecar of `shard`. Raises OSError in a folder that cannot be written."""
     with replaced_atomically(sidecar_of(shard)) as temporary, temporary.open("wb") as file:
         np.save(file, index.table, allow_pickle=False)
@@ -122,7 +122,7 @@ def save(shard: Path, index: Index) -> None:
         os.utime(temporary, ns=(times[0], times[1]))
 
 
-def has_kind(table: np.ndarray, kinds: Sequence[Kind]) -> np.ndarray:
+def has_kind(table: np.ndarray, kinds: Sequence[MemberKind]) -> np.ndarray:
     """Whether each sample has a member of one of the kinds, [samples] bool."""
     rows = table[:-1]
     found = np.zeros(int(table[-1]["sample"]), bool)
@@ -141,14 +141,14 @@ def _well_formed(table: np.ndarray, dtype: Callable[[int], np.dtype]) -> bool:
     if table.dtype.names[0] != "key" or table.dtype != dtype(table.dtype["key"].itemsize):
         return False
     member, last = table[-2], table[-1]
-    return bool(last["kind"] == Kind.END and 0 < last["sample"] == member["sample"] + 1 <= len(table))
+    return bool(last["kind"] == MemberKind.END and 0 < last["sample"] == member["sample"] + 1 <= len(table))
 
 
-def _summary(tree: dict[str, Any]) -> Summary:
+def _summary(tree: dict[str, Any]) -> ShardSummary:
     """Raises TypeError, ValueError or LookupError for anything but what `save` writes."""
     if not all(_DIGEST.fullmatch(tree[name]) for name in ("content", "digests")):
         raise ValueError
-    return Summary(
+    return ShardSummary(
         members=int(tree["members"]),
         complete=int(tree["complete"]),
         content=str(tree["content"]),
@@ -159,7 +159,7 @@ def _summary(tree: dict[str, Any]) -> Summary:
     )
 
 
-def _from_older(older: np.ndarray) -> Index | None:
+def _from_older(older: np.ndarray) -> ShardIndex | None:
     """An index of the older form, which did not say what it left out: taken where it left nothing out.
 
     Then the samples are numbered as today. Every header takes one block, or three with a pax header of its own (times
@@ -173,4 +173,4 @@ def _from_older(older: np.ndarray) -> Index | None:
     table = np.zeros(len(older), dtype_of(older.dtype["key"].itemsize))
     for name in older.dtype.names or ():
         table[name] = older[name]
-    return Index(table, Summary(len(table) - 1, int(table[-1]["sample"])))
+    return ShardIndex(table, ShardSummary(len(table) - 1, int(table[-1]["sample"])))

@@ -10,16 +10,24 @@ import numpy as np
 
 from git_scale.data import folder_index, index
 from git_scale.data.builders.parallel import map_in_order
-from git_scale.data.indexing import Indexed, make_indexes
-from git_scale.data.listing import Listing, list_shards
+from git_scale.data.indexing import IndexingResult, make_indexes
+from git_scale.data.listing import ShardListing, list_shards
 from git_scale.data.shard_report import copies, left_out_of
-from git_scale.data.shard_survey import Part, Survey, assembled, known_of, names_of, outdated, row_of
+from git_scale.data.shard_survey import (
+    ShardSurvey,
+    SurveyPart,
+    assembled,
+    known_of,
+    names_of,
+    outdated,
+    row_of,
+)
 from git_scale.data.shard_table import ShardTable
 from git_scale.errors import DataError
 from git_scale.progress import progress
 
 
-def fill_folder(path: Path, workers: int) -> Survey:
+def fill_folder(path: Path, workers: int) -> ShardSurvey:
     """Reads every byte of the shards that lack a digest, in `workers` processes; saves their indexes and one for all.
 
     What was done when it is stopped stays done: the next call goes on with the other shards. Raises Stopped, and one
@@ -45,7 +53,7 @@ def fill_folder(path: Path, workers: int) -> Survey:
     return found
 
 
-def describe_folder(found: Survey) -> Iterator[str]:
+def describe_folder(found: ShardSurvey) -> Iterator[str]:
     """What each shard holds and is not used, then all together."""
     path, table = found.listing.root, found.table
     for number in np.unique(table.left_out["shard"]).tolist():
@@ -63,16 +71,16 @@ def describe_folder(found: Survey) -> Iterator[str]:
     )
 
 
-def _without_digests(listing: Listing, known: ShardTable) -> list[int]:
+def _without_digests(listing: ShardListing, known: ShardTable) -> list[int]:
     """The numbers of the shards of which the folder's index does not say that they have digests."""
     is_whole = np.append(known.rows["digests"] != 0, False)[known.places(names_of(listing))]
     is_whole[outdated(listing, known, range(len(is_whole)))] = False
     return np.flatnonzero(~is_whole).tolist()
 
 
-def _fill(shard: tuple[Path, str]) -> Part:
+def _fill(shard: tuple[Path, str]) -> SurveyPart:
     path, name = shard
     before = index.load(path)
     is_whole = before is not None and before.summary.digests
-    indexed = Indexed() if is_whole else make_indexes([path], digests=True)
-    return Part(row_of(path, name, indexed), indexed)
+    indexed = IndexingResult() if is_whole else make_indexes([path], digests=True)
+    return SurveyPart(row_of(path, name, indexed), indexed)

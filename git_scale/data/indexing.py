@@ -21,20 +21,20 @@ import xxhash
 from numpy.lib import recfunctions
 
 from git_scale.data import index, tar_scan
-from git_scale.data.index import Index, Summary
-from git_scale.data.left_out import NO_PICTURE, NO_TEXT, SECOND_IMAGE, Reasons
+from git_scale.data.index import ShardIndex, ShardSummary
+from git_scale.data.left_out import NO_PICTURE, NO_TEXT, SECOND_IMAGE, LeftOutCounts
 from git_scale.data.members import (
     PICTURES,
     TEXT_ENDINGS,
     TEXTS,
-    Kind,
     Member,
-    Placed,
+    MemberKind,
+    PlacedMember,
     group,
     known_parts,
     repeated,
 )
-from git_scale.data.other_texts import count_other_texts, told_by
+from git_scale.data.other_texts import count_other_texts, hash_text
 from git_scale.data.tar_scan import DamageError
 from git_scale.errors import DataError
 from git_scale.files import BLOCK
@@ -52,23 +52,23 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Indexed:
+class IndexingResult:
     """What came of making indexes; `a | b` for the parts that several processes have made."""
 
-    unsaved: dict[Path, Index] = field(default_factory=dict)
+    unsaved: dict[Path, ShardIndex] = field(default_factory=dict)
     """Of shards in a folder that cannot be written."""
     problems: dict[Path, str] = field(default_factory=dict)
 
-    def __or__(self, other: Indexed) -> Indexed:
-        return Indexed(self.unsaved | other.unsaved, self.problems | other.problems)
+    def __or__(self, other: IndexingResult) -> IndexingResult:
+        return IndexingResult(self.unsaved | other.unsaved, self.problems | other.problems)
 
 
-def make_indexes(paths: Sequence[Path], digests: bool = False, tick: Tick = check_stop) -> Indexed:
+def make_indexes(paths: Sequence[Path], digests: bool = False, tick: Tick = check_stop) -> IndexingResult:
     """Makes and saves the indexes of `paths`, one after the other, and logs how far it is.
 
     `digests`: every byte is read. `tick` is called at every member, to hear a stop or to tell others that it goes on.
     """
-    done = Indexed()
+    done = IndexingResult()
     progress = _Progress(paths, tick)
     for path in paths:
         progress.begin(path)
@@ -85,7 +85,7 @@ def make_indexes(paths: Sequence[Path], digests: bool = False, tick: Tick = chec
     return done
 
 
-def _keep(shard: Path, made: Index) -> bool:
+def _keep(shard: Path, made: ShardIndex) -> bool:
     try:
         index.save(shard, made)
     except OSError:
@@ -119,7 +119,7 @@ class _Progress:
         )
 
 
-def make(shard: Path, tick: Tick = check_stop) -> Index:
+def make(shard: Path, tick: Tick = check_stop) -> ShardIndex:
     """The index of `shard` as it is now, not saved. `tick` is called at every member.
 
     Digests are kept from an index that differs from the shard by its time alone, as in a copied folder.
@@ -134,7 +134,7 @@ def make(shard: Path, tick: Tick = check_stop) -> Index:
     return _digested(table, made.summary)
 
 
-def scan(shard: Path, digests: Mapping[str, int] | None = None, tick: Tick = check_stop) -> Index:
+def scan(shard: Path, digests: Mapping[str, int] | None = None, tick: Tick = check_stop) -> ShardIndex:
     """Reads every header and text of `shard`, and the end of every picture. `tick` is called at every member.
 
     `digests`: of the bytes that were meant, by the names of the members, where the caller has written them.
@@ -149,7 +149,7 @@ def scan(shard: Path, digests: Mapping[str, int] | None = None, tick: Tick = che
     return made
 
 
-def fill(shard: Path, known: Index, tick: Tick = check_stop) -> Index:
+def fill(shard: Path, known: ShardIndex, tick: Tick = check_stop) -> ShardIndex:
     """`known` with the digest of every member. `tick` is called at every member that is read.
 
     Raises DataError when the shard ends before its members do.
@@ -181,10 +181,10 @@ def _digest(file: IO[bytes], offset: int, size: int) -> int:
 
 def _scan_open(
     shard: Path, file: IO[bytes], size: int, digests: Mapping[str, int] | None, tick: Tick
-) -> Index:
+) -> ShardIndex:
     if size == 0:
         raise DataError(f"{shard}: an empty file; rebuild it or move it away")
-    known, reasons, count, end = list[Member](), Reasons(), 0, 0
+    known, reasons, count, end = list[Member](), LeftOutCounts(), 0, 0
     try:
         for info, end in tar_scan.members(file, size):  # noqa: B007  # the last `end` is the result
             tick()
@@ -200,7 +200,7 @@ def _scan_open(
         if not count and (form := other_form(os.pread(file.fileno(), tarfile.BLOCKSIZE, 0))):
             raise DataError(f"{shard}: {form}") from None
         before = _rows(
-            group([member for member in known if member.header < damage.position], Reasons()), 0, 0
+            group([member for member in known if member.header < damage.position], LeftOutCounts()), 0, 0
         )
         raise DataError(
             f"{shard}: {damage.what} at byte {damage.position} of {size},"
@@ -224,11 +224,11 @@ def _member(file: IO[bytes], info: tarfile.TarInfo, parts: tuple[str, str], mean
     probe = xxhash.xxh3_64_intdigest(data)
     if whole and meant not in (None, probe):
         raise DamageError(f"{info.name!r} does not hold the bytes that were written", info.offset)
-    told = told_by(parts[1], data) if whole else None
-    return Member(*parts, info.offset, offset, size, probe if whole else meant or 0, probe, told)
+    text = hash_text(parts[1], data) if whole else None
+    return Member(*parts, info.offset, offset, size, probe if whole else meant or 0, probe, text)
 
 
-def _index_of(known: list[Member], members: int, end: int, size: int, reasons: Reasons) -> Index:
+def _index_of(known: list[Member], members: int, end: int, size: int, reasons: LeftOutCounts) -> ShardIndex:
     placed = group(known, reasons)
     count_other_texts(placed, reasons)
     table = _rows(placed, end, size)
@@ -248,21 +248,21 @@ def _index_of(known: list[Member], members: int, end: int, size: int, reasons: R
     probes = np.array([item.member.probe for item in placed], "<u8").tobytes()
     complete = int(index.is_complete(table).sum())
     digest = xxhash.xxh3_64_hexdigest(content + probes)
-    return _digested(table, Summary(members, complete, digest, left_out=reasons.listed()))
+    return _digested(table, ShardSummary(members, complete, digest, left_out=reasons.listed()))
 
 
-def _rows(placed: list[Placed], end: int, size: int) -> np.ndarray:
+def _rows(placed: list[PlacedMember], end: int, size: int) -> np.ndarray:
     keys = [item.key.encode("utf-8", "surrogateescape")[:MAX_KEY_BYTES] for item in placed]
     rows = [
         (key, item.kind, item.frame, item.member.offset, item.member.size, item.sample, item.member.digest)
         for key, item in zip(keys, placed, strict=True)
     ]
-    last = (b"", Kind.END, 0, end, size, placed[-1].sample + 1 if placed else 0, 0)
+    last = (b"", MemberKind.END, 0, end, size, placed[-1].sample + 1 if placed else 0, 0)
     return np.array([*rows, last], dtype=index.dtype_of(max(map(len, keys), default=0)))
 
 
-def _digested(table: np.ndarray, summary: Summary) -> Index:
+def _digested(table: np.ndarray, summary: ShardSummary) -> ShardIndex:
     """The index with the digest of all bytes, where every member has its own."""
     digests = table["digest"][:-1]
     whole = xxhash.xxh3_64_hexdigest(summary.content.encode() + digests.tobytes())
-    return Index(table, replace(summary, digests=whole if digests.all() else ""))
+    return ShardIndex(table, replace(summary, digests=whole if digests.all() else ""))

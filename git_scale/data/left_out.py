@@ -29,8 +29,8 @@ class LeftOut(NamedTuple):
     example: str
 
 
-class Reasons:
-    """Counts by reason, with the first example of each."""
+class LeftOutCounts:
+    """Counts what is not used by reason, with the first example of each."""
 
     def __init__(self, items: Iterable[LeftOut] = ()) -> None:
         self._counts: Counter[str] = Counter()

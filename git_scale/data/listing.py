@@ -23,7 +23,7 @@ MAKER = "tools/prepare_data.py makes"
 _OTHER_ARCHIVE = re.compile(r"\.(TAR|tar\.\w+|tgz|tbz2?|txz|zip|parquet)$")
 
 
-class Listing(NamedTuple):
+class ShardListing(NamedTuple):
     """`names`: of the shards, in their order. `indexed`: those of them that have a file of an index beside them."""
 
     root: Path
@@ -66,13 +66,13 @@ def problem_of_shards(path: Path) -> str:
     return f"no *.tar inside; {_other_archives(others) or f'{MAKER} them'}"
 
 
-def list_shards(path: Path) -> Listing:
+def list_shards(path: Path) -> ShardListing:
     """The .tar files below a folder, or the one that `path` is. Raises DataError when there is none."""
     if problem := problem_of_shards(path):
         raise DataError(f"{path}: {problem}")
     if path.is_file():
         has_index = Path(f"{path}{SUFFIX}").exists()
-        return Listing(path, path.parent, [path.name], {path.name} if has_index else set(), "")
+        return ShardListing(path, path.parent, [path.name], {path.name} if has_index else set(), "")
     names, indexed, others, special = list[str](), set[str](), list[str](), list[str]()
     for below, entry in _walk(path):
         name = below + entry.name
@@ -88,7 +88,7 @@ def list_shards(path: Path) -> Listing:
             others.append(name)
     if special:
         raise DataError(f"{path}: {', '.join(sorted(special))}; move it away, shards are files")
-    return Listing(path, path, sorted(names), indexed, _other_archives(others))
+    return ShardListing(path, path, sorted(names), indexed, _other_archives(others))
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:

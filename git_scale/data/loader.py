@@ -23,12 +23,12 @@ from PIL import Image
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, collate, collate_eval
-from git_scale.data.batches import Source, WorkerBatches, batches_here
+from git_scale.data.batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import Order, SampleOrder
 from git_scale.data.quarantine import Quarantine
-from git_scale.data.reader import Reader
+from git_scale.data.reader import WatchedReader
 from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Text, TextMaker, check_choices
 from git_scale.errors import DataError
@@ -37,18 +37,18 @@ GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is the
 OTHERS_TRIED = 16  # next samples among which one with other texts is looked for
 
 
-class Samples(Protocol):
-    """Samples by whatever a task consists of, read through one reader."""
+class Dataset(Protocol):
+    """Gives samples by what stands for one in a batch of the sampler, read through one reader."""
 
-    reader: Reader
+    reader: WatchedReader
 
     def __getitem__(self, item: Any) -> Any: ...
 
 
-class TrainSamples:
-    """The sample of (position, image_size), prepared for training."""
+class TrainDataset:
+    """Prepares the sample of (position, image_size) for training."""
 
-    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker, order: Order) -> None:
+    def __init__(self, run: RunConfig, reader: WatchedReader, task: TextMaker, order: Order) -> None:
         self.run, self.reader, self.task, self.order = run, reader, task, order
         self.blank = Text([task.tokenizer.bos_id, task.tokenizer.eos_id], [False, False])
 
@@ -82,10 +82,10 @@ class TrainSamples:
         return texts + [self.blank] * (self.run.data.texts_per_image - len(texts))
 
 
-class EvalSamples:
-    """Sample number `index`, prepared for an evaluation; an empty slot for -1."""
+class EvalDataset:
+    """Prepares sample number `index` for an evaluation; an empty slot for -1."""
 
-    def __init__(self, run: RunConfig, reader: Reader, task: TextMaker) -> None:
+    def __init__(self, run: RunConfig, reader: WatchedReader, task: TextMaker) -> None:
         self.data, self.reader, self.task = run.data, reader, task
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
         self.asked, self.count = run.eval.images, scored_images(run, reader.store)
@@ -150,8 +150,8 @@ def step_image_size(run: RunConfig, start: int) -> int:
     return sizes[int(np.random.default_rng((run.seed, start)).integers(len(sizes)))]
 
 
-class TrainPositions:
-    """Batch sampler: the (position, image_size) of each micro-batch of one rank, without end.
+class TrainBatchSampler:
+    """Yields the (position, image_size) of each micro-batch of one rank, without end.
 
     The positions of a step over all ranks and micro-batches are `global_batch` consecutive ones for any
     (dp, micro_batch), so a run may go on with another number of ranks.
@@ -178,23 +178,23 @@ def eval_indices(images: int, micro_batch: int, dp_rank: int, dp: int) -> list[l
 
 @dataclass(frozen=True)
 class Loader(Iterable[Any]):
-    """Batches of samples, from the beginning whenever it is iterated over."""
+    """Yields batches of samples, from the beginning whenever it is iterated over."""
 
-    samples: Samples
+    dataset: Dataset
     batches: Iterable[list[Any]]
     collate: Callable[[list[Any]], Any]
     workers: int
     timeout_s: float
 
     def __iter__(self) -> Iterator[Any]:
-        source = Source(self.samples.reader, self.make, _pinned, self.timeout_s)
+        source = BatchSource(self.dataset.reader, self.make, _pinned, self.timeout_s)
         if self.workers:
             return WorkerBatches(source, self.batches, self.workers)
-        return batches_here(source, self.batches)
+        return batches_in_process(source, self.batches)
 
     def make(self, items: list[Any]) -> Any:
-        batch = self.collate([self.samples[item] for item in items])
-        self.samples.reader.rest()
+        batch = self.collate([self.dataset[item] for item in items])
+        self.dataset.reader.rest()
         return batch
 
 
@@ -215,10 +215,10 @@ def build_train_loader(
     takes too long, LoaderError when workers keep dying.
     """
     order = order or SampleOrder(store.counts, run.seed)
-    samples = TrainSamples(run, Reader(store, quarantine), task, order)
-    positions = TrainPositions(run, dp_rank, dp, start_position)
+    dataset = TrainDataset(run, WatchedReader(store, quarantine), task, order)
+    sampler = TrainBatchSampler(run, dp_rank, dp, start_position)
     collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
-    return Loader(samples, positions, collate_fn, run.data.workers, run.data.sample_timeout_s)
+    return Loader(dataset, sampler, collate_fn, run.data.workers, run.data.sample_timeout_s)
 
 
 def build_eval_loader(
@@ -231,10 +231,10 @@ def build_eval_loader(
 ) -> Iterable[EvalBatch]:
     """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
     batches = eval_indices(scored_images(run, store), run.train.micro_batch, dp_rank, dp)
-    samples = EvalSamples(run, Reader(store, quarantine), task)
+    dataset = EvalDataset(run, WatchedReader(store, quarantine), task)
     collate_fn = functools.partial(collate_eval, pad_id=task.tokenizer.pad_id)
     workers = min(run.data.workers, len(batches))
-    return Loader(samples, batches, collate_fn, workers, run.data.sample_timeout_s)
+    return Loader(dataset, batches, collate_fn, workers, run.data.sample_timeout_s)
 
 
 def _pinned(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which members of a shard make one sample: what their names say.
+"""Groups the members of a shard into samples, by their names.
 
     a.jpg a.json | sub/b.png sub/b.txt       picture and text of one name, wherever they lie in the shard
     photo.v1.0001.png photo.v1.0001.txt      a name may hold dots: the last one begins the kind
@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from git_scale.data.left_out import SAME_NAME, Reasons
+from git_scale.data.left_out import SAME_NAME, LeftOutCounts
 
 _KNOWN = re.compile(r"(?P<stem>.*)\.(?P<ending>jpe?g|png|webp|json|txt)", re.DOTALL | re.IGNORECASE)
 _NUMBERED = re.compile(r"(?P<clip>.+)\.(?P<frame>[0-9]{1,6})", re.DOTALL)
 
 
-class Kind(enum.IntEnum):
+class MemberKind(enum.IntEnum):
     IMAGE = 0
     FRAME = 1
     JSON = 2
@@ -32,14 +32,14 @@ class Kind(enum.IntEnum):
     END = 255
 
 
-PICTURES = (Kind.IMAGE, Kind.FRAME)
-TEXTS = (Kind.JSON, Kind.TXT)
+PICTURES = (MemberKind.IMAGE, MemberKind.FRAME)
+TEXTS = (MemberKind.JSON, MemberKind.TXT)
 TEXT_ENDINGS = ("json", "txt")
-_KIND_OF = {"json": Kind.JSON, "txt": Kind.TXT}
+_KIND_OF = {"json": MemberKind.JSON, "txt": MemberKind.TXT}
 
 
-class Told(NamedTuple):
-    """What a text says, as hashes: data/other_texts.py compares those of a sample."""
+class TextHashes(NamedTuple):
+    """Stands for what a text says: data/other_texts.py compares those of a sample."""
 
     captions: tuple[int, ...]
     lines: tuple[int, ...] = ()
@@ -49,7 +49,7 @@ class Told(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A member of a known kind: `stem` is its path up to the last dot, the rest lies in bytes of the shard."""
+    """Describes a member of a known kind: `stem` is its path up to the last dot. Places and sizes are bytes."""
 
     stem: str
     ending: str
@@ -60,25 +60,25 @@ class Member(NamedTuple):
     """xxh3_64 of its bytes; 0: not known."""
     probe: int
     """xxh3_64 of what the scan has read of it."""
-    told: Told | None = None
+    text: TextHashes | None = None
     """Of a text that was read."""
 
     @property
-    def kind(self) -> Kind:
-        return _KIND_OF.get(self.ending, Kind.IMAGE)
+    def kind(self) -> MemberKind:
+        return _KIND_OF.get(self.ending, MemberKind.IMAGE)
 
 
-class Placed(NamedTuple):
-    """A member in its sample."""
+class PlacedMember(NamedTuple):
+    """Says to which sample a member belongs, and as what."""
 
     sample: int
     key: str
-    kind: Kind
+    kind: MemberKind
     frame: int
     member: Member
 
 
-def known_parts(info: tarfile.TarInfo, reasons: Reasons) -> tuple[str, str] | None:
+def known_parts(info: tarfile.TarInfo, reasons: LeftOutCounts) -> tuple[str, str] | None:
     """(stem, ending in lower case) of a member that a sample may use; None, and its reason, for any other."""
     folder, _, base = info.name.rpartition("/")
     known = _KNOWN.fullmatch(info.name)
@@ -103,12 +103,12 @@ def known_parts(info: tarfile.TarInfo, reasons: Reasons) -> tuple[str, str] | No
 class _Sample:
     number: int
     names: set[str] = field(default_factory=set)
-    pictured: bool = False
-    told: bool = False
+    has_picture: bool = False
+    has_text: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.pictured and self.told
+        return self.has_picture and self.has_text
 
     def fits(self, other: _Sample) -> bool:
         """Whether both are parts of one sample: two that are whole, or have a member in common, are not."""
@@ -116,15 +116,15 @@ class _Sample:
 
     def take(self, other: _Sample) -> None:
         self.names |= other.names
-        self.pictured |= other.pictured
-        self.told |= other.told
+        self.has_picture |= other.has_picture
+        self.has_text |= other.has_text
 
 
-def group(members: list[Member], reasons: Reasons) -> list[Placed]:
+def group(members: list[Member], reasons: LeftOutCounts) -> list[PlacedMember]:
     """The members by sample, in the order of the samples; `reasons` takes names that several samples have."""
     samples = 0
     latest: dict[str, _Sample] = {}
-    found: list[Placed] = []
+    found: list[PlacedMember] = []
     for key, run in groupby(_named(members), key=lambda placed: placed.key):
         for part, placed in _parts(list(run)):
             sample = latest.get(key)
@@ -149,29 +149,29 @@ def repeated(members: list[Member]) -> Member | None:
     return None
 
 
-def _named(members: list[Member]) -> Iterator[Placed]:
+def _named(members: list[Member]) -> Iterator[PlacedMember]:
     """Each member with its key; its sample is still to come."""
     texts = {member.stem for member in members if member.kind in TEXTS}
     for member in members:
         numbered = None
-        if member.kind == Kind.IMAGE and member.stem not in texts:
+        if member.kind == MemberKind.IMAGE and member.stem not in texts:
             numbered = _NUMBERED.fullmatch(member.stem)
         if numbered:
-            yield Placed(-1, numbered["clip"], Kind.FRAME, int(numbered["frame"]), member)
+            yield PlacedMember(-1, numbered["clip"], MemberKind.FRAME, int(numbered["frame"]), member)
         else:
-            yield Placed(-1, member.stem, member.kind, 0, member)
+            yield PlacedMember(-1, member.stem, member.kind, 0, member)
 
 
-def _parts(run: list[Placed]) -> Iterator[tuple[_Sample, list[Placed]]]:
+def _parts(run: list[PlacedMember]) -> Iterator[tuple[_Sample, list[PlacedMember]]]:
     """A run of members of one key in parts that have no member twice: nearly always one."""
-    part, placed = _Sample(-1), list[Placed]()
+    part, placed = _Sample(-1), list[PlacedMember]()
     for item in run:
         name = f"{item.member.stem}.{item.member.ending}"
         if name in part.names:
             yield part, placed
             part, placed = _Sample(-1), []
         part.names.add(name)
-        part.pictured |= item.kind in PICTURES
-        part.told |= item.kind in TEXTS
+        part.has_picture |= item.kind in PICTURES
+        part.has_text |= item.kind in TEXTS
         placed.append(item)
     yield part, placed

@@ -35,7 +35,7 @@ def training_sources(data: DataConfig) -> dict[str, SourceConfig]:
     return {key: one.model_copy(update={"task": one.task or data.task}) for key, one in given.items()}
 
 
-class Schedule:
+class SourceSchedule:
     """Positions dealt out to sources in proportion to their weights, by halving the list of sources again and again.
 
     Of the first p positions round(p * w) go to the first half, whose share of the weights is w, and the others to the
@@ -90,7 +90,7 @@ def _rounded(positions: int, part: int, whole: int) -> int:
 class MixedOrder:
     """The order of each source, at the positions that are its own."""
 
-    def __init__(self, counts: Sequence[np.ndarray], schedule: Schedule, seed: int) -> None:
+    def __init__(self, counts: Sequence[np.ndarray], schedule: SourceSchedule, seed: int) -> None:
         self._schedule = schedule
         self._orders = [SampleOrder(each, seed, stream=stream) for stream, each in enumerate(counts)]
         self._firsts = np.cumsum([0, *(order.size for order in self._orders)]).tolist()
@@ -111,7 +111,7 @@ class Mixture:
     def __init__(self, data: DataConfig, stores: Sequence[SampleStore]) -> None:
         """`stores`: of the training_sources."""
         self.sources, self.stores = list(training_sources(data).values()), list(stores)
-        self.schedule = Schedule([source.weight for source in self.sources])
+        self.schedule = SourceSchedule([source.weight for source in self.sources])
         self.names = short_names([source.path for source in self.sources])
         self.counts = np.concatenate([store.counts for store in stores])
         terms = [

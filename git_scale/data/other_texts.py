@@ -20,49 +20,49 @@ from git_scale.data.captions import (
     parse_json,
     texts_under,
 )
-from git_scale.data.left_out import OTHER_TEXT, SEVERAL_LINES, Reasons
-from git_scale.data.members import Kind, Placed, Told
+from git_scale.data.left_out import OTHER_TEXT, SEVERAL_LINES, LeftOutCounts
+from git_scale.data.members import MemberKind, PlacedMember, TextHashes
 from git_scale.errors import DataError
 
 
-def told_by(ending: str, data: bytes) -> Told | None:
+def hash_text(ending: str, data: bytes) -> TextHashes | None:
     """What an index remembers of a text until its samples are known; None for one that no sample can use."""
     try:
-        return _told_by_json(data) if ending == "json" else _told_by_txt(decode_text(data))
+        return _hash_json(data) if ending == "json" else _hash_txt(decode_text(data))
     except DataError:
         return None
 
 
-def count_other_texts(placed: Iterable[Placed], reasons: Reasons) -> None:
+def count_other_texts(placed: Iterable[PlacedMember], reasons: LeftOutCounts) -> None:
     """`placed`: all members, sample by sample."""
     for _, members in groupby(placed, key=lambda item: item.sample):
-        told = {item.kind: item.member for item in members if item.kind in (Kind.JSON, Kind.TXT)}
-        json, txt = told.get(Kind.JSON), told.get(Kind.TXT)
-        if json and json.told and json.told.other:
-            reasons.add(OTHER_TEXT, f"{json.stem}.json: {json.told.other}")
-        elif json and txt and txt.told and json.told and json.told.captions:
-            if not _is_said(txt.told, json.told):
+        texts = {item.kind: item.member for item in members if item.kind in (MemberKind.JSON, MemberKind.TXT)}
+        json, txt = texts.get(MemberKind.JSON), texts.get(MemberKind.TXT)
+        if json and json.text and json.text.other:
+            reasons.add(OTHER_TEXT, f"{json.stem}.json: {json.text.other}")
+        elif json and txt and txt.text and json.text and json.text.captions:
+            if not _is_said(txt.text, json.text):
                 reasons.add(OTHER_TEXT, f"{txt.stem}.txt")
-        elif txt and txt.told and len(txt.told.lines) > 1 and (json is None or json.told):
+        elif txt and txt.text and len(txt.text.lines) > 1 and (json is None or json.text):
             reasons.add(SEVERAL_LINES, f"{txt.stem}.txt")
 
 
-def _is_said(txt: Told, json: Told) -> bool:
+def _is_said(txt: TextHashes, json: TextHashes) -> bool:
     said = set(json.captions)
     return said.issuperset(txt.captions) or (bool(txt.lines) and said.issuperset(txt.lines))
 
 
-def _told_by_txt(text: str) -> Told:
+def _hash_txt(text: str) -> TextHashes:
     lines = _lines(text.splitlines()) if "\n" in text.strip() else set[str]()
-    return Told(_hashes(_lines([text])), _hashes(lines))
+    return TextHashes(_hashes(_lines([text])), _hashes(lines))
 
 
-def _told_by_json(data: bytes) -> Told:
+def _hash_json(data: bytes) -> TextHashes:
     record = parse_json(data)
     other = _other_name(record.meta, CAPTION_NAMES, CAPTION_PARTS, record.captions)
     for question in record.questions:
         other = other or _other_name(question, ANSWER_NAMES, ANSWER_PARTS, question["answers"])
-    return Told(_hashes(_lines(record.captions)), other=other)
+    return TextHashes(_hashes(_lines(record.captions)), other=other)
 
 
 def _other_name(tree: dict[str, Any], names: tuple[str, ...], parts: tuple[str, ...], read: list[str]) -> str:

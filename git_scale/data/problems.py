@@ -10,8 +10,8 @@ from typing import Self
 MAX_REASONS, MAX_EXAMPLES, MAX_SHOWN = 100, 3, 6
 
 
-class Reasons:
-    """How often each reason came, with a few of the samples that it came for; small, whatever is added."""
+class ProblemCounts:
+    """Counts how often each reason came, with a few of the samples that it came for; small, whatever is added."""
 
     def __init__(self, problems: Iterable[str] = ()) -> None:
         """`problems`: KEY: what is wrong, as DataError says it of a sample."""
@@ -46,6 +46,6 @@ class Reasons:
         known += examples[: MAX_EXAMPLES - len(known)]
 
 
-def share(part: int, whole: int) -> str:
+def describe_share(part: int, whole: int) -> str:
     """`3 of 200 (1.5 %)`."""
     return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.3g} %)"

@@ -13,8 +13,8 @@ from git_scale.errors import DataError
 IDLE = -1
 
 
-class Reader:
-    """Samples by number. `place`, int64 [2], is for whoever watches: the sample's number or IDLE, and the time."""
+class WatchedReader:
+    """Reads samples by number. `place`, int64 [2], tells who watches the sample's number, or IDLE, and the time."""
 
     def __init__(self, store: SampleStore, quarantine: Quarantine | None = None) -> None:
         self.store = store

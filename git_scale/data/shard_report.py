@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from git_scale.data.index import load
-from git_scale.data.left_out import OTHER_SHARDS, Reasons
-from git_scale.data.shard_survey import Survey
+from git_scale.data.left_out import OTHER_SHARDS, LeftOutCounts
+from git_scale.data.shard_survey import ShardSurvey
 from git_scale.data.shard_table import ShardTable, decoded
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ MAX_NAMES, MAX_SHARDS = (
 )  # up to which a start compares names over shards: a few tenths of a second
 
 
-def left_out_of(survey: Survey, compares_all: bool = False) -> str:
+def left_out_of(survey: ShardSurvey, compares_all: bool = False) -> str:
     """Reasons, counts and shares over all shards; empty for nothing.
 
     Names are compared over the shards where there are not too many for a start, or with `compares_all`.
@@ -32,7 +32,7 @@ def left_out_of(survey: Survey, compares_all: bool = False) -> str:
     return found.describe(table.samples, int(table.rows["members"].sum()))
 
 
-def announce(survey: Survey) -> None:
+def announce(survey: ShardSurvey) -> None:
     """Logs what is not used, which shards are the same, and what is not known of them."""
     if not log.isEnabledFor(logging.WARNING):
         return  # all ranks but one
@@ -60,7 +60,7 @@ def copies(table: ShardTable) -> list[list[str]]:
     return list(groups.values())
 
 
-def _count_names_in_several(folder: Path, table: ShardTable, found: Reasons) -> None:
+def _count_names_in_several(folder: Path, table: ShardTable, found: LeftOutCounts) -> None:
     seen = set[bytes]()
     for number in range(len(table)):
         index = load(folder / table.name(number))

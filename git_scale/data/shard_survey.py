@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from git_scale.data import folder_index
-from git_scale.data.index import Index, load
-from git_scale.data.indexing import Indexed, make_indexes
-from git_scale.data.listing import Listing, list_shards
+from git_scale.data.index import ShardIndex, load
+from git_scale.data.indexing import IndexingResult, make_indexes
+from git_scale.data.listing import ShardListing, list_shards
 from git_scale.data.shard_table import ShardTable, encoded, joined, table_of
 from git_scale.errors import DataError
 from git_scale.stop import check_stop
@@ -29,24 +29,24 @@ from git_scale.stop import check_stop
 log = logging.getLogger(__name__)
 
 
-class Part(NamedTuple):
+class SurveyPart(NamedTuple):
     """What came of examining some shards."""
 
     found: ShardTable
     """Of those that the folder's index does not know, or not as they are."""
-    indexed: Indexed
+    indexed: IndexingResult
 
 
-class Survey(NamedTuple):
+class ShardSurvey(NamedTuple):
     """All that a start knows of the shards of `listing`, in their order."""
 
-    listing: Listing
+    listing: ShardListing
     table: ShardTable
-    unsaved: dict[Path, Index]
+    unsaved: dict[Path, ShardIndex]
     """Of shards in a folder that cannot be written."""
 
 
-def survey(path: Path, parts: Sequence[Part] = ()) -> Survey:
+def survey(path: Path, parts: Sequence[SurveyPart] = ()) -> ShardSurvey:
     """All shards below a folder, or the one that `path` is; without parts, they are examined here.
 
     So are those that the parts know and that have no index here, as on a node with a folder of its own.
@@ -64,9 +64,9 @@ def survey(path: Path, parts: Sequence[Part] = ()) -> Survey:
     return assembled(listing, known, [*parts, examine(listing, known, missing)])
 
 
-def assembled(listing: Listing, known: ShardTable, parts: Sequence[Part]) -> Survey:
+def assembled(listing: ShardListing, known: ShardTable, parts: Sequence[SurveyPart]) -> ShardSurvey:
     """The parts put together; see `survey`."""
-    indexed = reduce(or_, (part.indexed for part in parts), Indexed())
+    indexed = reduce(or_, (part.indexed for part in parts), IndexingResult())
     if found := indexed.problems:
         problems = [found[path] for path in listing.paths if path in found]
         noun = "problem" if len(problems) == 1 else "problems"
@@ -82,10 +82,10 @@ def assembled(listing: Listing, known: ShardTable, parts: Sequence[Part]) -> Sur
     table = everything.taken(places)
     if listing.is_folder and not indexed.unsaved and table != known:
         folder_index.keep(listing.root, table)
-    return Survey(listing, table, indexed.unsaved)
+    return ShardSurvey(listing, table, indexed.unsaved)
 
 
-def known_of(listing: Listing, says: bool = False) -> ShardTable:
+def known_of(listing: ShardListing, says: bool = False) -> ShardTable:
     """What the folder's own index says; nothing where there is none. `says`: logs where something else lies there."""
     try:
         return folder_index.load(listing.root) if listing.is_folder else joined([])
@@ -95,17 +95,17 @@ def known_of(listing: Listing, says: bool = False) -> ShardTable:
         return joined([])
 
 
-def examine(listing: Listing, known: ShardTable, numbers: Iterable[int]) -> Part:
+def examine(listing: ShardListing, known: ShardTable, numbers: Iterable[int]) -> SurveyPart:
     """Looks at the shards of these numbers, and makes and saves the indexes that they lack. Raises Stopped."""
     waiting = outdated(listing, known, numbers)
     found = {number: row_of(listing.path(number), listing.names[number]) for number in waiting}
     missing = [number for number in waiting if not len(found[number])]
     indexed = make_indexes([listing.path(number) for number in missing])
     found |= {number: row_of(listing.path(number), listing.names[number], indexed) for number in missing}
-    return Part(joined(list(found.values())), indexed)
+    return SurveyPart(joined(list(found.values())), indexed)
 
 
-def outdated(listing: Listing, known: ShardTable, numbers: Iterable[int]) -> list[int]:
+def outdated(listing: ShardListing, known: ShardTable, numbers: Iterable[int]) -> list[int]:
     """Those of the numbers whose shards `known` does not know as they are. Raises Stopped."""
     places, rows = known.places(names_of(listing)).tolist(), known.rows[["size", "time"]].tolist()
     found = []
@@ -121,7 +121,7 @@ def outdated(listing: Listing, known: ShardTable, numbers: Iterable[int]) -> lis
     return found
 
 
-def row_of(path: Path, name: str, indexed: Indexed | None = None) -> ShardTable:
+def row_of(path: Path, name: str, indexed: IndexingResult | None = None) -> ShardTable:
     """What the index of one shard says, or that of `indexed` where it could not be saved; nothing without one."""
     check_stop()
     _, time = size_and_time(str(path))
@@ -137,5 +137,5 @@ def size_and_time(path: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def names_of(listing: Listing) -> np.ndarray:
+def names_of(listing: ShardListing) -> np.ndarray:
     return np.array([encoded(name) for name in listing.names])

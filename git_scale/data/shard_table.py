@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from git_scale.data.index import Index
-from git_scale.data.left_out import LeftOut, Reasons
+from git_scale.data.index import ShardIndex
+from git_scale.data.left_out import LeftOut, LeftOutCounts
 
 ROW = np.dtype(
     [
@@ -21,7 +21,7 @@ ROW = np.dtype(
         *((name, "<u8") for name in ("content", "digests")),
     ]
 )
-"""`time`: when the shard was written, in ns. `content`, `digests`: as a Summary has them; 0 for what is not known."""
+"""`time`: when the shard was written, in ns. `content`, `digests`: as in ShardSummary; 0 for what is not known."""
 
 
 def left_out_dtype(reason_bytes: int, example_bytes: int) -> np.dtype:
@@ -72,9 +72,9 @@ class ShardTable:
             self.names[numbers], self.rows[numbers], left_out[np.argsort(left_out["shard"], kind="stable")]
         )
 
-    def reasons(self) -> Reasons:
+    def reasons(self) -> LeftOutCounts:
         """What is left out, over all shards, with the first example of each reason."""
-        found = Reasons()
+        found = LeftOutCounts()
         reasons, firsts, places = np.unique(self.left_out["reason"], return_index=True, return_inverse=True)
         totals = np.bincount(places, weights=self.left_out["number"], minlength=len(reasons))
         for number in np.argsort(firsts):
@@ -82,9 +82,9 @@ class ShardTable:
             found.add(decoded(reasons[number]), example, int(totals[number]))
         return found
 
-    def reasons_of(self, number: int) -> Reasons:
+    def reasons_of(self, number: int) -> LeftOutCounts:
         rows = self.left_out[slice(*np.searchsorted(self.left_out["shard"], [number, number + 1]))]
-        return Reasons(
+        return LeftOutCounts(
             LeftOut(decoded(row["reason"]), int(row["number"]), decoded(row["example"])) for row in rows
         )
 
@@ -98,7 +98,7 @@ def decoded(data: bytes) -> str:
     return bytes(data).decode("utf-8", "surrogateescape")
 
 
-def table_of(name: str, index: Index, time: int) -> ShardTable:
+def table_of(name: str, index: ShardIndex, time: int) -> ShardTable:
     """Of one shard, which was written at `time`."""
     summary = index.summary
     content, digests = (int(digest or "0", 16) for digest in (summary.content, summary.digests))

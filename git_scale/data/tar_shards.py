@@ -20,11 +20,11 @@ import xxhash
 
 from git_scale.data.captions import TextRecord, decode_text, parse_json
 from git_scale.data.fingerprint import fingerprint_of
-from git_scale.data.index import SUFFIX, Index, load
+from git_scale.data.index import SUFFIX, ShardIndex, load
 from git_scale.data.listing import list_shards, problem_of_shards
-from git_scale.data.members import Kind
+from git_scale.data.members import MemberKind
 from git_scale.data.shard_report import announce, left_out_of
-from git_scale.data.shard_survey import Part, Survey, examine, known_of, survey
+from git_scale.data.shard_survey import ShardSurvey, SurveyPart, examine, known_of, survey
 from git_scale.data.store import RawSample, naming
 from git_scale.errors import DataError
 
@@ -51,13 +51,13 @@ class TarFormat:
     def problem_of(self, path: Path) -> str:
         return problem_of_shards(path)
 
-    def prepare(self, path: Path, part: int, parts: int) -> Part:
+    def prepare(self, path: Path, part: int, parts: int) -> SurveyPart:
         """Looks at every `parts`-th shard, and makes the index that it lacks."""
         listing = list_shards(path)
         # a part of all shards, not of the missing ones: which are missing changes while others make them
         return examine(listing, known_of(listing), range(part, len(listing.names), parts))
 
-    def open(self, path: Path, prepared: Sequence[Part]) -> TarShards:
+    def open(self, path: Path, prepared: Sequence[SurveyPart]) -> TarShards:
         found = survey(path, prepared)
         if not found.table.rows["complete"].any():
             raise DataError(
@@ -79,7 +79,7 @@ class TarShards:
     Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
     """
 
-    def __init__(self, survey: Survey) -> None:
+    def __init__(self, survey: ShardSurvey) -> None:
         self.folder, self.shards = survey.listing.folder, survey.table
         self.counts = np.ascontiguousarray(survey.table.rows["samples"], np.int64)
         self.fingerprint = str(fingerprint_of(survey.table))
@@ -128,8 +128,8 @@ class TarShards:
         """Sample `number`. Raises DataError naming the sample when it has no picture or no valid text."""
         shard, rows = self._locate(number)
         with naming(self._key(shard, rows)) as key:
-            images = self._of_kind(shard, rows, Kind.IMAGE)
-            frames = self._of_kind(shard, rows, Kind.FRAME)
+            images = self._of_kind(shard, rows, MemberKind.IMAGE)
+            frames = self._of_kind(shard, rows, MemberKind.FRAME)
             if not images and not frames:
                 raise DataError("no picture beside the text")
             return RawSample(key, images[0] if images else None, frames, self._text(shard, rows))
@@ -171,7 +171,7 @@ class TarShards:
     def _key(self, shard: int, rows: np.ndarray) -> str:
         return f"{self.shards.name(shard)}:{bytes(rows[0]['key']).decode('utf-8', 'replace')}"
 
-    def _of_kind(self, shard: int, rows: np.ndarray, kind: Kind) -> list[bytes]:
+    def _of_kind(self, shard: int, rows: np.ndarray, kind: MemberKind) -> list[bytes]:
         """The data of all members of one kind, frames in the order of their numbers."""
         found = sorted(rows[rows["kind"] == kind], key=lambda row: int(row["frame"]))
         return [self._bytes(shard, row) for row in found]
@@ -188,22 +188,22 @@ class TarShards:
             raise DataError(f"the shard was cut to less than {offset + size} bytes during the run")
         digest = int(row["digest"])
         if digest and xxhash.xxh3_64_intdigest(data) != digest:
-            kind = Kind(row["kind"]).name.lower()
+            kind = MemberKind(row["kind"]).name.lower()
             raise DataError(f"damaged: the bytes of its {kind} are not those that the index was made of")
         return data
 
     def _text(self, shard: int, rows: np.ndarray) -> TextRecord:
-        jsons = self._of_kind(shard, rows, Kind.JSON)
+        jsons = self._of_kind(shard, rows, MemberKind.JSON)
         record = parse_json(jsons[0]) if jsons else TextRecord([])
         if record.captions:
             return record
-        txts = [decode_text(data) for data in self._of_kind(shard, rows, Kind.TXT)]
+        txts = [decode_text(data) for data in self._of_kind(shard, rows, MemberKind.TXT)]
         if not jsons and not txts:
             raise DataError("no text (.json or .txt) beside the picture")
         return replace(record, captions=txts)
 
 
-def _differs(index: Index, row: np.void) -> bool:
+def _differs(index: ShardIndex, row: np.void) -> bool:
     """Whether a shard holds something else than what a start has seen, as far as both know."""
     content = int(index.summary.content or "0", 16)
     return 0 not in (content, row["content"]) and content != row["content"]

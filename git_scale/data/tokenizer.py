@@ -116,12 +116,14 @@ class WordPieceTokenizer:
     def __init__(self, path: Path) -> None:
         data = _read(path)
         self.path, self.fingerprint = path, xxhash.xxh3_64_hexdigest(data)
-        self.words = _words_of_json(data, path) if path.suffix == ".json" else _words_of_lines(data, path)
-        numbers = {word: number for number, word in enumerate(self.words)}
+        self.vocabulary = (
+            _words_of_json(data, path) if path.suffix == ".json" else _words_of_lines(data, path)
+        )
+        numbers = {word: number for number, word in enumerate(self.vocabulary)}
         missing = [word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if word not in numbers]
         if missing:
             raise DataError(f"{path}: no BERT vocabulary, it lacks {', '.join(missing)}")
-        self.vocab_size = len(self.words)
+        self.vocab_size = len(self.vocabulary)
         self.pad_id, self.bos_id, self.eos_id = numbers["[PAD]"], numbers["[CLS]"], numbers["[SEP]"]
         self._unk_id = numbers["[UNK]"]
         self._tokenizer = self.build_fast()
@@ -131,7 +133,7 @@ class WordPieceTokenizer:
 
     def build_fast(self) -> FastTokenizer:
         """A new `tokenizers.Tokenizer` that does the same, to be changed at will."""
-        return _build_wordpiece({word: number for number, word in enumerate(self.words)})
+        return _build_wordpiece({word: number for number, word in enumerate(self.vocabulary)})
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

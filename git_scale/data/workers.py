@@ -35,16 +35,16 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
-class Made:
-    """A batch, by the number of its task."""
+class MadeBatch:
+    """Carries a batch, with the number of its task."""
 
     number: int
     batch: Any
 
 
 @dataclass(frozen=True)
-class Failed:
-    """What a worker says of an exception, which is a fault of the program: bad samples are no exceptions."""
+class FailedBatch:
+    """Carries what a worker says of an exception, a fault of the program: bad samples are no exceptions."""
 
     sample: int
     """Number of the one it was at."""
@@ -52,17 +52,17 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Died:
-    """A worker is gone."""
+class WorkerDeath:
+    """Says that a worker is gone, and why."""
 
     cause: str
 
 
-Arrivals = queue.SimpleQueue[tuple["Worker", Made | Failed | Died]]
+Arrivals = queue.SimpleQueue[tuple["LoaderWorker", MadeBatch | FailedBatch | WorkerDeath]]
 
 
-class Worker:
-    """One process. `place` (int64 [2], shared) tells what it reads; answers come into `arrivals`."""
+class LoaderWorker:
+    """Runs one process. `place` (int64 [2], shared) tells what it reads; answers come into `arrivals`."""
 
     def __init__(
         self, make: Callable[[Any], Any], place: np.ndarray, arrivals: Arrivals, finish: Callable[[Any], Any]
@@ -92,17 +92,21 @@ class Worker:
 
 
 def _receive_all(
-    worker: Worker, channel: socket.socket, process: int, arrivals: Arrivals, finish: Callable[[Any], Any]
+    worker: LoaderWorker,
+    channel: socket.socket,
+    process: int,
+    arrivals: Arrivals,
+    finish: Callable[[Any], Any],
 ) -> None:
     with channel, suppress(EOFError, OSError):
         while True:
             answer = _receive(channel)
-            if isinstance(answer, Made):
-                answer = Made(answer.number, finish(answer.batch))
+            if isinstance(answer, MadeBatch):
+                answer = MadeBatch(answer.number, finish(answer.batch))
             arrivals.put((worker, answer))
     _, status = os.waitpid(process, 0)
     code = os.waitstatus_to_exitcode(status)
-    arrivals.put((worker, Died(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)))
+    arrivals.put((worker, WorkerDeath(f"exit code {code}" if code >= 0 else signal.Signals(-code).name)))
 
 
 def _serve(make: Callable[[Any], Any], place: np.ndarray, channel: socket.socket, parent: int) -> NoReturn:
@@ -117,9 +121,9 @@ def _serve(make: Callable[[Any], Any], place: np.ndarray, channel: socket.socket
         while True:
             number, task = _receive(channel)
             try:
-                answer: Made | Failed = Made(number, make(task))
+                answer: MadeBatch | FailedBatch = MadeBatch(number, make(task))
             except Exception:
-                answer = Failed(int(place[0]), traceback.format_exc())
+                answer = FailedBatch(int(place[0]), traceback.format_exc())
             _send(channel, answer)
     except (EOFError, OSError):  # the parent has closed its end
         os._exit(0)

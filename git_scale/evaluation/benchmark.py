@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     checkpoint: Path,
     data: Path,
     task: str | None,
-    tokenizer: Path | None,
+    tokenizer_path: Path | None,
     overrides: list[str],
     ds_config: dict[str, Any],
     topology: Topology,
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     """All samples of `data` (or the first `eval.images=N`). Collective; raises UserError, the same on all ranks."""
     opened = open_checkpoint(checkpoint)
     refuse_encoder_alone(opened)
-    words = tokenizer_of(opened, tokenizer)
+    tokenizer = tokenizer_of(opened, tokenizer_path)
     run = benchmark_run(opened, data, task, overrides)
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
@@ -66,7 +66,7 @@ def evaluate_checkpoint(
     values, _ = values_from(deferred, run.model, opened)
     placed = place_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(placed, run, ds_config, topology, device)
-    evaluation = Evaluator(run, store, build_task(run.data.task, run, words), topology).evaluate(runner)
+    evaluation = Evaluator(run, store, build_task(run.data.task, run, tokenizer), topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)

@@ -13,7 +13,7 @@ from PIL import Image
 from git_scale.config import RunConfig
 from git_scale.data.batch import EvalBatch
 from git_scale.data.loader import GAIN_IMAGES, build_eval_loader, scored_images
-from git_scale.data.problems import Reasons, share
+from git_scale.data.problems import ProblemCounts, describe_share
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
@@ -109,7 +109,7 @@ class Evaluator:
         if not problems:
             return
         images = scored_images(self._run, self._store)
-        said = f"{share(len(problems), images)} held-out samples cannot be used:\n{Reasons(problems)}"
+        said = f"{describe_share(len(problems), images)} held-out samples cannot be used:\n{ProblemCounts(problems)}"
         if 2 * len(problems) > images and self._run.data.max_bad_share < 1:
             raise DataError(
                 f"{said}\nMend data.heldout, or set data.max_bad_share=1 to score the others alone."

@@ -247,8 +247,8 @@ class ImageToText:
             raise UserError(f"{text!r}: a text without words cannot be asked, scored or chosen")
         return tokens
 
-    def _caption_prefix(self, words: str) -> list[int]:
-        return [self._tokenizer.bos_id, *(self._encode(words) if words else [])]
+    def _caption_prefix(self, text: str) -> list[int]:
+        return [self._tokenizer.bos_id, *(self._encode(text) if text else [])]
 
     def _question_prefix(self, question: str) -> list[int]:
         return self._prompts.prefix(self._encode(question))

@@ -1,4 +1,4 @@
-"""Beam search with GIT's length penalty; all texts of a batch at once, without a loop over beams or words."""
+"""Beam search with GIT's length penalty; all texts of a batch at once, without a loop over beams or tokens."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ class _Search:
         logs = self._stream.feed(self._texts_GWT[..., -1], self._parents_GW) if step else self._stream.begin()
         permitted = self._rules.permit(logs, step, self._nodes_GW)
         ended = self._sums_GW + permitted[..., self._rules.end_token]
-        words, candidates = self._extend(permitted)
+        tokens, candidates = self._extend(permitted)
         ranked, order = candidates.flatten(1).sort(dim=1, descending=True, stable=True)
         beams = self._decoding.beams
         worst_open = ranked[:, beams - 1 : beams] if ranked.shape[1] >= beams else -math.inf
         self._offer(ended.masked_fill(ended < worst_open, -math.inf))
         order = order[:, :beams]
-        self._grow(ranked[:, :beams], order // words.shape[2], words.flatten(1).gather(1, order))
+        self._grow(ranked[:, :beams], order // tokens.shape[2], tokens.flatten(1).gather(1, order))
         self._close()
 
     def _extend(self, permitted: Tensor) -> tuple[Tensor, Tensor]:
-        """Words [G, W, C] that may go on each open text, the likeliest ones, and the sums with them."""
+        """Tokens [G, W, C] that may go on each open text, the likeliest ones, and the sums with them."""
         count = min(self._decoding.beams + 1, permitted.shape[2])  # one more, should the end be among them
-        values, words = permitted.topk(count)
+        values, tokens = permitted.topk(count)
         sums = self._sums_GW[..., None] + values
-        return words, sums.masked_fill(words == self._rules.end_token, -math.inf)
+        return tokens, sums.masked_fill(tokens == self._rules.end_token, -math.inf)
 
     def _grow(self, sums_GW: Tensor, parents_GW: Tensor, tokens_GW: Tensor) -> None:
         """The open texts of the next step: those of `parents`, each with its token."""

@@ -108,8 +108,8 @@ def _check_choice(model: Decodable, decoding: Decoding, trie: Trie | None, end_t
 
 def _problems_of_width(vocab_size: int, decoding: Decoding) -> list[str]:
     """More beams than there are texts."""
-    words, most = vocab_size - 1, decoding.max_new_tokens
-    texts = sum(words**length for length in range(decoding.min_new_tokens, most)) + words**most
+    choices, most = vocab_size - 1, decoding.max_new_tokens
+    texts = sum(choices**length for length in range(decoding.min_new_tokens, most)) + choices**most
     if decoding.beams > texts:
         return [f"beams={decoding.beams} exceed the {texts} texts of at most {most} tokens that exist"]
     return []

@@ -97,14 +97,14 @@ class Predictor:
 
 
 def load_predictor(
-    folder: Path, device: str | torch.device | None, dtype: torch.dtype, tokenizer: Path | None
+    folder: Path, device: str | torch.device | None, dtype: torch.dtype, tokenizer_path: Path | None
 ) -> Predictor:
     """Raises CheckpointError when no model or no tokenizer of it is there, UserError for a missing device."""
     target = _usable(device)
     opened = open_checkpoint(folder)
-    words = tokenizer_of(opened, tokenizer)
+    tokenizer = tokenizer_of(opened, tokenizer_path)
     model = load_model(opened).to(target, dtype).eval().requires_grad_(False)
-    return Predictor(model, words, opened.run, target, dtype)
+    return Predictor(model, tokenizer, opened.run, target, dtype)
 
 
 def _usable(device: str | torch.device | None) -> torch.device:

@@ -203,10 +203,10 @@ class TextEmbedding(nn.Module):
 class OutputHead(nn.Module):
     """Vocabulary logits through the tied word table, with a bias of its own."""
 
-    def __init__(self, words: nn.Embedding) -> None:
+    def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
-        self.weight = words.weight
-        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        self.weight = table.weight
+        self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
 
     def forward(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight, self.bias)

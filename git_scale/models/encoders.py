@@ -184,8 +184,8 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
         raise ConfigError([f"model.encoder.name={config.name!r}: timm has no such model{hint}"])
     if taken := TAKEN_OPTIONS.keys() & config.options.keys():
         raise ConfigError([f"model.encoder.options.{key}: {TAKEN_OPTIONS[key]}" for key in sorted(taken)])
-    if words := _words_for_switches(config):
-        raise ConfigError(words)
+    if problems := _texts_for_switches(config):
+        raise ConfigError(problems)
     options = copy.deepcopy(config.options)  # timm changes lists that it is given
     if timm.get_pretrained_cfg(config.name, allow_unregistered=True).fixed_input_size:
         options["img_size"] = config.image_size
@@ -210,13 +210,13 @@ def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
     return backbone
 
 
-def _words_for_switches(config: EncoderConfig) -> list[str]:
+def _texts_for_switches(config: EncoderConfig) -> list[str]:
     """What is wrong with texts in the places of switches: any text would pass for true."""
-    words = {name: value for name, value in config.options.items() if isinstance(value, str)}
-    known = _parameters_of(config.name) if words else {}
+    texts = {name: value for name, value in config.options.items() if isinstance(value, str)}
+    known = _parameters_of(config.name) if texts else {}
     return [
         f"model.encoder.options.{name}={value!r}: a switch, true or false without quotes, is needed"
-        for name, value in words.items()
+        for name, value in texts.items()
         if name in known and isinstance(known[name].default, bool)
     ]
 

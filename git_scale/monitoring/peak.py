@@ -60,10 +60,10 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 def known_accelerator(name: str) -> Accelerator | None:
     """The table's longest name within a device's name; None when no name matches."""
-    words = _words(name)
-    if " mig " in words:  # a slice of a GPU carries the name of the whole
+    padded = _padded(name)
+    if " mig " in padded:  # a slice of a GPU carries the name of the whole
         return None
-    matches = [row for row in _table() if _words(row.name) in words]
+    matches = [row for row in _table() if _padded(row.name) in padded]
     return max(matches, key=lambda row: len(row.name), default=None)
 
 
@@ -112,5 +112,5 @@ def _time_product(left: torch.Tensor) -> float:
     return time.perf_counter() - started
 
 
-def _words(text: str) -> str:
+def _padded(text: str) -> str:
     return " " + " ".join(re.findall(r"[a-z0-9]+", text.lower())) + " "

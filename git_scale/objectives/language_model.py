@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.data.batch import Batch
-from git_scale.objectives.objective import Comm, Objective, own_words, without_padding
+from git_scale.objectives.objective import Comm, Objective, own_columns, without_padding
 
 
 class LanguageModel(Objective):
@@ -19,9 +19,9 @@ class LanguageModel(Objective):
         return batch.num_targets
 
     def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
-        words, smoothing = self.run.model.vocab_size, self.run.train.label_smoothing
+        vocab_size, smoothing = self.run.model.vocab_size, self.run.train.label_smoothing
         if comm.tp > 1:
-            return vocabulary_parallel_loss(logits, batch.labels, smoothing, words, comm)
+            return vocabulary_parallel_loss(logits, batch.labels, smoothing, vocab_size, comm)
         return language_model_loss(logits, batch.labels, smoothing)
 
 
@@ -47,15 +47,15 @@ def smoothing_entropy(smoothing: float, vocab: int) -> float:
 
 
 def vocabulary_parallel_loss(
-    logits: Tensor, labels: Tensor, smoothing: float, words: int, comm: Comm
+    logits: Tensor, labels: Tensor, smoothing: float, vocab_size: int, comm: Comm
 ) -> Tensor:
     """language_model_loss of logits [n, ceil(V / tp)] that hold this rank's words; the same on all ranks.
 
     megatron-core's own vocabulary-parallel cross entropy will not do: it smooths over all rows, the padding among
     them, and spreads e over V words where GIT has e / (V - 1) on the other ones.
     """
-    first, own = comm.tp_rank * logits.shape[-1], own_words(logits, words, comm)
-    logits = without_padding(logits, words, comm)
+    first, own = comm.tp_rank * logits.shape[-1], own_columns(logits, vocab_size, comm)
+    logits = without_padding(logits, vocab_size, comm)
     peak = comm.max_over_tp(logits.detach().amax(-1))
     index = labels - first
     is_own = (index >= 0) & (index < own)
@@ -64,6 +64,6 @@ def vocabulary_parallel_loss(
     exponentials, label_logits, all_logits = comm.sum_over_tp(sums)
     log_normaliser = exponentials.log() + peak
     cross_entropy = log_normaliser - label_logits
-    of_others = words * log_normaliser - all_logits - cross_entropy
-    total = ((1 - smoothing) * cross_entropy + smoothing / (words - 1) * of_others).sum()
-    return total - labels.numel() * smoothing_entropy(smoothing, words)
+    of_others = vocab_size * log_normaliser - all_logits - cross_entropy
+    total = ((1 - smoothing) * cross_entropy + smoothing / (vocab_size - 1) * of_others).sum()
+    return total - labels.numel() * smoothing_entropy(smoothing, vocab_size)

@@ -89,15 +89,15 @@ class Objective(ABC):
         return batches
 
 
-def own_words(logits: Tensor, words: int, comm: Comm) -> int:
-    """How many columns of this rank's logits are words; what is behind them pads the vocabulary of `words`."""
+def own_columns(logits: Tensor, vocab_size: int, comm: Comm) -> int:
+    """How many columns of this rank's logits stand for words; the others pad the vocabulary of `vocab_size`."""
     columns = logits.shape[-1]
-    return min(max(words - comm.tp_rank * columns, 0), columns)  # the last ranks may have none
+    return min(max(vocab_size - comm.tp_rank * columns, 0), columns)  # the last ranks may have none
 
 
-def without_padding(logits: Tensor, words: int, comm: Comm) -> Tensor:
+def without_padding(logits: Tensor, vocab_size: int, comm: Comm) -> Tensor:
     """fp32 logits, -inf where there is no word."""
-    padding = torch.arange(logits.shape[-1], device=logits.device) >= own_words(logits, words, comm)
+    padding = torch.arange(logits.shape[-1], device=logits.device) >= own_columns(logits, vocab_size, comm)
     return logits.float().masked_fill(padding, -math.inf)
 
 

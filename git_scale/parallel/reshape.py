@@ -6,9 +6,8 @@ Rewritten once, each rank of each start reads its share alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.folder import new_folder, write_manifest, write_text
+from git_scale.checkpoint.complete import complete_checkpoint
+from git_scale.checkpoint.folder import new_model_folder
 from git_scale.checkpoint.opened_checkpoint import read_run
 from git_scale.checkpoint.sharding import local_shape
 from git_scale.checkpoint.state import (
-    INDEX,
     HeldPieces,
     ParameterPiece,
     StateIndex,
@@ -28,7 +27,6 @@ from git_scale.checkpoint.state import (
     write_pieces,
 )
 from git_scale.checkpoint.weights import check_files
-from git_scale.config import RunConfig
 from git_scale.files import FileDigest, write_bytes
 from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
@@ -49,13 +47,16 @@ def reshape(source: Path, destination: Path, tp: int) -> Path:
     with torch.device("meta"):
         splits = splits_of(build_model(run.model), parallel)
     index = replace(state.index, tp=tp, splits={name: splits.get(name) for name in state.index.shapes})
-    with new_folder(destination, None, [checkpoint]) as folder:
+    with new_model_folder(destination, None, [checkpoint]) as folder:
         target = layout.checkpoints_folder(folder) / checkpoint.name
         target.mkdir(parents=True)
         written = _write_state(state, index, target / layout.STATE_FOLDER)
-        written += _write_rest(checkpoint, target, run)
-        write_manifest(target, written)
-        for name in (layout.CONFIG, Path(run.data.tokenizer).name):
+        progress = layout.read_progress(checkpoint)
+        written += _copy_random_states(checkpoint, target, progress.dp)
+        progress = replace(progress, world_size=progress.dp * tp, tp=tp)
+        tokenizer = checkpoint / Path(run.data.tokenizer).name
+        complete_checkpoint(target, written, index, run, progress, tokenizer)
+        for name in (layout.CONFIG, tokenizer.name):
             write_bytes(folder / name, (target / name).read_bytes())
     return layout.checkpoints_folder(destination) / checkpoint.name
 
@@ -68,7 +69,6 @@ def _write_state(state: TrainingState, index: StateIndex, folder: Path) -> list[
         for tp_rank in range(index.tp):
             held = _held(state, index, tp_rank, progress.update)
             written.append(write_pieces(folder / layout.rank_file(tp_rank), tp_rank, held))
-    written.append(write_text(folder / INDEX, index.to_json()))
     return [replace(item, name=f"{layout.STATE_FOLDER}/{item.name}") for item in written]
 
 
@@ -90,12 +90,6 @@ def _share(state: TrainingState, index: StateIndex, piece: ParameterPiece, kind:
     return state.read_piece(piece, kind, index.splits[piece.name], index.tp, tp_rank)
 
 
-def _write_rest(checkpoint: Path, target: Path, run: RunConfig) -> list[FileDigest]:
-    progress = layout.read_progress(checkpoint)
-    names = [Path(run.data.tokenizer).name, *map(layout.rank_file, range(progress.dp))]
-    progress = replace(progress, world_size=progress.dp * run.parallel.tp, tp=run.parallel.tp)
-    return [
-        write_text(target / layout.PROGRESS, json.dumps(asdict(progress), indent=1)),
-        write_text(target / layout.CONFIG, run.to_yaml()),
-        *(write_bytes(target / name, (checkpoint / name).read_bytes()) for name in names),
-    ]
+def _copy_random_states(checkpoint: Path, target: Path, dp: int) -> list[FileDigest]:
+    names = map(layout.rank_file, range(dp))
+    return [write_bytes(target / name, (checkpoint / name).read_bytes()) for name in names]

@@ -41,17 +41,19 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
     """
     said = [describe(colour, side) for colour in COLOURS for side in SIDES]
     with tempfile.TemporaryDirectory() as scratch:
-        words = Path(scratch) / "tokenizer.model"
-        train_sentencepiece([*said, COLOUR, SIZE, *COLOURS, *SIDES], words, VOCAB_SIZE)
-        run = _recipe(words.parent, frames)
+        tokenizer_path = Path(scratch) / "tokenizer.model"
+        train_sentencepiece([*said, COLOUR, SIZE, *COLOURS, *SIDES], tokenizer_path, VOCAB_SIZE)
+        run = _recipe(tokenizer_path.parent, frames)
         torch.manual_seed(0)
         model = build_model(run.model)
-        _learn(model, run, _everything(Prompts(load_tokenizer(words), run.data), frames))
-        export_native(OpenedCheckpoint("training", folder, run, words, _Live(model), STEPS), folder)
+        _learn(model, run, _everything(Prompts(load_tokenizer(tokenizer_path), run.data), frames))
+        export_native(
+            OpenedCheckpoint("training", folder, run, tokenizer_path, _LiveWeights(model), STEPS), folder
+        )
     return folder
 
 
-class _Live:
+class _LiveWeights:
     """Weights of a model in memory."""
 
     def __init__(self, model: GitModel) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import webdataset
 from PIL import Image
+from torch import Tensor
 
+from git_scale.checkpoint.weights import TrainingWeights, check_files
 from git_scale.config import RunConfig
 from git_scale.data.train_tokenizer import train_sentencepiece
 
@@ -99,3 +101,10 @@ def tiny_run(squares: Path, run_dir: Path, **sections: dict[str, Any]) -> RunCon
     for section, values in sections.items():
         tree.setdefault(section, {}).update(values)
     return RunConfig.model_validate({"run_dir": str(run_dir), **tree})
+
+
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights of a training checkpoint. Raises CheckpointError when a file is missing or damaged."""
+    check_files(checkpoint)
+    weights = TrainingWeights(checkpoint)
+    return {name: weights.read(name) for name in weights.shapes}

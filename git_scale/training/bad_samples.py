@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 
-from git_scale.data.problems import Reasons, share
+from git_scale.data.problems import ProblemCounts, describe_share
 from git_scale.parallel import collectives
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class BadSamples:
         self._max_share = max_share
         self._steps = deque([recent])
         self._samples, self._bad = recent
-        self._reasons, self._unsaid = Reasons(), Reasons()  # this rank's
+        self._reasons, self._unsaid = ProblemCounts(), ProblemCounts()  # this rank's
         self._unsaid_samples = self._unsaid_bad = 0
 
     @property
@@ -53,15 +53,15 @@ class BadSamples:
             gone, gone_bad = self._steps.popleft()
             self._samples, self._bad = self._samples - gone, self._bad - gone_bad
         self._unsaid_samples, self._unsaid_bad = self._unsaid_samples + samples, self._unsaid_bad + bad
-        self._unsaid += Reasons(problems)
+        self._unsaid += ProblemCounts(problems)
 
     def say(self, step: int) -> None:
         """Logs what came since the last time. Collective where anything did."""
         if self._unsaid_bad:
-            found = share(self._unsaid_bad, self._unsaid_samples)
+            found = describe_share(self._unsaid_bad, self._unsaid_samples)
             log.warning("step %d: %s samples could not be used:\n%s", step, found, _of_all(self._unsaid))
         self._reasons += self._unsaid
-        self._unsaid, self._unsaid_samples, self._unsaid_bad = Reasons(), 0, 0
+        self._unsaid, self._unsaid_samples, self._unsaid_bad = ProblemCounts(), 0, 0
 
     def explain(self, step: int) -> None:
         """Logs why the run ends. Collective."""
@@ -71,15 +71,15 @@ class BadSamples:
             " (data.max_bad_share=%g):\n%s\nMend the data and run the same command, or set data.max_bad_share higher"
             " (1: no bound, as long as some can be used).",
             step,
-            share(self._bad, self._samples),
+            describe_share(self._bad, self._samples),
             self._max_share,
             _of_all(self._reasons),
         )
 
 
-def _of_all(mine: Reasons) -> Reasons:
+def _of_all(mine: ProblemCounts) -> ProblemCounts:
     """The reasons of all data-parallel ranks."""
-    everything = Reasons()
+    everything = ProblemCounts()
     for reasons in collectives.gather_over_dp(mine):
         everything += reasons
     return everything

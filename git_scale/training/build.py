@@ -67,7 +67,7 @@ def build_trainer(
     train = Mixture(run.data, stores)
     first_rank_first(topology, lambda: report_sources(run, train, tokenizer) if topology.is_writer else None)
     lease = first_rank_first(topology, lambda: claim_run_folder(run) if topology.is_writer else None)
-    words = first_rank_first(  # the writer copies it from there
+    tokenizer_path = first_rank_first(  # the writer copies it from there
         topology, lambda: keep_tokenizer(run) if topology.is_writer else tokenizer.path
     )
 
@@ -80,7 +80,7 @@ def build_trainer(
         compile_blocks(placed.model)
     groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
     engine = Engine(placed, groups, run, ds_config, topology, device)
-    checkpoints = Checkpoints(run, words, engine, topology)
+    checkpoints = Checkpoints(run, tokenizer_path, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
     costs = StepCosts(run.model, topology.dp, encoder_learns(placed.model))

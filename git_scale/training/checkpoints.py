@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialised
 
 from git_scale.checkpoint import layout
+from git_scale.checkpoint.complete import complete_checkpoint
 from git_scale.checkpoint.layout import RunProgress
 from git_scale.checkpoint.opened_checkpoint import read_run
 from git_scale.checkpoint.state import TrainingState
@@ -116,16 +116,8 @@ class Checkpoints:
     ) -> str | None:
         """The writer's last act: small files, the manifest, and the rename once all of it is on the disk."""
         try:
-            small = {
-                layout.STATE_INDEX: self._engine.state_index().to_json().encode(),
-                layout.CONFIG: self._run.to_yaml().encode(),
-                layout.PROGRESS: json.dumps(asdict(progress), indent=1).encode(),
-                self._tokenizer_path.name: self._tokenizer_path.read_bytes(),
-            }
-            written += [
-                replace(write_bytes(partial / name, content), name=name) for name, content in small.items()
-            ]
-            write_bytes(partial / layout.MANIFEST, layout.manifest_text(written).encode())
+            index = self._engine.state_index()
+            complete_checkpoint(partial, written, index, self._run, progress, self._tokenizer_path)
             sync_folder(partial / layout.STATE_FOLDER)
             sync_folder(partial)
             partial.rename(target)

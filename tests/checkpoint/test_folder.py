@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.folder import new_folder, write_manifest, write_tensors, write_text
+from git_scale.checkpoint.folder import new_model_folder, write_manifest, write_tensors, write_text
 from git_scale.errors import CheckpointError
 
 TENSORS = {
@@ -76,7 +76,7 @@ def fill(folder: Path, text: str = "new") -> None:
 
 def test_it_appears_at_the_end_with_its_manifest(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "er" / "out"
-    with new_folder(target, False, []) as folder:
+    with new_model_folder(target, False, []) as folder:
         fill(folder)
         assert not target.exists() and folder.name.startswith(".out.")
     assert [path.name for path in target.parent.iterdir()] == ["out"]
@@ -90,10 +90,10 @@ def test_it_appears_at_the_end_with_its_manifest(tmp_path: Path) -> None:
 def test_nothing_is_left_of_what_failed(tmp_path: Path, error: BaseException, exists: bool) -> None:
     target = tmp_path / "out"
     if exists:
-        with new_folder(target, False, []) as folder:
+        with new_model_folder(target, False, []) as folder:
             fill(folder, "old")
     kind = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(kind) as caught, new_folder(target, exists, []) as folder:
+    with pytest.raises(kind) as caught, new_model_folder(target, exists, []) as folder:
         fill(folder)
         raise error
     if kind is CheckpointError:
@@ -104,9 +104,9 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path, error: BaseException, ex
 
 def test_an_existing_folder_is_replaced_when_forced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with new_folder(target, True, []) as folder:
+    with new_model_folder(target, True, []) as folder:
         fill(folder, "old")
-    with new_folder(target, True, []) as folder:
+    with new_model_folder(target, True, []) as folder:
         fill(folder)
         assert (target / "config.json").read_text() == "old"
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "manifest.json"]
@@ -116,7 +116,7 @@ def test_an_existing_folder_is_replaced_when_forced(tmp_path: Path) -> None:
 
 def test_destinations_that_are_refused(tmp_path: Path) -> None:
     model = tmp_path / "model"
-    with new_folder(model, False, []) as folder:
+    with new_model_folder(model, False, []) as folder:
         fill(folder)
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -152,7 +152,7 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
     ]
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     for target, force, sources, words in cases:
-        with pytest.raises(CheckpointError, match=words), new_folder(target, force, sources):
+        with pytest.raises(CheckpointError, match=words), new_model_folder(target, force, sources):
             raise AssertionError("not to be reached")
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
@@ -161,7 +161,7 @@ def test_a_place_that_takes_no_folder_is_named_as_the_user_wrote_it(tmp_path: Pa
     (tmp_path / "file").write_text("")
     for place, words in ((tmp_path / "file" / "x", "Not a directory"), (Path("/proc/x"), "/proc: ")):
         message = f"^{place}: cannot be written: .*{words}"
-        with pytest.raises(CheckpointError, match=message) as refused, new_folder(place, False, []):
+        with pytest.raises(CheckpointError, match=message) as refused, new_model_folder(place, False, []):
             raise AssertionError("begun")
         assert ".partial" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

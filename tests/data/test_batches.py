@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from git_scale.data import batches
-from git_scale.data.batches import Source, WorkerBatches, batches_here
+from git_scale.data.batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.data.quarantine import FILE, Quarantine
-from git_scale.data.reader import Reader
+from git_scale.data.reader import WatchedReader
 from git_scale.errors import DataError, LoaderError
 from git_scale.parallel.topology import free_port
 from git_scale.stop import Stopped, StopRequest
@@ -44,8 +44,8 @@ class Shards:
         return number
 
 
-def source_of(act: Act, quarantine: Quarantine | None = None, timeout_s: float = 60) -> Source:
-    reader = Reader(Shards(act), quarantine)  # type: ignore[arg-type]
+def source_of(act: Act, quarantine: Quarantine | None = None, timeout_s: float = 60) -> BatchSource:
+    reader = WatchedReader(Shards(act), quarantine)  # type: ignore[arg-type]
 
     def sample(number: int) -> int:
         try:
@@ -58,7 +58,7 @@ def source_of(act: Act, quarantine: Quarantine | None = None, timeout_s: float =
         reader.rest()
         return batch
 
-    return Source(reader, make, lambda batch: batch, timeout_s)
+    return BatchSource(reader, make, lambda batch: batch, timeout_s)
 
 
 def tasks(count: int) -> list[list[int]]:
@@ -166,7 +166,7 @@ def test_an_exception_in_a_worker_is_one_error_with_its_sample() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_read_that_hangs_hears_a_stop(workers: int) -> None:
     source = source_of(lambda number: hang(number) if number == 4 else None)
-    made = WorkerBatches(source, tasks(9), workers) if workers else batches_here(source, tasks(9))
+    made = WorkerBatches(source, tasks(9), workers) if workers else batches_in_process(source, tasks(9))
     with StopRequest():
         assert numbers(islice(made, 2)) == [0, 1, 2, 3]
         signal.raise_signal(signal.SIGTERM)
@@ -182,7 +182,7 @@ def test_a_read_that_hangs_too_long_names_its_sample(
     for start in range(3):
         quarantine = Quarantine(tmp_path / FILE, "train")
         source = source_of(lambda number: hang(number) if number == 4 else None, quarantine, timeout_s=0.2)
-        made = WorkerBatches(source, tasks(4), workers) if workers else batches_here(source, tasks(4))
+        made = WorkerBatches(source, tasks(4), workers) if workers else batches_in_process(source, tasks(4))
         if start == 2:
             assert numbers(made) == [0, 1, 2, 3, -1, 5, 6, 7], "after two starts that it has ended"
             break

@@ -45,7 +45,7 @@ def rebuild(shard: Path) -> None:
     os.utime(shard, ns=(time, time))
 
 
-def told(caplog: pytest.LogCaptureFixture, folder: Path) -> list[str]:
+def reported(caplog: pytest.LogCaptureFixture, folder: Path) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
         open_store(folder)
@@ -55,7 +55,7 @@ def told(caplog: pytest.LogCaptureFixture, folder: Path) -> list[str]:
 def test_it_says_the_same_as_the_indexes_of_the_shards(
     indexed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = told(caplog, indexed)
+    said = reported(caplog, indexed)
     with monkeypatch.context() as patched:
         patched.setattr(shard_survey, "load", lambda path: pytest.fail(f"{path} was opened"))
         store, table = open_store(indexed), survey(indexed).table
@@ -64,7 +64,7 @@ def test_it_says_the_same_as_the_indexes_of_the_shards(
     assert store.counts.tolist() == plain.counts.tolist() == [7, 5, 4, 2]
     assert store.contents.tolist() == plain.contents.tolist()
     assert table == plain_table
-    assert told(caplog, indexed) == said and "unknown kind .cls: 1 of 36 members" in said[0]
+    assert reported(caplog, indexed) == said and "unknown kind .cls: 1 of 36 members" in said[0]
     assert all(store.read(number) == plain.read(number) for number in range(16))
 
 
@@ -145,8 +145,8 @@ def test_anything_else_in_its_place_is_said_once_and_replaced(
 ) -> None:
     before, file = open_store(indexed).fingerprint, indexed / folder_index.FILE
     broken(file, how)
-    assert any("so it is made anew" in line for line in told(caplog, indexed))
-    assert not any("so it is made anew" in line for line in told(caplog, indexed))
+    assert any("so it is made anew" in line for line in reported(caplog, indexed))
+    assert not any("so it is made anew" in line for line in reported(caplog, indexed))
     assert folder_index.load(indexed) == survey(indexed).table
     assert open_store(indexed).fingerprint == before
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from git_scale.data import index
-from git_scale.data.index import Summary
+from git_scale.data.index import ShardSummary
 from git_scale.data.indexing import scan
 from git_scale.data.left_out import NO_PICTURE, LeftOut
-from git_scale.data.members import Kind
+from git_scale.data.members import MemberKind
 from git_scale.errors import DataError
 
 
@@ -35,22 +35,24 @@ def write_tar(path: Path, names: list[str], format: int = tarfile.PAX_FORMAT, mt
 
 def test_rows_name_the_bytes_of_every_known_member(shard: Path) -> None:
     made = scan(shard)
-    found = [(row["key"].decode(), Kind(row["kind"]), row["frame"], row["sample"]) for row in made.table[:-1]]
+    found = [
+        (row["key"].decode(), MemberKind(row["kind"]), row["frame"], row["sample"]) for row in made.table[:-1]
+    ]
     assert found == [
-        ("a", Kind.IMAGE, 0, 0),
-        ("a", Kind.JSON, 0, 0),
-        ("sub/b", Kind.IMAGE, 0, 1),
-        ("sub/b", Kind.TXT, 0, 1),
-        ("c", Kind.FRAME, 10, 2),
-        ("c", Kind.FRAME, 2, 2),
-        ("c", Kind.JSON, 0, 2),
-        ("d", Kind.TXT, 0, 3),
+        ("a", MemberKind.IMAGE, 0, 0),
+        ("a", MemberKind.JSON, 0, 0),
+        ("sub/b", MemberKind.IMAGE, 0, 1),
+        ("sub/b", MemberKind.TXT, 0, 1),
+        ("c", MemberKind.FRAME, 10, 2),
+        ("c", MemberKind.FRAME, 2, 2),
+        ("c", MemberKind.JSON, 0, 2),
+        ("d", MemberKind.TXT, 0, 3),
     ]
     data = shard.read_bytes()
     numbers = [0, 1, 2, 3, 6, 7, 9, 10]  # of the members above among all
     for number, row in zip(numbers, made.table[:-1], strict=True):
         assert data[row["offset"] : row["offset"] + row["size"]] == bytes([number + 1]) * (600 + number)
-    assert made.table[-1]["kind"] == Kind.END and made.size == shard.stat().st_size
+    assert made.table[-1]["kind"] == MemberKind.END and made.size == shard.stat().st_size
     assert (made.samples, made.summary.complete, made.summary.members) == (4, 3, 11)
     assert made.summary.left_out == (
         LeftOut("unknown kind", 1, "README"),
@@ -202,7 +204,7 @@ def test_a_sidecar_of_another_form_is_not_used(shard: Path) -> None:
         assert index.load(shard) is None
 
 
-def older(made: index.Index) -> np.ndarray:
+def older(made: index.ShardIndex) -> np.ndarray:
     """The file of the older form."""
     table = np.zeros(len(made.table), index.older_dtype_of(made.table.dtype["key"].itemsize))
     for name in table.dtype.names:
@@ -219,7 +221,7 @@ def test_a_sidecar_of_the_older_form_is_read_where_nothing_was_left_out(tmp_path
     made = scan(path)
     np.save(index.sidecar_of(path), older(made))
     loaded = index.load(path)
-    assert loaded is not None and loaded.summary == Summary(members=5, complete=2)
+    assert loaded is not None and loaded.summary == ShardSummary(members=5, complete=2)
     assert loaded.table[list(older(made).dtype.names)].tolist() == older(made).tolist()
     assert not loaded.table["digest"].any()
 

@@ -11,7 +11,7 @@ import pytest
 
 from git_scale.data import index, index_folder
 from git_scale.data.index_folder import describe_folder, fill_folder
-from git_scale.data.indexing import Indexed
+from git_scale.data.indexing import IndexingResult
 from git_scale.data.listing import list_shards
 from git_scale.data.store import open_store
 from git_scale.errors import DataError
@@ -40,7 +40,7 @@ def test_every_shard_gets_its_digests(folder: Path, workers: int) -> None:
 def test_what_was_done_before_a_stop_stays_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, done = index_folder.make_indexes, list[str]()
 
-    def stopped_at_the_third(paths: list[Path], digests: bool) -> Indexed:
+    def stopped_at_the_third(paths: list[Path], digests: bool) -> IndexingResult:
         if len(done) == 2:
             raise Stopped
         done.append(paths[0].name)

@@ -11,10 +11,10 @@ import pytest
 import xxhash
 
 from git_scale.data import index, indexing
-from git_scale.data.index import Index
-from git_scale.data.indexing import Indexed, fill, make, make_indexes, scan
+from git_scale.data.index import ShardIndex
+from git_scale.data.indexing import IndexingResult, fill, make, make_indexes, scan
 from git_scale.data.listing import list_shards
-from git_scale.data.shard_survey import Part, examine
+from git_scale.data.shard_survey import SurveyPart, examine
 from git_scale.data.shard_table import joined
 from git_scale.data.store import open_store
 from git_scale.errors import DataError
@@ -25,7 +25,7 @@ def test_missing_indexes_are_shared_out(folder: Path) -> None:
     paths = list_shards(folder).paths
     assert [index.load(path) for path in paths] == [None] * 3
     first, second = make_indexes(paths[0::2]), make_indexes(paths[1::2])
-    assert first | second == Indexed()  # saved, without a problem
+    assert first | second == IndexingResult()  # saved, without a problem
     assert None not in [index.load(path) for path in paths]
     assert len(open_store(folder)) == 16
 
@@ -42,7 +42,7 @@ def test_problems_and_unsaved_indexes_of_all_processes_meet(
     parts = [examine(listing, nothing, [number]) for number in range(3)]
     monkeypatch.setattr(indexing, "scan", lambda *_, **__: pytest.fail("made again"))
     assert open_store(folder, parts).read(15).key == "tiny-000002.tar:2-3"
-    broken = [*parts, Part(nothing, Indexed(problems={paths[1]: f"{paths[1]}: cut short"}))]
+    broken = [*parts, SurveyPart(nothing, IndexingResult(problems={paths[1]: f"{paths[1]}: cut short"}))]
     with pytest.raises(DataError, match=r"1 problem in 3 shards:\n  - .*tiny-000001.tar: cut short"):
         open_store(folder, broken)
 
@@ -73,7 +73,7 @@ def test_a_stop_is_heard_at_the_next_member_and_leaves_no_half_index(folder: Pat
 
 def test_digests_are_those_of_every_byte(folder: Path) -> None:
     path = folder / "tiny-000001.tar"
-    assert make_indexes([path], digests=True) == Indexed()
+    assert make_indexes([path], digests=True) == IndexingResult()
     found, data = index.load(path), path.read_bytes()
     assert found is not None and found.summary.digests
     for row in found.table[:-1]:
@@ -103,7 +103,7 @@ def test_other_content_under_an_older_index_loses_its_digests(folder: Path) -> N
 
 def test_two_writers_of_one_index_leave_a_whole_one(folder: Path) -> None:
     path = folder / "tiny-000000.tar"
-    made: Index = scan(path)
+    made: ShardIndex = scan(path)
     threads = [threading.Thread(target=index.save, args=(path, made)) for _ in range(8)]
     for thread in threads:
         thread.start()

@@ -88,7 +88,7 @@ def targets_of(batch: Batch) -> torch.Tensor:
     return flat.view(batch.tokens.shape)
 
 
-def words(tokenizer: Tokenizer, row: torch.Tensor) -> str:
+def decoded(tokenizer: Tokenizer, row: torch.Tensor) -> str:
     return tokenizer.decode(row.tolist())
 
 
@@ -99,7 +99,7 @@ def test_a_batch_keeps_its_contract(folder: Path, tokenizer: Tokenizer) -> None:
     assert batch.tokens.shape == (4, 1, 8)  # [CLS] shard S sample K caption C [SEP]
     for b, key in enumerate(batch.keys):
         shard, k = key.split(":")[1].split("-")
-        assert words(tokenizer, batch.tokens[b, 0])[:-1] == f"shard {shard} sample {k} caption "
+        assert decoded(tokenizer, batch.tokens[b, 0])[:-1] == f"shard {shard} sample {k} caption "
         assert (batch.tokens[b, 0, 0], batch.tokens[b, 0, -1]) == (tokenizer.bos_id, tokenizer.eos_id)
         assert targets_of(batch)[b, 0].tolist() == [False] + [True] * 7
     assert batch.num_targets == 28 and batch.problems == []
@@ -219,12 +219,12 @@ def test_k_captions_and_one(folder: Path, tokenizer: Tokenizer) -> None:
     run = make_run(data={"texts_per_image": 3})
     for batch in take(train_batches(run, shards, tokenizer, 0, 1, 0), 4):
         for b in range(4):
-            texts = [words(tokenizer, row) for row in batch.tokens[b]]
+            texts = [decoded(tokenizer, row) for row in batch.tokens[b]]
             assert sorted(text[-1] for text in texts) == ["0", "1", "2"]
             assert len({text[:-1] for text in texts}) == 1
     seen = Counter[tuple[str, str]]()
     for batch in take(train_batches(make_run(), shards, tokenizer, 0, 1, 0), 4 * 12):
-        seen.update((key, words(tokenizer, batch.tokens[b, 0])) for b, key in enumerate(batch.keys))
+        seen.update((key, decoded(tokenizer, batch.tokens[b, 0])) for b, key in enumerate(batch.keys))
     assert Counter(key for key, _ in seen.elements()) == {shards.key(n): 12 for n in range(16)}
     assert len(seen) > 40  # of 16 x 3: a new draw each epoch
 
@@ -234,7 +234,7 @@ def test_long_captions_are_cut_and_keep_their_end(folder: Path, tokenizer: Token
     batch = take(train_batches(run, open_store(folder), tokenizer, 0, 1, 0), 1)[0]
     assert batch.tokens.shape == (4, 1, 5)
     assert (batch.tokens[:, 0, -1] == tokenizer.eos_id).all() and targets_of(batch)[:, 0, 1:].all()
-    assert words(tokenizer, batch.tokens[0, 0]).endswith("sample")
+    assert decoded(tokenizer, batch.tokens[0, 0]).endswith("sample")
 
 
 def test_image_sizes_follow_the_step_alone() -> None:
@@ -283,8 +283,8 @@ def test_frames_of_clips(clips: SampleStore, tokenizer: Tokenizer) -> None:
         assert np.diff(levels).tolist() == [40] * 5  # equally spaced
         starts.add(levels[0])
         assert batch.images[rows["short"]].float().mean((1, 2, 3)).tolist() == [0, 0, 0, 20, 20, 20]
-        assert words(tokenizer, batch.tokens[rows["clip"], 0]) == "clip 0"
-        assert words(tokenizer, batch.tokens[rows["short"], 0]) == "clip 1"
+        assert decoded(tokenizer, batch.tokens[rows["clip"], 0]) == "clip 0"
+        assert decoded(tokenizer, batch.tokens[rows["short"], 0]) == "clip 1"
         assert any("s.tar:picture: no frames of a clip" in problem for problem in batch.problems)
     assert starts == {0, 20}  # random within their parts
     batch = next(iter(eval_batches(run, clips, tokenizer, 0, 1)))

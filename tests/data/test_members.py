@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.data.index import Index
+from git_scale.data.index import ShardIndex
 from git_scale.data.indexing import scan
 from git_scale.data.left_out import NO_PICTURE, NO_TEXT, SAME_NAME, SECOND_IMAGE, LeftOut
-from git_scale.data.members import Kind
+from git_scale.data.members import MemberKind
 from git_scale.errors import DataError
 
 
-def indexed(path: Path, names: list[str]) -> Index:
+def indexed(path: Path, names: list[str]) -> ShardIndex:
     with tarfile.open(path, "w") as tar:
         for name in names:
             info = tarfile.TarInfo(name)
@@ -24,11 +24,11 @@ def indexed(path: Path, names: list[str]) -> Index:
     return scan(path)
 
 
-def samples_of(made: Index) -> list[tuple[str, str]]:
+def samples_of(made: ShardIndex) -> list[tuple[str, str]]:
     """Name and members of each sample: I image, F0 frame 0, J json, T txt."""
     found: list[list[str]] = [["", ""] for _ in range(made.samples)]
     for row in made.table[:-1]:
-        letter = Kind(row["kind"]).name[0]
+        letter = MemberKind(row["kind"]).name[0]
         sample = found[row["sample"]]
         sample[0] = row["key"].decode()
         sample[1] += f"{letter}{row['frame']}" if letter == "F" else letter

@@ -17,7 +17,7 @@ from git_scale.data.batch import Batch
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.data.index_folder import fill_folder
 from git_scale.data.loader import build_train_loader
-from git_scale.data.mixture import Mixture, Schedule, TaskOfSource, short_names, training_sources
+from git_scale.data.mixture import Mixture, SourceSchedule, TaskOfSource, short_names, training_sources
 from git_scale.data.order import SampleOrder
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
@@ -30,7 +30,7 @@ WEIGHTS = [[1.0], [0.7, 0.3], [1, 1, 1], [5, 1e-3, 3, 1], [math.pi, math.e, 1, 0
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 def test_every_prefix_follows_the_weights(weights: list[float]) -> None:
-    schedule, bound = Schedule(weights), math.ceil(math.log2(len(weights))) / 2
+    schedule, bound = SourceSchedule(weights), math.ceil(math.log2(len(weights))) / 2
     seen = [0] * len(weights)
     for position in range(3000):
         source, before = schedule.at(position)
@@ -48,7 +48,7 @@ def test_drawn_sources_would_not() -> None:
 
 
 def test_a_position_far_away_is_exact() -> None:
-    schedule = Schedule([0.7, 0.2, 0.1])
+    schedule = SourceSchedule([0.7, 0.2, 0.1])
     start = 10**18 + 1
     counts = schedule.counts(start)
     assert sum(counts) == start and abs(counts[0] - 0.7 * start) < 1e3  # as exact as a float is there
@@ -77,8 +77,8 @@ def folders(
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
     path, numbers = tmp_path / "vocab.txt", [*map(str, range(10)), *(f"##{n}" for n in range(10))]
-    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "shard", "sample", "caption", *numbers]
-    path.write_text("\n".join(words) + "\n")
+    vocabulary = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "shard", "sample", "caption", *numbers]
+    path.write_text("\n".join(vocabulary) + "\n")
     return load_tokenizer(path)
 
 

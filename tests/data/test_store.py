@@ -111,9 +111,9 @@ def test_it_is_prepared_by_parts(captions: Path) -> None:
 
 
 def test_it_is_trained_on(captions: Path, tmp_path: Path) -> None:
-    words = tmp_path / "vocab.txt"
-    words.write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "picture", *"0123"]) + "\n")
-    tokenizer = load_tokenizer(words)
+    vocab_file = tmp_path / "vocab.txt"
+    vocab_file.write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "picture", *"0123"]) + "\n")
+    tokenizer = load_tokenizer(vocab_file)
     run = RunConfig.model_validate(
         {
             "train": {"global_batch": 4, "micro_batch": 4},

@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from git_scale.data import index, indexing
-from git_scale.data.members import Kind
+from git_scale.data.members import MemberKind
 from git_scale.data.store import SampleStore, open_store
 from git_scale.errors import DataError
 
@@ -171,7 +171,7 @@ def test_bytes_that_changed_are_noticed_where_the_index_has_digests(folder: Path
     times = path.stat().st_mtime_ns
     index_of = index.load(path)
     assert index_of is not None
-    row = index_of.table[[Kind(row["kind"]).name.lower() for row in index_of.table].index(kind)]
+    row = index_of.table[[MemberKind(row["kind"]).name.lower() for row in index_of.table].index(kind)]
     with path.open("r+b") as file:
         file.seek(int(row["offset"] + row["size"] // 2))
         byte = file.read(1)

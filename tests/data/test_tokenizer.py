@@ -93,7 +93,7 @@ def test_hugging_faces_file_of_an_uncased_bert(vocab: Path, tmp_path: Path) -> N
     path = tmp_path / "tokenizer.json"
     theirs.save(str(path))
     tokenizer = load_tokenizer(path)
-    assert tokenizer.vocab_size == len(VOCAB) and tokenizer.words == VOCAB
+    assert tokenizer.vocab_size == len(VOCAB) and tokenizer.vocabulary == VOCAB
     assert tokenizer.encode("A Dog, running.") == load_tokenizer(vocab).encode("A Dog, running.")
     check_protocol(tokenizer, "a dog running.")
 

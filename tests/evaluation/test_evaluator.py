@@ -18,7 +18,7 @@ from git_scale.evaluation.evaluator import Evaluator
 from git_scale.parallel.topology import Topology
 from git_scale.tasks import build_task
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import load_weights, tiny_run
 
 STEPS = 80
 Predictions = list[tuple[int, str]]
@@ -79,7 +79,6 @@ def live_weights_and_files(
     """The largest difference between the weights in memory and those read from the checkpoint."""
     import deepspeed
 
-    from git_scale.checkpoint.weights import load_weights
     from git_scale.training.build import build_trainer
 
     run = tiny_run(squares, run_dir, train={"micro_batch": 4})
@@ -112,8 +111,8 @@ def test_an_evaluation_of_mostly_unusable_samples_is_no_score(
     is_refused: bool,
 ) -> None:
     run = tiny_run(squares, tmp_path / "run", data={"max_bad_share": max_bad_share})
-    words = load_tokenizer(run.data.tokenizer)
-    task = build_task(run.data.task, run, words)
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    task = build_task(run.data.task, run, tokenizer)
     evaluator = Evaluator(run, open_store(squares / "heldout"), task, Topology())
     problems = [f"shard.tar:{number}: the picture (9 bytes) cannot be decoded" for number in range(bad)]
     said = rf"{bad} of 7 .*held-out samples cannot be used"

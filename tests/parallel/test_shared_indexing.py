@@ -36,7 +36,7 @@ def scanned_by(
     collectives.ROUND_S = 0.01
     scan, scanned = indexing.scan, []
 
-    def noted(shard: Path, **more: Any) -> index.Index:
+    def noted(shard: Path, **more: Any) -> index.ShardIndex:
         scanned.append(shard.name)
         return scan(shard, **more)
 

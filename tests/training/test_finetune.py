@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.weights import load_weights
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
@@ -20,7 +19,7 @@ from git_scale.recipes import load_run
 from git_scale.stop import StopRequest
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.taught import write_taught
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import load_weights, tiny_run
 
 ROOM = {"max_text_tokens": 24}
 MODEL_POSITIONS = 40
@@ -223,8 +222,8 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     from git_scale.tasks import build_task
 
     run = vqa_run(squares, tmp_path / "run", taught)
-    words = load_tokenizer(run.data.tokenizer)
-    task = build_task(run.data.task, run, words)
+    tokenizer = load_tokenizer(run.data.tokenizer)
+    task = build_task(run.data.task, run, tokenizer)
     batch = next(iter(build_train_loader(run, open_store(run.data.train), task, 0, 1, 0)))
     torch.manual_seed(0)
     model = build_model(run.model).double().eval()
@@ -236,13 +235,13 @@ def test_the_answer_alone_is_learned(squares: Path, tmp_path: Path, taught: Path
     by_hand, answers = 0.0, set()
     for b, k in np.ndindex(batch.tokens.shape[:2]):
         ids = batch.tokens[b, k].tolist()
-        text = words.decode(ids)
+        text = tokenizer.decode(ids)
         if not text:
             continue
         question, _, answer = text.partition("? ")
         answers.add(answer)
-        first = 1 + len(words.encode(f"{question}?"))
-        for t in range(first, ids.index(words.eos_id) + 1):
+        first = 1 + len(tokenizer.encode(f"{question}?"))
+        for t in range(first, ids.index(tokenizer.eos_id) + 1):
             row = logits[b, k, t - 1]
             by_hand += float(np.log(np.exp(row - row.max()).sum()) + row.max() - row[ids[t]])
     assert answers <= {"red", "green", "blue", "black", "tiny", "small", "big"} and len(answers) > 3

@@ -15,12 +15,12 @@ import torch
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import rank_file, step_name
-from git_scale.checkpoint.weights import check_files, load_weights
+from git_scale.checkpoint.weights import check_files
 from git_scale.errors import CheckpointError, UserError
 from git_scale.files import digest
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run, write_squares
+from git_scale.testing.tiny import load_weights, tiny_run, write_squares
 from git_scale.upgrades import VERSION
 
 GOLDEN = Path(__file__).parent / "data" / "run_format_1.tar.gz"

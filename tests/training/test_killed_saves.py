@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.weights import load_weights
 from git_scale.errors import CheckpointError
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import load_weights, tiny_run
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
 

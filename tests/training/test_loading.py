@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.data.reader import Reader
+from git_scale.data.reader import WatchedReader
 from git_scale.errors import LoaderError
 from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
@@ -42,9 +42,9 @@ def fit(
 
 
 def _make_evil(evil: str, trainer: int) -> None:
-    plain, count = Reader.read, 0
+    plain, count = WatchedReader.read, 0
 
-    def read(self: Reader, number: int) -> Any:
+    def read(self: WatchedReader, number: int) -> Any:
         nonlocal count
         count += 1
         raw = plain(self, number)
@@ -59,7 +59,7 @@ def _make_evil(evil: str, trainer: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return raw
 
-    Reader.read = read  # type: ignore[method-assign]
+    WatchedReader.read = read  # type: ignore[method-assign]
 
 
 SECTIONS: dict[str, Any] = {"train": {"steps": 20}, "data": {"workers": 1, "max_bad_share": 1.0}}

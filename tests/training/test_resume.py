@@ -11,7 +11,7 @@ import torch
 
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import load_weights, tiny_run
 
 Trace = dict[str, list[Any]]
 
@@ -26,7 +26,6 @@ def train(
     until: int,
 ) -> Trace:
     """Steps up to `until` from wherever the run stands; the losses' bits, the samples' keys, the weights."""
-    from git_scale.checkpoint.weights import load_weights
     from git_scale.training.build import build_trainer
 
     micro_batch = 8 // topology.dp // 2

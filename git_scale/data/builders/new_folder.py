@@ -20,7 +20,7 @@ LOST_AND_FOUND = "lost+found"  # in the root of a new ext4 volume
 
 
 @contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
+def new_shard_folder(destination: Path) -> Iterator[Path]:
     """A hidden folder to write to, whose content becomes `destination` when the block ends well.
 
     It lies beside a destination that is not there yet, and is renamed. It lies inside one that is there and empty,

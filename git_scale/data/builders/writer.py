@@ -19,7 +19,7 @@ import webdataset
 from xxhash import xxh3_64_intdigest
 
 from git_scale.data import index
-from git_scale.data.builders.new_folder import new_folder
+from git_scale.data.builders.new_folder import new_shard_folder
 from git_scale.data.indexing import scan
 from git_scale.errors import DataError
 from git_scale.files import replaced_atomically
@@ -130,7 +130,7 @@ def write_shards(
     disk is full, which leaves the complete shards and says where; Stopped when a stop was asked for.
     """
     report = BuildReport()
-    with new_folder(destination) as folder:
+    with new_shard_folder(destination) as folder:
         usable = _usable(progress(samples, total, "sample"), report)
         for shard in _groups(usable, samples_per_shard):
             path = folder / f"{destination.resolve().name}-{report.shards:06d}.tar"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.data.builders.new_folder import new_folder
+from git_scale.data.builders.new_folder import new_shard_folder
 from git_scale.data.builders.writer import SampleToWrite, write_shards
 from git_scale.data.store import open_store
 from git_scale.errors import DataError
@@ -102,7 +102,7 @@ def test_shards_are_not_read_before_all_have_arrived(tmp_path: Path, monkeypatch
 def test_what_took_the_place_meanwhile_stays_and_the_work_too(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match="all of it is built and lies in") as error,
-        new_folder(tmp_path / "set") as folder,
+        new_shard_folder(tmp_path / "set") as folder,
     ):
         (folder / "built").write_text("hours")
         (tmp_path / "set").mkdir()
@@ -115,7 +115,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(DataError, match="cannot be made: Not a directory"),
-        new_folder(tmp_path / "file" / "set"),
+        new_shard_folder(tmp_path / "file" / "set"),
     ):
         pass
 

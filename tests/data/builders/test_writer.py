@@ -17,7 +17,7 @@ from git_scale.data import index
 from git_scale.data.builders import writer
 from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped, describe_skipped, write_shards
 from git_scale.data.indexing import fill, scan
-from git_scale.data.members import Kind
+from git_scale.data.members import MemberKind
 from git_scale.data.store import open_store
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
@@ -53,13 +53,13 @@ def test_every_shard_leaves_with_its_index_and_the_digests_of_what_was_meant(tmp
     found = index.load(tmp_path / "set" / "set-000000.tar")
     assert found is not None and found.summary.digests
     members = {row["kind"]: row["digest"] for row in found.table[:-1]}
-    assert members[Kind.IMAGE] == xxhash.xxh3_64_intdigest(b"picture 0")
-    assert members[Kind.FRAME] == xxhash.xxh3_64_intdigest(b"frame 0")
+    assert members[MemberKind.IMAGE] == xxhash.xxh3_64_intdigest(b"picture 0")
+    assert members[MemberKind.FRAME] == xxhash.xxh3_64_intdigest(b"frame 0")
     assert found.summary == fill(tmp_path / "set" / "set-000000.tar", found).summary
 
 
 def test_a_disk_that_writes_other_bytes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_back(shard: Path, digests: dict[str, int]) -> index.Index:
+    def read_back(shard: Path, digests: dict[str, int]) -> index.ShardIndex:
         shard.write_bytes(shard.read_bytes().replace(b"text 0", b"tExt 0"))
         return scan(shard, digests)
 
