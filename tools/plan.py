@@ -23,17 +23,17 @@ from git_scale.files import write_text
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.planning import (
     Cluster,
-    Option,
     Plan,
+    SettingEstimate,
     accelerator_named,
     cluster_of,
     plan,
-    refuse_if_too_large,
-    with_dividing_batch,
+    refuse_if_memory_too_small,
+    with_dividing_micro_batch,
 )
 from git_scale.planning.cluster import EFFICIENCY, GIB
-from git_scale.planning.disk import describe_room, room_of
-from git_scale.planning.report import describe_plan, options_table
+from git_scale.planning.disk import checkpoint_space, describe_space
+from git_scale.planning.report import describe_plan, estimates_table
 from git_scale.recipes import load_run
 from git_scale.training.init_model import inherited_from
 
@@ -45,15 +45,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     asked = load_run(args.config, args.overrides, inherited_from)
     cluster = cluster_from(args, asked)
-    run = with_dividing_batch(asked, cluster)
+    run = with_dividing_micro_batch(asked, cluster)
     planned = plan(run, read_ds_config(args.ds_config), cluster)
-    if not planned.options:
-        refuse_if_too_large(planned)
+    if not planned.estimates:
+        refuse_if_memory_too_small(planned)
     if run != asked:
         print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
-    print(
-        f"{describe_plan(planned)}\n{describe_room(room_of(run))}\n\n{options_table(planned, shown(planned))}"
-    )
+    print(f"{describe_plan(planned)}\n{describe_space(checkpoint_space(run))}\n")
+    print(estimates_table(planned, shown(planned)))
     if args.json:
         write_text(args.json, json.dumps(as_tree(planned), indent=1))
     return 0
@@ -73,10 +72,10 @@ def cluster_from(args: argparse.Namespace, run: RunConfig) -> Cluster:
     return dataclasses.replace(cluster, **{name: value for name, value in given.items() if value})
 
 
-def shown(planned: Plan) -> list[Option]:
+def shown(planned: Plan) -> list[SettingEstimate]:
     """The best ones, and the run's own."""
     best = planned.best(SHOWN)
-    return best if any(option.setting == planned.own.setting for option in best) else [*best, planned.own]
+    return best if any(estimate.setting == planned.own.setting for estimate in best) else [*best, planned.own]
 
 
 def as_tree(planned: Plan) -> dict[str, Any]:
@@ -84,17 +83,17 @@ def as_tree(planned: Plan) -> dict[str, Any]:
         "cluster": dataclasses.asdict(planned.cluster),
         "flops_per_sample": planned.flops,
         "fits": planned.fits,
-        "own": option_tree(planned, planned.own),
-        "best": [option_tree(planned, option) for option in planned.best(SHOWN)],
+        "own": estimate_tree(planned, planned.own),
+        "best": [estimate_tree(planned, estimate) for estimate in planned.best(SHOWN)],
     }
 
 
-def option_tree(planned: Plan, option: Option) -> dict[str, Any]:
-    return dataclasses.asdict(option) | {
-        "memory_total": option.memory.total,
-        "step_seconds": option.time.total,
-        "utilisation": planned.utilisation(option),
-        "run_seconds": planned.run_seconds(option),
+def estimate_tree(planned: Plan, estimate: SettingEstimate) -> dict[str, Any]:
+    return dataclasses.asdict(estimate) | {
+        "memory_total": estimate.memory.total,
+        "step_seconds": estimate.time.total,
+        "utilisation": planned.utilisation(estimate),
+        "run_seconds": planned.run_seconds(estimate),
     }
 
 

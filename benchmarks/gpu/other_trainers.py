@@ -11,8 +11,8 @@ import torch
 from benchmarks.generate import copy_to_transformers
 from benchmarks.gpu.shapes import Shapes
 from benchmarks.gpu.training import (
+    BenchmarkSetting,
     Case,
-    Setting,
     measure_recipe,
     peak_gib,
     recipe_run,
@@ -31,7 +31,7 @@ RECIPE = "git_base"  # transformers has published weights of that size
 def measure_trainers(shapes: Shapes, device: torch.device) -> Iterator[Case]:
     """Ours, then theirs at the same micro-batch, or at the largest half of it that fits them."""
     ours: Case = {}
-    for ours in measure_recipe(RECIPE, (Setting(), Setting(compile=True)), shapes, device):
+    for ours in measure_recipe(RECIPE, (BenchmarkSetting(), BenchmarkSetting(compile=True)), shapes, device):
         yield {"trainer": "git_scale", **ours}
     if "micro_batch" not in ours:
         return

@@ -21,16 +21,16 @@ from benchmarks.gpu.other_trainers import measure_trainers
 from benchmarks.gpu.shapes import FULL, TINY, Shapes
 from benchmarks.gpu.timeline import measure_timeline
 from benchmarks.gpu.training import (
+    BenchmarkSetting,
     Case,
     Session,
-    Setting,
     measure_recipe,
     measure_settings,
     reason_to_skip,
     recipe_run,
 )
 
-PLAIN, COMPILED = Setting(), Setting(compile=True)
+PLAIN, COMPILED = BenchmarkSetting(), BenchmarkSetting(compile=True)
 BF16_GRADIENTS = ("train.gradient_precision=bf16",)
 Measure = Callable[[Shapes, torch.device], Iterator[Case]]
 
@@ -69,10 +69,10 @@ def large(shapes: Shapes, device: torch.device) -> Iterator[Case]:
     settings = (
         PLAIN,
         COMPILED,
-        Setting(texts=5, compile=True),
-        Setting(activation_checkpointing=True),
-        Setting(activation_checkpointing=True, compile=True),
-        Setting(texts=5),
+        BenchmarkSetting(texts=5, compile=True),
+        BenchmarkSetting(activation_checkpointing=True),
+        BenchmarkSetting(activation_checkpointing=True, compile=True),
+        BenchmarkSetting(texts=5),
     )
     return measure_recipe("git_large", settings, shapes, device)
 
@@ -90,7 +90,7 @@ def git2(shapes: Shapes, device: torch.device) -> Iterator[Case]:
     micro_batch = session.fitting_micro_batch(PLAIN)
     yield session.measure(PLAIN, micro_batch)
     yield measure_timeline(session, PLAIN, micro_batch)
-    yield from measure_settings(session, (COMPILED, Setting(texts=5, compile=True)))
+    yield from measure_settings(session, (COMPILED, BenchmarkSetting(texts=5, compile=True)))
 
 
 def git2_bf16_gradients(shapes: Shapes, device: torch.device) -> Iterator[Case]:

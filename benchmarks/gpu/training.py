@@ -45,7 +45,7 @@ Case = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSetting:
     """What a case varies."""
 
     texts: int = 1
@@ -71,10 +71,10 @@ class Session:
         self.engine.model.train()
         self.loss = TrainingLoss(self.run)
         compile_blocks(self.model, shapes.backend)
-        self.take(Setting())
+        self.take(BenchmarkSetting())
         self.step(self.batch(1, 1))  # the first step makes the optimizer's states
 
-    def take(self, setting: Setting) -> None:
+    def take(self, setting: BenchmarkSetting) -> None:
         self.model.set_activation_checkpointing(setting.activation_checkpointing)
         torch.compiler.set_stance("default" if setting.compile else "force_eager")
 
@@ -92,7 +92,7 @@ class Session:
             self.engine.step()
         return loss.detach()
 
-    def measure(self, setting: Setting, micro_batch: int) -> Case:
+    def measure(self, setting: BenchmarkSetting, micro_batch: int) -> Case:
         self.take(setting)
         shapes, batch = self.shapes, self.batch(micro_batch, setting.texts)
         reset_peak(self.device)
@@ -121,12 +121,12 @@ class Session:
             "last_loss": round(float(losses[-1]), 4),
         }
 
-    def fitting_micro_batch(self, setting: Setting) -> int:
+    def fitting_micro_batch(self, setting: BenchmarkSetting) -> int:
         """The largest whose forward and backward pass, extrapolated from two small ones, fit.
 
         Fitted plain: compiled blocks take no more memory, but compile anew for each size.
         """
-        self.take(Setting(setting.texts, setting.activation_checkpointing))
+        self.take(BenchmarkSetting(setting.texts, setting.activation_checkpointing))
         small, larger = self.shapes.probes
         peaks = []
         for images in (small, larger):
@@ -156,7 +156,7 @@ def recipe_run(recipe: str, shapes: Shapes, overrides: tuple[str, ...] = ()) -> 
 
 def measure_recipe(
     recipe: str,
-    settings: Sequence[Setting],
+    settings: Sequence[BenchmarkSetting],
     shapes: Shapes,
     device: torch.device,
     overrides: tuple[str, ...] = (),
@@ -168,7 +168,7 @@ def measure_recipe(
     yield from measure_settings(Session(recipe, shapes, device, overrides), settings)
 
 
-def measure_settings(session: Session, settings: Sequence[Setting]) -> Iterator[Case]:
+def measure_settings(session: Session, settings: Sequence[BenchmarkSetting]) -> Iterator[Case]:
     micro_batches: dict[tuple[int, bool], int] = {}
     for setting in settings:
         shape = (setting.texts, setting.activation_checkpointing)

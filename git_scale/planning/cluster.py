@@ -11,13 +11,13 @@ import torch
 
 from git_scale.errors import ConfigError
 from git_scale.monitoring.peak import Accelerator, accelerator_names, known_accelerator, peak_flops
-from git_scale.planning.kernels import Kind
+from git_scale.planning.kernels import DeviceKind
 
 GIB = 2**30
 EFFICIENCY = 0.33  # of the peak, while computing: git_large in bf16 on an H200 (benchmarks/results/gpu.json)
-TIGHT = 0.1  # share of the memory that a good setting leaves: fragmentation, evaluation, other kernels than foreseen
+MARGIN = 0.1  # share of the memory that a good setting leaves: fragmentation, evaluation, other kernels than foreseen
 # CUDA's context, NCCL's buffers, the workspaces of cuBLAS and cuDNN | Python with torch and DeepSpeed
-RESERVED: Mapping[Kind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}
+LIBRARY_BYTES: Mapping[DeviceKind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}
 UNKNOWN_LINKS = (32e9, 12.5e9)  # bytes/s within and between nodes: PCIe 4 and 100 Gbit/s
 CPU_LINK = 1e9  # bytes/s of gloo's collectives on one machine
 
@@ -27,7 +27,7 @@ class Cluster:
     """Equal devices in equal nodes."""
 
     device: str
-    kind: Kind
+    kind: DeviceKind
     world_size: int
     per_node: int
     memory: int
@@ -47,12 +47,12 @@ class Cluster:
     @property
     def usable(self) -> int:
         """Bytes for the run itself."""
-        return self.memory - RESERVED[self.kind]
+        return self.memory - LIBRARY_BYTES[self.kind]
 
     @property
     def comfortable(self) -> int:
         """Of these, what a good setting needs at most."""
-        return self.usable - int(TIGHT * self.memory)
+        return self.usable - int(MARGIN * self.memory)
 
 
 def accelerator_named(name: str) -> Accelerator:

@@ -1,4 +1,4 @@
-"""What the checkpoints of a run take on its disk, against what is free there."""
+"""The space that checkpoints of a run take on its disk, against what is free there."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.planning.cluster import GIB
 from git_scale.planning.local_model import build_local
-from git_scale.planning.states import FP32, MOMENTS
+from git_scale.planning.partition_sizes import FP32_BYTES, MOMENT_BYTES
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes of a run's checkpoints and of the disk below its folder."""
+class CheckpointSpace:
+    """The bytes that a run's checkpoints take, and those of the disk on which its folder lies."""
 
     run_dir: str
     each: int
-    """A checkpoint: fp32 weights and buffers, two moments of what learns. Headers and the tokenizer come on top."""
+    """A checkpoint takes so many: fp32 weights and buffers, moments of what learns; not its headers or tokenizer."""
     count: int
-    """checkpoint.keep, the best one where one is kept, and the one being written."""
-    held: int
-    """What already lies under RUN_DIR/checkpoints."""
+    """So many lie there at a time: checkpoint.keep, the best one where one is kept, and the one being written."""
+    used: int
+    """So many lie under RUN_DIR/checkpoints already."""
     free: int | None
-    """None where the file system does not tell."""
+    """It is None where the file system does not tell."""
 
     @property
-    def suffices(self) -> bool:
-        return self.free is None or self.each * self.count <= self.free + self.held
+    def holds_all(self) -> bool:
+        return self.free is None or self.each * self.count <= self.free + self.used
 
 
-def room_of(run: RunConfig) -> Room:
+def checkpoint_space(run: RunConfig) -> CheckpointSpace:
     """Raises ConfigError when train.freeze leaves nothing to learn."""
     whole = run.model_copy(update={"parallel": run.parallel.model_copy(update={"tp": 1})})
     model = build_local(whole).model
@@ -42,39 +42,44 @@ def room_of(run: RunConfig) -> Room:
     numbers = sum(parameter.numel() for parameter in model.parameters()) + buffers
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     count = run.checkpoint.keep + (run.checkpoint.best is not None) + 1
-    held = _size(checkpoints_folder(Path(run.run_dir)))
-    return Room(run.run_dir, FP32 * numbers + MOMENTS * learning, count, held, _free(Path(run.run_dir)))
-
-
-def describe_room(room: Room) -> str:
-    """One line, and another one where not all of them will fit."""
-    free = "an unknown amount" if room.free is None else f"{amount(room.free)}"
-    held = f" beside the {amount(room.held)} that lie there" if room.held else ""
-    line = (
-        f"checkpoints: {amount(room.each)} each, up to {room.count} at a time:"
-        f" {amount(room.each * room.count)}; free for {room.run_dir}: {free}{held}"
+    return CheckpointSpace(
+        run.run_dir,
+        each=FP32_BYTES * numbers + MOMENT_BYTES * learning,
+        count=count,
+        used=_size(checkpoints_folder(Path(run.run_dir))),
+        free=_free(Path(run.run_dir)),
     )
-    if room.suffices:
+
+
+def describe_space(space: CheckpointSpace) -> str:
+    """One line, and another one where not all of them will fit."""
+    free = "an unknown amount" if space.free is None else format_bytes(space.free)
+    used = f" beside the {format_bytes(space.used)} that lie there" if space.used else ""
+    line = (
+        f"checkpoints: {format_bytes(space.each)} each, up to {space.count} at a time:"
+        f" {format_bytes(space.each * space.count)}; free for {space.run_dir}: {free}{used}"
+    )
+    if space.holds_all:
         return line
-    needed = amount(room.each * room.count - room.held)
+    needed = format_bytes(space.each * space.count - space.used)
     return (
         f"{line}\nNOT ALL OF THEM WILL FIT: free {needed} there, set run_dir to another disk or checkpoint.keep lower"
         " (2 at least); a checkpoint that cannot be written is left out"
     )
 
 
-def refuse_if_none_fits(room: Room) -> None:
+def refuse_if_disk_too_small(space: CheckpointSpace) -> None:
     """Raises ConfigError: a run that can save nothing is not begun. A new one is written before an old one goes."""
-    if room.free is not None and room.each > room.free:
+    if space.free is not None and space.each > space.free:
         raise ConfigError(
             [
-                f"run_dir={room.run_dir}: a checkpoint takes {amount(room.each)}, and"
-                f" {amount(room.free)} are free there: free some, or set run_dir to another disk"
+                f"run_dir={space.run_dir}: a checkpoint takes {format_bytes(space.each)}, and"
+                f" {format_bytes(space.free)} are free there: free some, or set run_dir to another disk"
             ]
         )
 
 
-def amount(size: int) -> str:
+def format_bytes(size: int) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.2f} MiB"
 
 

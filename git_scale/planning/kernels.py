@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-Kind = Literal["cuda", "cpu"]
+DeviceKind = Literal["cuda", "cpu"]
 
 
 _ATEN = torch.ops.aten
@@ -42,7 +42,7 @@ def _convolution_backward_flops(gradient: Tensor, images: Tensor, weight: Tensor
     return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
 
 
-def kernels_of(kind: Kind) -> ExitStack:
+def device_kernels(kind: DeviceKind) -> ExitStack:
     """Within it, attention and dropout on `meta` are those of the device."""
     # A TorchFunctionMode would be switched off within backward(), where checkpointing recomputes.
     stack = ExitStack()
@@ -59,7 +59,7 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 def _attention(
-    kind: Kind,
+    kind: DeviceKind,
     query: Tensor,
     key: Tensor,
     value: Tensor,

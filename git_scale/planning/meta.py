@@ -20,7 +20,7 @@ def on_meta() -> ExitStack:
     """Within it, modules are built on `meta`, their initialisers passed over: 4 times as fast for GIT2."""
     stack = ExitStack()
     stack.enter_context(torch.device("meta"))
-    stack.enter_context(_Unwritten())
+    stack.enter_context(_SkipWrites())
     return stack
 
 
@@ -54,8 +54,8 @@ class _Done:
     def wait(self) -> None: ...
 
 
-class _Unwritten(TorchDispatchMode):
-    """Values are not written where there are none; what changes a tensor's shape in place is done."""
+class _SkipWrites(TorchDispatchMode):
+    """Skips operations that write values in place, as initialisers do; a shape that changes in place does change."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         writes = func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
@@ -64,8 +64,8 @@ class _Unwritten(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Operations:
-    """Carries out operations on `meta`; torch works out the result and FLOPs of each kind once, as blocks repeat."""
+class OperationCache:
+    """Remembers the shapes and FLOPs that operations on `meta` result in: blocks repeat, and torch is slow there."""
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[list[tuple[Any, ...]] | None, int]] = {}
@@ -87,15 +87,15 @@ class Operations:
         return made[0] if len(made) == 1 else tuple(made), flops
 
 
-operate = Operations()
-"""One for all, as the next setting of a run is made of the same kinds: sizes and FLOPs are all that is remembered."""
+run_cached = OperationCache()
+"""One for all, as the next setting of a run is made of the same operations."""
 
 
-class Quick(TorchDispatchMode):
-    """Within it, operations on `meta` are carried out by `operate`."""
+class CachedOperations(TorchDispatchMode):
+    """Within it, operations on `meta` are carried out by `run_cached`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return operate(func, args, kwargs or {})[0]
+        return run_cached(func, args, kwargs or {})[0]
 
 
 def _signature(value: Any) -> Any:

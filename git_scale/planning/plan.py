@@ -9,9 +9,15 @@ from typing import Any
 from git_scale.config import RunConfig, check_world
 from git_scale.errors import ConfigError
 from git_scale.parallel.topology import Topology
-from git_scale.planning.cluster import GIB, RESERVED, Cluster
-from git_scale.planning.options import Option, Setting, model_flops, setting_of, weigh
-from git_scale.planning.search import best_of_each, fitting_options, nearest
+from git_scale.planning.cluster import GIB, LIBRARY_BYTES, Cluster
+from git_scale.planning.estimate import (
+    SettingEstimate,
+    TunableSetting,
+    estimate_setting,
+    model_flops,
+    setting_of,
+)
+from git_scale.planning.search import best_micro_batches, fitting_settings, nearest
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,8 @@ class Plan:
     run: RunConfig
     ds_config: dict[str, Any]
     cluster: Cluster
-    own: Option
-    other: Option
+    own: SettingEstimate
+    other: SettingEstimate
     """With checkpointing if the run has none, without if it has."""
     flops: int
     """Of one sample, both passes, without recomputation."""
@@ -36,21 +42,21 @@ class Plan:
         return self.own.memory.total > self.cluster.comfortable
 
     @cached_property
-    def options(self) -> list[Option]:
+    def estimates(self) -> list[SettingEstimate]:
         """All settings that fit with a margin, the fastest first."""
-        return fitting_options(self.run, self.ds_config, self.cluster)
+        return fitting_settings(self.run, self.ds_config, self.cluster)
 
-    def best(self, count: int) -> list[Option]:
+    def best(self, count: int) -> list[SettingEstimate]:
         """Of these, the best of each tp, stage and checkpointing."""
-        return best_of_each(self.options)[:count]
+        return best_micro_batches(self.estimates)[:count]
 
-    def utilisation(self, option: Option) -> float:
+    def utilisation(self, estimate: SettingEstimate) -> float:
         """Model FLOPs per second over the peak."""
-        done = self.flops * self.run.train.global_batch / option.time.total
+        done = self.flops * self.run.train.global_batch / estimate.time.total
         return done / (self.cluster.peak * self.cluster.world_size)
 
-    def run_seconds(self, option: Option) -> float:
-        return option.time.total * self.run.train.steps
+    def run_seconds(self, estimate: SettingEstimate) -> float:
+        return estimate.time.total * self.run.train.steps
 
 
 def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
@@ -59,18 +65,18 @@ def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
     check_world(run, topology.dp)
     flops = model_flops(run)
     own = setting_of(run, ds_config)
-    other = Setting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
+    other = TunableSetting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
     return Plan(
         run,
         ds_config,
         cluster,
-        own=weigh(run, ds_config, cluster, own),
-        other=weigh(run, ds_config, cluster, other),
+        own=estimate_setting(run, ds_config, cluster, own),
+        other=estimate_setting(run, ds_config, cluster, other),
         flops=flops,
     )
 
 
-def with_dividing_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
+def with_dividing_micro_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
     """The run with the largest train.micro_batch, up to its own, that makes up the global batch on this cluster.
 
     Raises ConfigError when none does.
@@ -92,15 +98,15 @@ def with_dividing_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
     return run.model_copy(update={"train": run.train.model_copy(update={"micro_batch": size})})
 
 
-def refuse_if_too_large(plan: Plan) -> None:
+def refuse_if_memory_too_small(plan: Plan) -> None:
     """Raises ConfigError, with the three nearest settings that fit, when the run's own cannot."""
     if plan.fits:
         return
     memory, cluster = plan.own.memory, plan.cluster
-    close = nearest(plan.options, plan.own.setting, count=3)
+    close = nearest(plan.estimates, plan.own.setting, count=3)
     if close:
         remedy = "settings near it that fit:\n" + "\n".join(
-            f"      {option.setting} ({option.memory.total / GIB:.1f} GiB)" for option in close
+            f"      {estimate.setting} ({estimate.memory.total / GIB:.1f} GiB)" for estimate in close
         )
     else:
         remedy = (
@@ -109,7 +115,7 @@ def refuse_if_too_large(plan: Plan) -> None:
     raise ConfigError(
         [
             f"{plan.own.setting} needs {memory.total / GIB:.1f} GiB per device in {memory.phase}, of"
-            f" {cluster.device}'s {cluster.memory / GIB:.1f} GiB less {RESERVED[cluster.kind] / GIB:.1f} GiB for"
+            f" {cluster.device}'s {cluster.memory / GIB:.1f} GiB less {LIBRARY_BYTES[cluster.kind] / GIB:.1f} GiB for"
             f" libraries; {remedy}"
         ]
     )

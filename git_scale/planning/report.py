@@ -1,15 +1,15 @@
-"""Plans as text."""
+"""Text and tables that tell a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from git_scale.formatting import format_duration, format_table
-from git_scale.planning.cluster import GIB, RESERVED, Cluster
-from git_scale.planning.options import Option
+from git_scale.planning.cluster import GIB, LIBRARY_BYTES, Cluster
+from git_scale.planning.estimate import SettingEstimate
 from git_scale.planning.plan import Plan
 
-ROWS = (
+MEMORY_ROWS = (
     ("model states", "states"),
     ("gathered parameters", "gathered"),
     ("gradients", "gradients"),
@@ -17,7 +17,7 @@ ROWS = (
     ("logits", "logits"),
     ("communication buffers", "communication"),
 )
-"""Of the highest moment of the forward and backward pass."""
+"""Each row has a part of the highest moment of the forward and backward pass (PhaseMemory)."""
 
 
 def describe_plan(plan: Plan) -> str:
@@ -32,7 +32,7 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def options_table(plan: Plan, options: Sequence[Option]) -> str:
+def estimates_table(plan: Plan, estimates: Sequence[SettingEstimate]) -> str:
     """A line per setting; the run's own is marked."""
     header = (
         "tp",
@@ -47,7 +47,7 @@ def options_table(plan: Plan, options: Sequence[Option]) -> str:
         "days",
         "GPU-hours",
     )
-    rows = [_option_row(plan, option) for option in options]
+    rows = [_estimate_row(plan, estimate) for estimate in estimates]
     return format_table(rows, (*header, ""))
 
 
@@ -65,31 +65,31 @@ def _setting_in_words(plan: Plan) -> str:
 
 
 def _memory_table(plan: Plan) -> str:
-    options = (plan.own, plan.other)
-    passes = [option.phases[0] for option in options]
-    rows = [(name, *(_gib(getattr(memory, part)) for memory in passes)) for name, part in ROWS]
-    names = dict.fromkeys(memory.phase for option in options for memory in option.phases)
+    estimates = (plan.own, plan.other)
+    passes = [estimate.phases[0] for estimate in estimates]
+    rows = [(name, *(_gib(getattr(memory, part)) for memory in passes)) for name, part in MEMORY_ROWS]
+    names = dict.fromkeys(memory.phase for estimate in estimates for memory in estimate.phases)
     rows += [
         (
             f"all: {name}",
-            *(_gib(max(m.total for m in option.phases if m.phase == name)) for option in options),
+            *(_gib(max(m.total for m in estimate.phases if m.phase == name)) for estimate in estimates),
         )
         for name in names
     ]
-    rows.append(("left", *(_gib(plan.cluster.usable - option.memory.total) for option in options)))
+    rows.append(("left", *(_gib(plan.cluster.usable - estimate.memory.total) for estimate in estimates)))
     if plan.own.host:
-        rows.append(("on the host", *(_gib(option.host) for option in options)))
+        rows.append(("on the host", *(_gib(estimate.host) for estimate in estimates)))
     other = f"checkpointing {_switch(plan.other.setting.checkpointing)}"
     return format_table(rows, ("GiB per device", "this run", other))
 
 
 def _time_lines(plan: Plan) -> list[str]:
-    option, cluster = plan.own, plan.cluster
-    time, batch = option.time, plan.run.train.global_batch
-    hours = plan.run_seconds(option) / 3600
+    estimate, cluster = plan.own, plan.cluster
+    time, batch = estimate.time, plan.run.train.global_batch
+    hours = plan.run_seconds(estimate) / 3600
     return [
         f"{plan.flops / 1e9:,.1f} GFLOP per sample; {batch / time.total:,.1f} samples/s, MFU"
-        f" {plan.utilisation(option):.0%}",
+        f" {plan.utilisation(estimate):.0%}",
         f"step {_seconds(time.total)}: compute {_seconds(time.compute)}, tensor-parallel exchange"
         f" {_seconds(time.tensor)}, data-parallel exchange not hidden {_seconds(time.data)}",
         f"run of {plan.run.train.steps:,} steps: {format_duration(3600 * hours)}, {hours * cluster.world_size:,.0f}"
@@ -99,7 +99,7 @@ def _time_lines(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     cluster = plan.cluster
-    reserved, memory = RESERVED[cluster.kind] / GIB, cluster.memory / GIB
+    reserved, memory = LIBRARY_BYTES[cluster.kind] / GIB, cluster.memory / GIB
     lines = [
         f"a model, not a measurement: {cluster.efficiency:.0%} of {cluster.peak / 1e12:.3g} TFLOP/s while computing,"
         f" {8 * cluster.intra / 1e9:,.0f} Gbit/s within and {8 * cluster.inter / 1e9:,.0f} between nodes per device;"
@@ -112,29 +112,29 @@ def _notes(plan: Plan) -> list[str]:
     return lines
 
 
-def _option_row(plan: Plan, option: Option) -> tuple[str, ...]:
-    setting, hours = option.setting, plan.run_seconds(option) / 3600
+def _estimate_row(plan: Plan, estimate: SettingEstimate) -> tuple[str, ...]:
+    setting, hours = estimate.setting, plan.run_seconds(estimate) / 3600
     return (
         str(setting.tp),
         str(plan.cluster.world_size // setting.tp),
         str(setting.stage),
-        f"{setting.micro_batch} x {option.accumulation}",
+        f"{setting.micro_batch} x {estimate.accumulation}",
         _switch(setting.checkpointing),
-        _gib(option.memory.total),
-        _seconds(option.time.total),
-        f"{plan.run.train.global_batch / option.time.total:,.0f}",
-        f"{plan.utilisation(option):.0%}",
+        _gib(estimate.memory.total),
+        _seconds(estimate.time.total),
+        f"{plan.run.train.global_batch / estimate.time.total:,.0f}",
+        f"{plan.utilisation(estimate):.0%}",
         f"{hours / 24:,.1f}",
         f"{hours * plan.cluster.world_size:,.0f}",
-        _remark(plan, option),
+        _remark(plan, estimate),
     )
 
 
-def _remark(plan: Plan, option: Option) -> str:
-    if option.memory.total > plan.cluster.usable:
+def _remark(plan: Plan, estimate: SettingEstimate) -> str:
+    if estimate.memory.total > plan.cluster.usable:
         return "this run: does not fit"
-    own = "this run" if option.setting == plan.own.setting else ""
-    return f"{own}: tight" if option.memory.total > plan.cluster.comfortable else own
+    own = "this run" if estimate.setting == plan.own.setting else ""
+    return f"{own}: tight" if estimate.memory.total > plan.cluster.comfortable else own
 
 
 def _gib(size: int) -> str:

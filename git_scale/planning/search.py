@@ -1,4 +1,4 @@
-"""All settings of a run on a cluster that fit, best first."""
+"""A search over the settings of a run that fit a cluster, best first."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from typing import Any
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.planning.cluster import Cluster
-from git_scale.planning.options import Option, Setting, weigh
+from git_scale.planning.estimate import SettingEstimate, TunableSetting, estimate_setting
 
 
-def fitting_options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[Option]:
+def fitting_settings(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[SettingEstimate]:
     """tp x ZeRO stage x micro_batch x checkpointing that leave a comfortable margin, the fastest first.
 
     Step times within one percent count as equal; then less splitting, a lower stage, no checkpointing and a larger
     micro_batch come first.
     """
-    return _ranked(list(_options(run, ds_config, cluster)))
+    return _ranked(list(_estimates(run, ds_config, cluster)))
 
 
-def best_of_each(options: list[Option]) -> list[Option]:
-    """Of options in their order, the first of each tp, stage and checkpointing."""
-    best: dict[tuple[int, int, bool], Option] = {}
-    for option in options:
-        setting = option.setting
-        best.setdefault((setting.tp, setting.stage, setting.checkpointing), option)
+def best_micro_batches(estimates: list[SettingEstimate]) -> list[SettingEstimate]:
+    """Of estimates in their order, the first of each tp, stage and checkpointing."""
+    best: dict[tuple[int, int, bool], SettingEstimate] = {}
+    for estimate in estimates:
+        setting = estimate.setting
+        best.setdefault((setting.tp, setting.stage, setting.checkpointing), estimate)
     return list(best.values())
 
 
-def nearest(options: list[Option], own: Setting, count: int) -> list[Option]:
+def nearest(estimates: list[SettingEstimate], own: TunableSetting, count: int) -> list[SettingEstimate]:
     """Those that change a run's own setting least."""
-    return sorted(options, key=lambda option: (_distance(option.setting, own), option.time.total))[:count]
+
+    def change(estimate: SettingEstimate) -> tuple[float, float]:
+        return _distance(estimate.setting, own), estimate.time.total
+
+    return sorted(estimates, key=change)[:count]
 
 
-def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Iterator[Option]:
-    def fits(option: Option) -> bool:
-        return option.memory.total <= cluster.comfortable
+def _estimates(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Iterator[SettingEstimate]:
+    def fits(estimate: SettingEstimate) -> bool:
+        return estimate.memory.total <= cluster.comfortable
 
     for tp in _divisors(math.gcd(cluster.per_node, cluster.world_size)):
         dp = cluster.world_size // tp
@@ -49,9 +53,9 @@ def _options(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Ite
         sizes = _micro_batches(run, dp, tp)
         for checkpointing in (False, True):
             for stage in _stages(run):
-                settings = (Setting(tp, stage, size, checkpointing) for size in sizes)
-                weighed = (weigh(run, ds_config, cluster, setting) for setting in settings)
-                yield from itertools.takewhile(fits, weighed)  # a larger micro_batch needs more
+                settings = (TunableSetting(tp, stage, size, checkpointing) for size in sizes)
+                estimates = (estimate_setting(run, ds_config, cluster, setting) for setting in settings)
+                yield from itertools.takewhile(fits, estimates)  # a larger micro_batch needs more
 
 
 def _stages(run: RunConfig) -> range:
@@ -61,7 +65,7 @@ def _stages(run: RunConfig) -> range:
 
 def _splits(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, tp: int) -> bool:
     try:
-        weigh(run, ds_config, cluster, Setting(tp, 0, 1, False))
+        estimate_setting(run, ds_config, cluster, TunableSetting(tp, 0, 1, False))
     except ConfigError:
         return False
     return True
@@ -81,22 +85,22 @@ def _divisors(number: int) -> list[int]:
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
-def _ranked(options: list[Option]) -> list[Option]:
-    ranked: list[Option] = []
-    left = sorted(options, key=lambda option: option.time.total)
+def _ranked(estimates: list[SettingEstimate]) -> list[SettingEstimate]:
+    ranked: list[SettingEstimate] = []
+    left = sorted(estimates, key=lambda estimate: estimate.time.total)
     while left:
-        equal = [option for option in left if option.time.total <= 1.01 * left[0].time.total]
+        equal = [estimate for estimate in left if estimate.time.total <= 1.01 * left[0].time.total]
         left = left[len(equal) :]
         ranked += sorted(equal, key=_simplicity)
     return ranked
 
 
-def _simplicity(option: Option) -> tuple[int, int, bool, int]:
-    setting = option.setting
+def _simplicity(estimate: SettingEstimate) -> tuple[int, int, bool, int]:
+    setting = estimate.setting
     return setting.tp, setting.stage, setting.checkpointing, -setting.micro_batch
 
 
-def _distance(setting: Setting, own: Setting) -> float:
+def _distance(setting: TunableSetting, own: TunableSetting) -> float:
     """Halvings of the micro_batch and of the model's share, and switches."""
     return (
         abs(math.log2(setting.micro_batch / own.micro_batch))

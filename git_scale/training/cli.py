@@ -18,10 +18,10 @@ from git_scale.parallel.topology import Topology, is_first_rank, topology_from
 from git_scale.planning import (
     Cluster,
     plan,
-    refuse_if_too_large,
+    refuse_if_memory_too_small,
     this_cluster,
 )
-from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
+from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
 from git_scale.planning.report import describe_plan
 from git_scale.processes import end_with, launcher_processes
 from git_scale.recipes import draft_run
@@ -135,11 +135,11 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
 def announce(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> None:
     """Logs what the run needs and takes; raises ConfigError, with the nearest settings, when that is too much."""
     planned = plan(run, ds_config, cluster)
-    room = room_of(run)
+    space = checkpoint_space(run)
     log.info("%s", describe_plan(planned))
-    log.log(logging.INFO if room.suffices else logging.WARNING, "%s", describe_room(room))
-    refuse_if_too_large(planned)
-    refuse_if_none_fits(room)
+    log.log(logging.INFO if space.holds_all else logging.WARNING, "%s", describe_space(space))
+    refuse_if_memory_too_small(planned)
+    refuse_if_disk_too_small(space)
 
 
 def _planned_topology(args: argparse.Namespace) -> Topology | None:

@@ -22,10 +22,10 @@ from git_scale.planning import (
     accelerator_named,
     cluster_of,
     plan,
-    refuse_if_too_large,
+    refuse_if_memory_too_small,
     this_cluster,
 )
-from git_scale.planning.disk import describe_room, refuse_if_none_fits, room_of
+from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
 from git_scale.planning.meta import on_meta
 from git_scale.planning.report import describe_plan
 from git_scale.training.costs import StepCosts
@@ -64,13 +64,14 @@ def dry_run(
         problems.of(lambda: check_data(run, train, heldout))
         if tokenizer := Problems([]).of(lambda: load_fitting_tokenizer(run)):  # else check_inputs says why
             problems.of(lambda: report_sources(run, Mixture(run.data, train), tokenizer))
-    planned, room = problems.of(lambda: plan(run, ds_config, cluster)), problems.of(lambda: room_of(run))
-    if planned is None or room is None:
+    planned = problems.of(lambda: plan(run, ds_config, cluster))
+    space = problems.of(lambda: checkpoint_space(run))
+    if planned is None or space is None:
         return ""
-    problems.of(lambda: refuse_if_too_large(planned))
+    problems.of(lambda: refuse_if_memory_too_small(planned))
     if not is_elsewhere:
-        problems.of(lambda: refuse_if_none_fits(room))
-    return f"{describe(run, model, planned, _described(run, opened))}\n\n{describe_room(room)}"
+        problems.of(lambda: refuse_if_disk_too_small(space))
+    return f"{describe(run, model, planned, _described(run, opened))}\n\n{describe_space(space)}"
 
 
 def _described(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str]:

@@ -69,10 +69,10 @@ def explain(
         f"  the plan had foreseen {own.memory.total / GIB:.1f} of {cluster.memory / GIB:.1f} GiB per device, most of"
         f" it in {own.memory.phase}, for {own.setting}"
     )
-    smaller = [option for option in planned.options if option.memory.total <= LESS * own.memory.total]
+    smaller = [estimate for estimate in planned.estimates if estimate.memory.total <= LESS * own.memory.total]
     if close := nearest(smaller, own.setting, count=3):
         lines.append("  settings near it that need less:")
-        lines += [f"    {option.setting} ({option.memory.total / GIB:.1f} GiB)" for option in close]
+        lines += [f"    {estimate.setting} ({estimate.memory.total / GIB:.1f} GiB)" for estimate in close]
     else:
         lines.append(
             "  no setting of tp, ZeRO stage, micro_batch and checkpointing needs less: take more devices"

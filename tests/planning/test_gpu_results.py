@@ -10,7 +10,7 @@ import pytest
 
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.planning import accelerator_named, cluster_of
-from git_scale.planning.options import setting_of, weigh
+from git_scale.planning.estimate import estimate_setting, setting_of
 from git_scale.recipes import load_run
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def planned_gib(case: dict[str, Any]) -> float:
     )
     ds_config = read_ds_config(ROOT / "ds_configs" / "zero1.json")
     cluster = cluster_of(accelerator_named("H200"), "bf16", world_size=1, per_node=8)
-    return weigh(run, ds_config, cluster, setting_of(run, ds_config)).memory.total / 2**30
+    return estimate_setting(run, ds_config, cluster, setting_of(run, ds_config)).memory.total / 2**30
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['recipe']}-{case['texts']}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.planning.kernels import flops_of, kernels_of
+from git_scale.planning.kernels import device_kernels, flops_of
 
 
 def kept_bytes(operation: Callable[..., Tensor], *inputs: Tensor) -> int:
@@ -37,7 +37,7 @@ def test_attention_keeps_what_it_keeps_on_a_cpu(dropout: float) -> None:
         return F.scaled_dot_product_attention(*inputs, dropout_p=dropout)
 
     real = kept_bytes(attend, *queries("cpu"))
-    with kernels_of("cpu"):
+    with device_kernels("cpu"):
         assert kept_bytes(attend, *queries("meta")) == real
     if dropout == 0:  # without the choice of kernels, meta keeps the scores: 2 * 3 * 64 * 64 numbers
         assert kept_bytes(attend, *queries("meta")) > real + 2 * 3 * 64 * 64 * 4 // 2
@@ -46,7 +46,7 @@ def test_attention_keeps_what_it_keeps_on_a_cpu(dropout: float) -> None:
 def test_cuda_keeps_no_scores_and_one_byte_per_dropped_number() -> None:
     scores = 2 * 3 * 64 * 64
     output = 2 * 3 * 64 * 16
-    with kernels_of("cuda"):
+    with device_kernels("cuda"):
         for dtype in (torch.float32, torch.bfloat16):
             kept = kept_bytes(F.scaled_dot_product_attention, *queries("meta", dtype))
             assert output * dtype.itemsize <= kept < output * dtype.itemsize + scores

@@ -16,9 +16,9 @@ from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning.local_model import build_local, parameters_of
-from git_scale.planning.states import hold
-from git_scale.planning.step_time import buckets, gathered_again, gatherings
-from git_scale.planning.zero import read_zero
+from git_scale.planning.partition_sizes import partition_sizes
+from git_scale.planning.step_time import parameter_gathers, reduce_buckets, regathered_share
+from git_scale.planning.zero_config import read_zero_config
 from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.training.init_model import deferred_model
@@ -78,10 +78,10 @@ def test_planned_collectives_are_those_of_a_step() -> None:
         "reduce_bucket_size": 200_000,
     }
     (found, _) = run_distributed(collectives, WORLD, RUN, {"zero_optimization": zero})
-    read = read_zero({"zero_optimization": zero}, RUN.train.precision)
-    held = hold(parameters_of(build_local(RUN).model), read, WORLD)
-    assert held.weights > 3 * read.live
-    assert found["update allgather"] == held.persistent
-    planned = gatherings(held, read) * (1 + gathered_again(held, read, checkpointing=False))
+    read = read_zero_config({"zero_optimization": zero}, RUN.train.precision)
+    sizes = partition_sizes(parameters_of(build_local(RUN).model), read, WORLD)
+    assert sizes.parameters > 3 * read.max_live_parameters
+    assert found["update allgather"] == sizes.persistent_parameters
+    planned = parameter_gathers(sizes, read) * (1 + regathered_share(sizes, read, checkpointing=False))
     assert found["passes allgather"] == pytest.approx(planned, rel=0.2)
-    assert found["passes reduce"] == pytest.approx(buckets(held, read), abs=2)
+    assert found["passes reduce"] == pytest.approx(reduce_buckets(sizes, read), abs=2)

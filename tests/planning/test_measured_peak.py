@@ -18,7 +18,7 @@ from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import place_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning import this_cluster
-from git_scale.planning.options import setting_of, weigh
+from git_scale.planning.estimate import estimate_setting, setting_of
 from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.gpu import requires_gpu
@@ -93,7 +93,7 @@ def memory_of(key: str) -> int:
 
 def planned_peak(run: RunConfig, ds_config: dict[str, Any], device: torch.device, world_size: int) -> int:
     cluster = this_cluster(device, run.train.precision, world_size)
-    return weigh(run, ds_config, cluster, setting_of(run, ds_config)).memory.total
+    return estimate_setting(run, ds_config, cluster, setting_of(run, ds_config)).memory.total
 
 
 @pytest.mark.distributed

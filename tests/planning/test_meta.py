@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from git_scale.config import RunConfig
 from git_scale.models.build import build_model
-from git_scale.planning.meta import Operations, Quick, on_meta
+from git_scale.planning.meta import CachedOperations, OperationCache, on_meta
 
 ATEN = torch.ops.aten
 
@@ -49,30 +49,30 @@ def test_what_changes_a_shape_or_lies_elsewhere_is_done() -> None:
 
 
 def test_known_operations_give_what_unknown_ones_give() -> None:
-    operate = Operations()
+    run_cached = OperationCache()
     a, b = torch.empty(4, 5, device="meta"), torch.empty(5, 6, device="meta")
     for _ in range(2):
-        product, flops = operate(ATEN.mm.default, (a, b), {})
+        product, flops = run_cached(ATEN.mm.default, (a, b), {})
         assert (product.shape, product.stride(), product.dtype, flops) == (
             (4, 6),
             (6, 1),
             a.dtype,
             2 * 4 * 5 * 6,
         )
-        view, flops = operate(ATEN.t.default, (a,), {})
+        view, flops = run_cached(ATEN.t.default, (a,), {})
         assert (view.untyped_storage()._cdata, flops) == (a.untyped_storage()._cdata, 0)
-        largest, _ = operate(ATEN.max.dim, (a, 1), {})
+        largest, _ = run_cached(ATEN.max.dim, (a, 1), {})
         assert [tuple(t.shape) for t in largest] == [(4,), (4,)]
-    half, _ = operate(ATEN.mm.default, (a.half(), b.half()), {})
+    half, _ = run_cached(ATEN.mm.default, (a.half(), b.half()), {})
     assert half.dtype == torch.float16
-    assert operate(ATEN.mm.default, (a, b[:, :2]), {})[0].shape == (4, 2)
+    assert run_cached(ATEN.mm.default, (a, b[:, :2]), {})[0].shape == (4, 2)
 
 
 def test_a_module_runs_quickly_with_the_same_result() -> None:
     with on_meta():
         norm = nn.LayerNorm(8)
     x = torch.empty(2, 8, device="meta")
-    with Quick():
+    with CachedOperations():
         first, second = F.gelu(norm(x)), F.gelu(norm(x))
     assert first.shape == second.shape == (2, 8)
     assert first.untyped_storage()._cdata != second.untyped_storage()._cdata

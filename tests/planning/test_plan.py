@@ -18,12 +18,12 @@ from git_scale.planning import (
     accelerator_named,
     cluster_of,
     plan,
-    refuse_if_too_large,
-    with_dividing_batch,
+    refuse_if_memory_too_small,
+    with_dividing_micro_batch,
 )
 from git_scale.planning.cluster import GIB
 from git_scale.planning.local_model import build_local
-from git_scale.planning.report import describe_plan, options_table
+from git_scale.planning.report import describe_plan, estimates_table
 from git_scale.recipes import load_run
 
 SMALL = [
@@ -115,22 +115,22 @@ def test_what_does_not_fit_is_refused_with_settings_that_do() -> None:
     run = load_run("git_base", ["train.global_batch=256", "train.micro_batch=32"])
     needed = plan(run, {}, cluster()).own.memory.total / GIB
     with pytest.raises(ConfigError) as caught:
-        refuse_if_too_large(plan(run, {}, cluster(memory_gib=1.5 + 0.9 * needed)))
+        refuse_if_memory_too_small(plan(run, {}, cluster(memory_gib=1.5 + 0.9 * needed)))
     text = str(caught.value)
     assert text.count("parallel.tp=") == 4  # its own and three others
     with pytest.raises(ConfigError, match="no setting of tp, ZeRO stage"):
-        refuse_if_too_large(plan(run, {}, cluster(memory_gib=1.5)))
-    refuse_if_too_large(plan(run, {}, cluster()))
+        refuse_if_memory_too_small(plan(run, {}, cluster(memory_gib=1.5)))
+    refuse_if_memory_too_small(plan(run, {}, cluster()))
 
 
 def test_options_fit_and_come_in_the_order_of_their_time() -> None:
     planned = plan(small(), {}, cluster())
-    times = [option.time.total for option in planned.options]
+    times = [estimate.time.total for estimate in planned.estimates]
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(times))
-    assert all(option.memory.total <= planned.cluster.comfortable for option in planned.options)
-    assert {option.setting.tp for option in planned.options} == {1, 2, 4}  # 4 heads
-    assert {option.setting.stage for option in planned.options} == {1, 2, 3}
-    assert "this run" in options_table(planned, planned.options)
+    assert all(estimate.memory.total <= planned.cluster.comfortable for estimate in planned.estimates)
+    assert {estimate.setting.tp for estimate in planned.estimates} == {1, 2, 4}  # 4 heads
+    assert {estimate.setting.stage for estimate in planned.estimates} == {1, 2, 3}
+    assert "this run" in estimates_table(planned, planned.estimates)
 
 
 def test_the_text_names_the_parts() -> None:
@@ -160,11 +160,11 @@ def test_what_does_not_divide_is_refused(overrides: list[str], message: str) -> 
 
 
 def test_a_micro_batch_is_lowered_until_it_divides() -> None:
-    assert with_dividing_batch(small("train.micro_batch=16"), cluster()).train.micro_batch == 8
+    assert with_dividing_micro_batch(small("train.micro_batch=16"), cluster()).train.micro_batch == 8
     divided = ["parallel.tp=2", "parallel.sequence=true", "train.micro_batch=14", "train.global_batch=48"]
-    assert with_dividing_batch(small(*divided), cluster()).train.micro_batch == 12
+    assert with_dividing_micro_batch(small(*divided), cluster()).train.micro_batch == 12
     with pytest.raises(ConfigError, match=r"divided by parallel.tp=2 .* the 3 pictures"):
-        with_dividing_batch(small(*divided, "train.global_batch=12"), cluster())
+        with_dividing_micro_batch(small(*divided, "train.global_batch=12"), cluster())
 
 
 def test_known_devices_have_all_figures() -> None:

@@ -8,17 +8,19 @@ import pytest
 import torch
 
 from git_scale.planning import Cluster
-from git_scale.planning.activations import Timeline
-from git_scale.planning.memory import Load
-from git_scale.planning.states import Holding
+from git_scale.planning.memory import StepShape
+from git_scale.planning.partition_sizes import PartitionSizes
+from git_scale.planning.profiling import MicroBatchProfile
 from git_scale.planning.step_time import Ring, StepTime, step_time
-from git_scale.planning.zero import read_zero
+from git_scale.planning.zero_config import read_zero_config
 
 P = 2_000_000_000
 G = 2 * P  # bytes of all weights, or of all gradients
 NONE = torch.zeros(1, dtype=torch.long)
-TIMELINE = Timeline(NONE, NONE, NONE, NONE, summed=1_000_000, sums=50, parameters=(), flops=10**12)
-LOAD = Load("cuda", micro_batch=8, accumulation=3, checkpointing=False, inputs=0)
+PROFILE = MicroBatchProfile(
+    NONE, NONE, NONE, NONE, tp_bytes=1_000_000, tp_exchanges=50, parameters=(), flops=10**12
+)
+SHAPE = StepShape("cuda", micro_batch=8, accumulation=3, checkpointing=False, sample_bytes=0)
 NODES = Cluster(
     device="Toy",
     kind="cuda",
@@ -36,18 +38,25 @@ ONCE = 28 * 1e-6 + 3 * 2.7e-6  # hops of the 32 ranks around the ring of 4 nodes
 START = 6.6e-6
 
 
-def holding(dp: int) -> Holding:
-    return Holding(2, 2, dp, P, P, P, P, P, P, P, gathered=100, persistent=70, lingering=0)
+def sizes_over(dp: int) -> PartitionSizes:
+    return PartitionSizes(
+        2, 2, dp, P, P, P, P, P, P, P, gathered_matrices=100, persistent_parameters=70, unreleased=0
+    )
 
 
 def seconds(
-    stage: int, tp: int = 1, cluster: Cluster = NODES, load: Load = LOAD, flops: int = 10**12, **given: float
+    stage: int,
+    tp: int = 1,
+    cluster: Cluster = NODES,
+    shape: StepShape = SHAPE,
+    flops: int = 10**12,
+    **given: float,
 ) -> StepTime:
     """Without overlap, and without anything that is used again soon, unless `given`."""
     settings = {"overlap_comm": False, "stage3_max_reuse_distance": 0, **given}
-    zero = read_zero({"zero_optimization": {"stage": stage, **settings}}, "fp32")
-    timeline = dataclasses.replace(TIMELINE, flops=flops)
-    time = step_time(holding(cluster.world_size // tp), zero, timeline, load, cluster, tp)
+    zero = read_zero_config({"zero_optimization": {"stage": stage, **settings}}, "fp32")
+    profile = dataclasses.replace(PROFILE, flops=flops)
+    time = step_time(sizes_over(cluster.world_size // tp), zero, profile, shape, cluster, tp)
     assert time.total == time.compute + time.tensor + time.data
     return time
 
@@ -101,8 +110,10 @@ def test_gradients_in_fp32_double_their_traffic_alone(
 ) -> None:
     """All-reduced once a step (1) or in each of three micro-batches (2), scattered in each (3)."""
     coarse = seconds(stage).data
-    narrow = holding
-    monkeypatch.setitem(globals(), "holding", lambda dp: dataclasses.replace(narrow(dp), gradient=4))
+    narrow = sizes_over
+    monkeypatch.setitem(
+        globals(), "sizes_over", lambda dp: dataclasses.replace(narrow(dp), bytes_per_gradient=4)
+    )
     assert seconds(stage).data - coarse == pytest.approx(further * G * 31 / 32 / LINK)
 
 
@@ -142,14 +153,14 @@ def test_overlap_hides_what_is_shorter_than_its_pass_but_for_its_ends() -> None:
 @pytest.mark.parametrize(("checkpointing", "forward"), [(False, 1 / 3), (True, 1 / 4)])
 def test_what_is_longer_than_its_pass_shows(checkpointing: bool, forward: float) -> None:
     """Both passes are shorter than what is exchanged beside them; for ZeRO-2 that is the backward pass alone."""
-    load = dataclasses.replace(LOAD, checkpointing=checkpointing)
+    shape = dataclasses.replace(SHAPE, checkpointing=checkpointing)
     for stage, beside in ((3, 1.0), (2, 1 - forward)):
-        apart, overlapped = (seconds(stage, load=load, overlap_comm=on).data for on in (False, True))
+        apart, overlapped = (seconds(stage, shape=shape, overlap_comm=on).data for on in (False, True))
         assert apart - overlapped == pytest.approx(3 * beside * COMPUTE)
     # The forward pass hides no more than itself, however long the backward pass is.
     long = 10**12 * 3 // 2
     forward_only = 3 * (G * 31 / 32 / LINK + 70 * (START + ONCE)) - 3 * forward * COMPUTE * 1.5
-    assert seconds(3, load=load, flops=long, overlap_comm=True).data > forward_only
+    assert seconds(3, shape=shape, flops=long, overlap_comm=True).data > forward_only
 
 
 def test_gradients_of_one_bucket_hide_behind_nothing() -> None:

@@ -1,4 +1,4 @@
-"""What a forward and backward pass has in memory at every moment, found by running the real model on `meta`.
+"""A profile of one micro-batch: what its passes have in memory at every moment, from the real model run on `meta`.
 
 No formula: every tensor that an operation makes is followed until it is freed, so that dropout masks, softmax in
 fp32, the recomputation of activation checkpointing, temporary tensors of the backward pass and any timm architecture
@@ -22,72 +22,76 @@ from torch.utils._pytree import tree_leaves
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
-from git_scale.planning.kernels import Kind, kernels_of
+from git_scale.planning.kernels import DeviceKind, device_kernels
 from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
-from git_scale.planning.meta import exchanges_on_meta, operate
+from git_scale.planning.meta import exchanges_on_meta, run_cached
 from git_scale.precision import DTYPES
 
-# The batch is so large a prime that a size it divides is one that grows with the batch.
-BATCH = 1_000_003
+PRIME_BATCH = 1_000_003
+"""Pictures in the batch that is run: so large a prime that it divides no size but those that grow with the batch."""
 
 
 @dataclass(frozen=True)
-class Timeline:
-    """One micro-batch, an entry per operation that allocates: int64 [n]. Without parameters and kept gradients."""
+class MicroBatchProfile:
+    """Memory, FLOPs and tensor-parallel traffic of one micro-batch on one rank.
+
+    The tensors are int64 [n] with an entry per operation that allocates. They hold neither parameters nor the
+    gradients that are kept for the update.
+    """
 
     fixed: Tensor
-    """Bytes whatever the batch: gradients of weights while they are made."""
+    """So many bytes are there whatever the batch: gradients of weights while they are made."""
     per_sample: Tensor
-    """Bytes for each sample of the micro-batch."""
+    """Each sample of the micro-batch takes so many bytes."""
     logits: Tensor
-    """Those of `per_sample` that are as wide as the vocabulary."""
-    gradients: Tensor
-    """Parameters (not bytes) whose gradient is complete."""
-    summed: int
-    """Bytes per sample that a tensor-parallel group sums over its ranks: outputs of row layers (with checkpointing
+    """So many of `per_sample` belong to tensors as wide as the vocabulary."""
+    gradients_done: Tensor
+    """So many elements of parameters have their whole gradient."""
+    tp_bytes: int
+    """A tensor-parallel group sums so many bytes per sample over its ranks: outputs of row layers (with checkpointing
     twice) and gradients of the inputs of column layers. What sequence parallelism gathers or divides counts half."""
-    sums: int
-    """In so many collectives."""
+    tp_exchanges: int
+    """It does so in so many collectives."""
     parameters: tuple[Parameter, ...]
-    """Of the model, as one rank of a tensor-parallel group has it."""
+    """One rank of a tensor-parallel group has these."""
     flops: int
-    """Per sample: products, convolutions and attention of both passes, recomputation included."""
+    """Products, convolutions and attention of both passes take so many per sample, recomputation included."""
 
 
-def measure(run: RunConfig, kind: Kind) -> Timeline:
-    """The timeline of the run's model, texts and pictures at their largest; cached.
+def profile_micro_batch(run: RunConfig, kind: DeviceKind) -> MicroBatchProfile:
+    """Texts and pictures are taken at their largest. Profiles are cached.
 
     Raises ConfigError when parallel.tp cannot split the model.
     """
     unrelated = {"steps": 1, "global_batch": 1, "micro_batch": 1}
-    return _measure(run.model_copy(update={"train": run.train.model_copy(update=unrelated)}).to_yaml(), kind)
+    return _profile(run.model_copy(update={"train": run.train.model_copy(update=unrelated)}).to_yaml(), kind)
 
 
 @lru_cache(maxsize=64)
-def _measure(recipe: str, kind: Kind) -> Timeline:
+def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
     import yaml
 
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     local = build_local(run)
-    follower = _Follower(local.model)
+    tracker = _AllocationTracker(local.model)
     ranks = run.parallel.tp if run.parallel.sequence else 1  # over which pictures are divided
-    pictures = ranks * BATCH
-    with kernels_of(kind), exchanges_on_meta(ranks) as exchanged, follower:
-        with _summing(local, run.train.activation_checkpointing) as summed:
+    pictures = ranks * PRIME_BATCH
+    with device_kernels(kind), exchanges_on_meta(ranks) as exchanged, tracker:
+        with _tp_sums(local, run.train.activation_checkpointing) as summed:
             loss = _forward(local.model, run, pictures)
         loss.backward()
     summed += exchanged
-    follower.note_moment()
-    fixed, per_sample, logits, gradients = torch.tensor(follower.entries).unbind(1)
-    return Timeline(
+    tracker.note_moment()
+    fixed, per_sample, logits, gradients_done = torch.tensor(tracker.entries).unbind(1)
+    return MicroBatchProfile(
         fixed,
         per_sample // ranks,
         logits // ranks,
-        gradients,
-        summed=sum(summed) // pictures,
-        sums=len(summed),
+        gradients_done,
+        tp_bytes=sum(summed) // pictures,
+        tp_exchanges=len(summed),
         parameters=parameters_of(local.model),
-        flops=follower.flops // pictures,
+        flops=tracker.flops // pictures,
     )
 
 
@@ -103,8 +107,8 @@ def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
 
 
 @contextmanager
-def _summing(local: Local, twice: bool) -> Iterator[list[int]]:
-    """Collects the bytes of each sum of the tensor-parallel group; `twice`: those of the forward pass."""
+def _tp_sums(local: Local, twice: bool) -> Iterator[list[int]]:
+    """Collects the bytes of each all-reduce of the tensor-parallel group; `twice`: those of the forward pass."""
     sizes: list[int] = []
 
     def note(tensor: Tensor, times: int) -> None:
@@ -119,7 +123,7 @@ def _summing(local: Local, twice: bool) -> Iterator[list[int]]:
             hook.remove()
 
 
-class _Follower(TorchDispatchMode):
+class _AllocationTracker(TorchDispatchMode):
     """Follows storages from the operation that makes them until nothing refers to them."""
 
     def __init__(self, model: Any) -> None:
@@ -137,7 +141,7 @@ class _Follower(TorchDispatchMode):
                 parameter.register_post_accumulate_grad_hook(self._take_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, flops = operate(func, args, kwargs or {})
+        result, flops = run_cached(func, args, kwargs or {})
         self.flops += flops
         tensors = (result,) if isinstance(result, Tensor) else tree_leaves(result)
         if sum(isinstance(tensor, Tensor) and self._note(tensor) for tensor in tensors):
@@ -150,13 +154,12 @@ class _Follower(TorchDispatchMode):
         key = storage._cdata
         if key in self._known:
             return False
-        size, scales = storage.nbytes(), True
-        if size % BATCH:
-            scales = False
+        per_sample, rest = divmod(storage.nbytes(), PRIME_BATCH)
+        if rest:
+            change = (storage.nbytes(), 0, 0)
         else:
-            size //= BATCH
-        wide = scales and tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary
-        change = (0 if scales else size, size if scales else 0, size if wide else 0)
+            is_logits = tensor.ndim > 1 and tensor.shape[-1] == self._vocabulary
+            change = (0, per_sample, per_sample if is_logits else 0)
         self._add(change, 1)
 
         def free(_: Any) -> None:

@@ -1,4 +1,4 @@
-"""One setting of a run on a cluster, weighed: memory, time, whether it fits."""
+"""The memory and time that a setting of a run is estimated to take on a cluster."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import yaml
 from git_scale.config import RunConfig
 from git_scale.models.build import build_encoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
-from git_scale.planning.activations import measure
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import count_image_tokens, largest_picture
-from git_scale.planning.memory import Load, Memory, on_host, phases
-from git_scale.planning.meta import Quick, on_meta
-from git_scale.planning.states import BYTES, hold
+from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
+from git_scale.planning.meta import CachedOperations, on_meta
+from git_scale.planning.partition_sizes import partition_sizes
+from git_scale.planning.profiling import profile_micro_batch
 from git_scale.planning.step_time import StepTime, step_time
-from git_scale.planning.zero import read_zero, with_stage
+from git_scale.planning.zero_config import read_zero_config, with_zero_stage
+from git_scale.precision import DTYPES
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What may be chosen freely: the losses are the same."""
+class TunableSetting:
+    """What a plan may choose for a run: its losses stay the same."""
 
     tp: int
     stage: int
     micro_batch: int
     checkpointing: bool
 
-    def of(self, run: RunConfig) -> RunConfig:
+    def applied_to(self, run: RunConfig) -> RunConfig:
         """The run with this setting; the stage lies in its DeepSpeed configuration."""
         train = {"micro_batch": self.micro_batch, "activation_checkpointing": self.checkpointing}
         return run.model_copy(
@@ -50,55 +51,57 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Option:
-    """A setting and what it costs."""
+class SettingEstimate:
+    """A setting, and the memory and time that it takes."""
 
-    setting: Setting
+    setting: TunableSetting
     accumulation: int
-    phases: tuple[Memory, ...]
+    phases: tuple[PhaseMemory, ...]
     """The highest moments of a step, that of forward and backward pass first."""
     host: int
-    """Bytes of host memory per rank for what is offloaded."""
+    """What is offloaded takes so many bytes of host memory per rank."""
     time: StepTime
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> PhaseMemory:
         return max(self.phases, key=lambda memory: memory.total)
 
 
-def setting_of(run: RunConfig, ds_config: dict[str, Any]) -> Setting:
+def setting_of(run: RunConfig, ds_config: dict[str, Any]) -> TunableSetting:
     train = run.train
-    stage = read_zero(ds_config, train.precision).stage
-    return Setting(run.parallel.tp, stage, train.micro_batch, train.activation_checkpointing)
+    stage = read_zero_config(ds_config, train.precision).stage
+    return TunableSetting(run.parallel.tp, stage, train.micro_batch, train.activation_checkpointing)
 
 
-def weigh(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, setting: Setting) -> Option:
+def estimate_setting(
+    run: RunConfig, ds_config: dict[str, Any], cluster: Cluster, setting: TunableSetting
+) -> SettingEstimate:
     """Raises ConfigError when the model cannot be split so; the batch must divide."""
-    run = setting.of(run)
+    run = setting.applied_to(run)
     precision = run.train.precision
-    zero = read_zero(with_stage(ds_config, setting.stage, precision), precision)
+    zero = read_zero_config(with_zero_stage(ds_config, setting.stage, precision), precision)
     dp = cluster.world_size // setting.tp
-    timeline = measure(run, cluster.kind)
-    held = hold(timeline.parameters, zero, dp, BYTES[run.train.gradient_precision])
+    profile = profile_micro_batch(run, cluster.kind)
+    sizes = partition_sizes(profile.parameters, zero, dp, DTYPES[run.train.gradient_precision].itemsize)
     height, width = largest_picture(run)
-    load = Load(
+    shape = StepShape(
         cluster.kind,
         setting.micro_batch,
         run.accumulation(dp),
         setting.checkpointing,
-        inputs=run.model.frames * 3 * height * width,
+        sample_bytes=run.model.frames * 3 * height * width,
     )
-    return Option(
+    return SettingEstimate(
         setting,
-        load.accumulation,
-        tuple(phases(held, zero, timeline, load)),
-        on_host(held, zero),
-        step_time(held, zero, timeline, load, cluster, setting.tp),
+        shape.accumulation,
+        tuple(phase_peaks(sizes, zero, profile, shape)),
+        host_bytes(sizes, zero),
+        step_time(sizes, zero, profile, shape, cluster, setting.tp),
     )
 
 
 def model_flops(run: RunConfig) -> int:
-    """Of one sample through forward and backward pass, without recomputation: what utilisation counts.
+    """One sample takes so many through forward and backward pass without recomputation: utilisation counts them.
 
     Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder as one that learns. Raises
     ConfigError when the encoder does not take pictures of that size.
@@ -112,7 +115,7 @@ def _model_flops(recipe: str) -> int:
     height, width = largest_picture(run)
     with on_meta():
         encoder = build_encoder(run.model.encoder).eval()  # one picture is too few for a batch norm
-    with Quick():
+    with CachedOperations():
         tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
         encoder_flops = encoder_forward_flops(encoder, height, width)
     texts, length, frames = run.data.texts_per_image, run.data.max_text_tokens, run.model.frames
