@@ -32,7 +32,7 @@ def build(
     topology: Topology, device: torch.device, recipe: str, overrides: tuple[str, ...]
 ) -> dict[str, Any]:
     from git_scale.parallel.ds_config import read_ds_config
-    from git_scale.parallel.materialise import place_model
+    from git_scale.parallel.materialise import materialise_model
     from git_scale.recipes import load_run
     from git_scale.training.init_model import deferred_model
 
@@ -42,14 +42,14 @@ def build(
     sizes = [sum(p.numel() for p in module.parameters(recurse=False)) for module in deferred.module.modules()]
     ds_config = read_ds_config(Path(__file__).parents[1] / "ds_configs" / "zero3.json")
     before, started = reset_peak(), time.perf_counter()
-    placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
-    share = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in placed.model.parameters())
+    materialised = materialise_model(deferred, run, deferred.first_value, ds_config, topology, device)
+    share = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in materialised.model.parameters())
     return {
         "recipe": recipe,
         "ranks": topology.world_size,
         "ZeRO stage": 3,
         "precision": run.train.precision,
-        "parameters": sum(shape.numel() for shape in placed.shapes.values()),
+        "parameters": sum(shape.numel() for shape in materialised.shapes.values()),
         "a rank's share, GiB": round(share / GIB, 3),
         "largest module in fp32, GiB": round(4 * max(sizes) / GIB, 3),
         "peak over the start, GiB": round((peak() - before) / GIB, 3),

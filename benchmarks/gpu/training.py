@@ -28,7 +28,7 @@ from git_scale.monitoring.peak import peak_flops
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
 from git_scale.training.costs import StepCosts
@@ -64,10 +64,10 @@ class Session:
         topology, ds_config = Topology(), read_ds_config(DS_CONFIG)
         deferred = deferred_model(self.run)
         values = functools.partial(_quick_value, deferred, device)
-        placed = place_model(deferred, self.run, values, ds_config, topology, device)
-        self.model: Any = placed.model
-        groups = parameter_groups(placed.model, placed.shapes, self.run.optimizer)
-        self.engine = Engine(placed, groups, self.run, ds_config, topology, device)
+        materialised = materialise_model(deferred, self.run, values, ds_config, topology, device)
+        self.model: Any = materialised.model
+        groups = parameter_groups(materialised.model, materialised.shapes, self.run.optimizer)
+        self.engine = Engine(materialised, groups, self.run, ds_config, topology, device)
         self.engine.model.train()
         self.loss = TrainingLoss(self.run)
         compile_blocks(self.model, shapes.backend)

@@ -20,7 +20,7 @@ from git_scale.evaluation.health import findings
 from git_scale.models.build import build_model
 from git_scale.models.deferred import Deferred
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted, keys_given, known_keys
@@ -64,8 +64,8 @@ def evaluate_checkpoint(
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
     deferred = Deferred(lambda: build_model(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)
-    placed = place_model(deferred, run, values, ds_config, topology, device)
-    runner = InferenceEngine(placed, run, ds_config, topology, device)
+    materialised = materialise_model(deferred, run, values, ds_config, topology, device)
+    runner = InferenceEngine(materialised, run, ds_config, topology, device)
     evaluation = Evaluator(run, store, build_task(run.data.task, run, tokenizer), topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:

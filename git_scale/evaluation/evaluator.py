@@ -23,6 +23,7 @@ from git_scale.evaluation.sheet import Captioned, draw_captions
 from git_scale.metrics.metric import Prediction
 from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
+from git_scale.parallel.comm import DP
 from git_scale.parallel.topology import Topology
 from git_scale.progress import progress
 from git_scale.tasks.task import Task
@@ -90,7 +91,7 @@ class Evaluator:
             shown += self._pictures_to_show(batch)
             problems += batch.problems
         runner.model.train()
-        parts = collectives.gather_over_dp((predictions, shown, problems, losses))
+        parts = DP.gather_objects((predictions, shown, problems, losses))
         problems = [message for part in parts for message in part[2]]
         self._check_problems(problems)
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from git_scale.config import ModelConfig
 from git_scale.models.decoder import LayerCache, Placement, TextDecoder
 from git_scale.models.encoders import ImageEncoder
-from git_scale.models.interface import Block, Tower
+from git_scale.models.interface import Block, Stream, Tower
 
 
 class TemporalEmbedding(nn.Module):
@@ -79,6 +79,15 @@ class GitModel(nn.Module):
     def blocks(self) -> Iterator[Block]:
         yield from (Block(block, sizes_vary=False) for block in self.encoder.blocks())
         yield from (Block(layer, sizes_vary=True) for layer in self.decoder.layers)
+
+    def stream(self, split: Collection[str]) -> Stream:
+        """The rows of a loss are counted over all images, so that it ends before the head; a decoder that is whole
+        sees all images on every rank."""
+        before = ("encoder", "temporal", "projection")
+        if "decoder" not in split:
+            return Stream(before, (self.encoder,), (), (self.projection,))
+        words, last = self.decoder.embedding.words, self.decoder.layers[-1]
+        return Stream((*before, "decoder"), (self.encoder,), (words,), (last,))
 
     def new_cache(self) -> list[LayerCache]:
         return self.decoder.new_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,15 +29,36 @@ class Block(NamedTuple):
     """Whether its inputs have any length, as texts do; pictures have few sizes."""
 
 
+class Stream(NamedTuple):
+    """What sequence parallelism divides over a tensor-parallel group, from where each rank takes its own images to
+    where it gets all of them again. Images (or texts, image by image) are the first dimension everywhere on it."""
+
+    parts: tuple[str, ...]
+    """Names of the model's children that lie on it."""
+    inputs: tuple[nn.Module, ...]
+    """Modules of whose first input each rank takes its images."""
+    beginnings: tuple[nn.Module, ...]
+    """Modules of whose output each rank takes its images."""
+    ends: tuple[nn.Module, ...]
+    """Modules of whose (last) output each rank gets all images."""
+
+
 class TrainableModel(Protocol):
-    """A model as the trainer wants it; its forward pass takes what the run's objectives give it."""
+    """A model as the trainer wants it, an nn.Module; its forward pass takes what the run's objectives give it."""
 
     def towers(self) -> Mapping[str, Tower]:
         """By name. Every parameter belongs to one of them."""
 
     def blocks(self) -> Iterator[Block]: ...
 
+    def stream(self, split: Collection[str]) -> Stream:
+        """`split`: names of the towers that are divided over the group."""
+
     def set_activation_checkpointing(self, enable: bool) -> None: ...
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 class Runner(Protocol):

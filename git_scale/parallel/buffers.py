@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from git_scale.checkpoint.weights import is_open_bound
-from git_scale.parallel.groups import GROUPS
+from git_scale.parallel.comm import DP
 
 
 def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -41,15 +40,15 @@ class KeptBuffers:
                 buffer.copy_(kept)
 
 
-def average_statistics(model: nn.Module, dp: int) -> None:
+def average_statistics(model: nn.Module) -> None:
     """Makes the statistics that each data-parallel rank keeps of its own samples one. Collective.
 
     Raises RuntimeError, on all ranks, when some of them are not finite: the average would carry them to all.
     """
     named = [(name, buffer) for name, buffer in persistent_buffers(model) if buffer.is_floating_point()]
     for _, statistic in named:
-        torch.distributed.all_reduce(statistic, group=GROUPS.dp)
-        statistic /= dp
+        DP.sum_(statistic)
+        statistic /= DP.size
     if broken := [name for name, x in named if not (x.isfinite().all() or is_open_bound(x))]:
         raise RuntimeError(
             f"the running statistics {broken[0]} and {len(broken) - 1} more are not finite on some rank, though the"

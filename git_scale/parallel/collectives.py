@@ -1,4 +1,4 @@
-"""The few questions that ranks ask each other. Every function is collective: all ranks must call it."""
+"""What ranks agree on: a stop, a failure, whose work comes first. Every function is collective: all ranks call it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from itertools import islice
 from typing import NoReturn, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from git_scale.errors import PeerFailedError, UserError
-from git_scale.parallel.groups import GROUPS
+from git_scale.parallel.comm import TP, WORLD
 from git_scale.parallel.topology import Topology
 from git_scale.stop import Stopped, Work, check_stop, request_stop, stop_requested
 
@@ -28,37 +27,14 @@ def sum_over_dp(values: Tensor) -> Tensor:
     Goes over all ranks, those of a tensor-parallel group together counting as one: a flag that a single rank
     raises is above 0 on every one.
     """
-    dist.all_reduce(values)
-    values /= dist.get_world_size() // dist.get_world_size(GROUPS.dp)
-    return values
-
-
-def sum_over_tp(values: Tensor) -> Tensor:
-    """The element-wise sum over the ranks of the tensor-parallel group, in place."""
-    if GROUPS.tp is not None:
-        dist.all_reduce(values, group=GROUPS.tp)
+    WORLD.sum_(values)
+    values /= TP.size
     return values
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank when true on one."""
-    votes = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
-
-
-def gather_objects(item: T) -> list[T]:
-    """Every rank's item, in rank order."""
-    items: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(items, item)
-    return items  # type: ignore[return-value]
-
-
-def gather_over_dp(item: T) -> list[T]:
-    """Each data-parallel rank's item, in their order."""
-    items: list[T | None] = [None] * dist.get_world_size(GROUPS.dp)
-    dist.all_gather_object(items, item, group=GROUPS.dp)
-    return items  # type: ignore[return-value]
+    return bool(WORLD.max_(torch.tensor([int(flag)], device=device)).item())
 
 
 def shared_over_tp(items: Iterable[T]) -> Iterator[T]:
@@ -67,29 +43,23 @@ def shared_over_tp(items: Iterable[T]) -> Iterator[T]:
     Only the first rank's `items` are asked: one reader per group instead of tp, and no two ranks of a group can see
     different batches. What asking for one raises there is raised on all of the group.
     """
-    if GROUPS.tp is None:
+    if TP.is_alone:
         yield from items
         return
-    source = iter(items) if dist.get_rank(GROUPS.tp) == 0 else None
+    source = iter(items) if TP.rank == 0 else None
     while True:
-        box: list[tuple[T | None, Exception | None]] = [(None, None)]
+        found: tuple[T | None, Exception | None] = (None, None)
         if source is not None:
             try:
-                box = [(next(source), None)]
+                found = (next(source), None)
             except Exception as error:
-                box = [(None, error)]
-        dist.broadcast_object_list(box, group=GROUPS.tp, group_src=0)
-        item, failure = box[0]
+                found = (None, error)
+        item, failure = TP.from_first(found)
+        if isinstance(failure, StopIteration):
+            return
         if failure is not None:
             raise failure
         yield item  # type: ignore[misc]
-
-
-def from_first_rank(item: T) -> T:
-    """The first rank's item, on every rank."""
-    box = [item]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 @dataclass(frozen=True)
@@ -115,7 +85,7 @@ def together(action: Callable[[], T], hears_stop: bool = True) -> T:
     work = Work(action)
     while True:
         work.join(ROUND_S)
-        states = gather_objects(_state_of(work))
+        states = WORLD.gather_objects(_state_of(work))
         if work.error is not None and not isinstance(work.error, UserError | Stopped):
             raise work.error
         if any(state.failed for state in states):
@@ -166,9 +136,9 @@ def raise_together(error: Exception | None) -> NoReturn:
     happened, and PeerFailedError on the others.
     """
     if error is not None and not isinstance(error, UserError | Stopped):
-        gather_objects((None, True))
+        WORLD.gather_objects((None, True))
         raise error
-    states: list[tuple[UserError | Stopped | None, bool]] = gather_objects((error, False))
+    states: list[tuple[UserError | Stopped | None, bool]] = WORLD.gather_objects((error, False))
     if any(failed for _, failed in states):
         raise PeerFailedError
     errors = [found for found, _ in states if found is not None]

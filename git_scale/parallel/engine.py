@@ -26,19 +26,18 @@ from git_scale.checkpoint.weights import check_names
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest
 from git_scale.parallel import buffers
-from git_scale.parallel.collectives import sum_over_tp
-from git_scale.parallel.comm import Comm
+from git_scale.parallel.comm import DP, TP, Comm, Group, form_groups
 from git_scale.parallel.ds_config import (
     averages_gradients,
     merge_ds_config,
     offloads_optimizer,
     zero_stage,
 )
-from git_scale.parallel.groups import GROUPS, mpu_of
-from git_scale.parallel.materialise import Placed
+from git_scale.parallel.materialise import MaterialisedModel
+from git_scale.parallel.mpu import mpu_of_run
 from git_scale.parallel.replicas import check_alike
 from git_scale.parallel.topology import Topology
-from git_scale.parallel.zero import Holdings, ParameterGroup, ZeroEngine, build_adamw
+from git_scale.parallel.zero import ParameterGroup, RankState, ZeroEngine, build_adamw
 from git_scale.precision import DTYPES
 from git_scale.stop import listening
 
@@ -80,9 +79,7 @@ def start_processes(topology: Topology) -> torch.device:
             timeout=COLLECTIVE_TIMEOUT,
         )
     )
-    if topology.tp > 1:
-        mpu = mpu_of(topology)
-        GROUPS.dp, GROUPS.tp = mpu.get_data_parallel_group(), mpu.get_model_parallel_group()
+    form_groups(topology)
     return device
 
 
@@ -105,7 +102,7 @@ class Engine:
 
     def __init__(
         self,
-        placed: Placed,
+        materialised: MaterialisedModel,
         groups: list[ParameterGroup],
         run: RunConfig,
         ds_config: dict[str, Any],
@@ -116,9 +113,9 @@ class Engine:
         self.dtype = DTYPES[run.train.precision]
         self.stage = zero_stage(ds_config, run.train.precision)
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
-        self._placed = placed
+        self._materialised = materialised
         self._topology = topology
-        self.comm = Comm(topology, run.parallel.decoder)
+        self.comm = Comm(TP if run.parallel.decoder else Group(is_alone=True))
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
         config = merge_ds_config(ds_config, run, topology.dp)
         # DeepSpeed keeps no norm and skips no step for stage 0: there both are done here.
@@ -126,13 +123,13 @@ class Engine:
         self._clips_itself = self.stage == 0
         if self._clips_itself:
             config["gradient_clipping"] = 0.0
-        self._engine = ZeroEngine(placed.model, config, mpu_of(topology), optimizer)
+        self._engine = ZeroEngine(materialised.model, config, mpu_of_run(), optimizer)
         self._gradient_factor = topology.dp if averages_gradients(self.stage) else 1
         if self.stage in (1, 2):
             # A non-finite norm skips a step already (`step` in deepspeed/runtime/zero/stage_1_and_2.py). This check
             # before it launches some 15 kernels per parameter, for which a GPU waits.
             self._engine.optimizer.check_overflow = lambda partition_gradients: None
-        self._holdings = Holdings(self._engine, self.stage, topology)
+        self._rank_state = RankState(self._engine, self.stage, topology)
         self._kept = buffers.KeptBuffers(self._engine.module)
         self._step_begins = True
 
@@ -190,7 +187,7 @@ class Engine:
         learning = [p for p in self._engine.module.parameters() if p.grad is not None]
         whole = [p.grad for p in learning if not p.tensor_model_parallel]
         split = [p.grad for p in learning if p.tensor_model_parallel]
-        of_split = sum_over_tp(_norm(split, self.device) ** 2)
+        of_split = TP.sum_(_norm(split, self.device) ** 2)
         norm = torch.sqrt(_norm(whole, self.device) ** 2 + of_split)
         if bool(norm.isfinite()):
             nn.utils.clip_grads_with_norm_(learning, self._clip_norm, norm)
@@ -203,7 +200,7 @@ class Engine:
 
         Raises RuntimeError when some are not finite.
         """
-        buffers.average_statistics(self._engine.module, self._topology.dp)
+        buffers.average_statistics(self._engine.module)
 
     def set_learning_rates(self, factor: float) -> None:
         """Each group's learning rate = its configured one x factor."""
@@ -216,26 +213,26 @@ class Engine:
 
     def save(self, path: Path) -> FileDigest:
         """Writes what this rank has to contribute to a checkpoint. Raises OSError."""
-        return stored.write_pieces(path, self._topology.tp_rank, self._holdings.held())
+        return stored.write_pieces(path, self._topology.tp_rank, self._rank_state.pieces())
 
     def check_replicas(self) -> None:
         """Raises RuntimeError when ranks differ in what they hold alike (replicas.py). Collective."""
         if self._topology.dp > 1:
-            held = self._holdings.replicated_over_dp()
-            check_alike(held, "the data-parallel ranks", GROUPS.dp, self.device)
+            replicated = self._rank_state.replicated_over_dp()
+            check_alike(replicated, "the data-parallel ranks", DP, self.device)
         if self._topology.tp > 1:
-            held = self._holdings.replicated_over_tp()
-            check_alike(held, "the ranks of a tensor-parallel group", GROUPS.tp, self.device)
+            replicated = self._rank_state.replicated_over_tp()
+            check_alike(replicated, "the ranks of a tensor-parallel group", TP, self.device)
 
     def state_index(self) -> stored.StateIndex:
         """What all ranks' files have in common."""
-        placed = self._placed
+        materialised = self._materialised
         return stored.StateIndex(
             tp=self._topology.tp,
-            adam_steps=self._holdings.adam_steps,
-            shapes=placed.shapes,
-            splits={name: placed.splits.get(name) for name in placed.shapes},
-            aliases=placed.aliases,
+            adam_steps=self._rank_state.adam_steps,
+            shapes=materialised.shapes,
+            splits={name: materialised.splits.get(name) for name in materialised.shapes},
+            aliases=materialised.aliases,
         )
 
     def load(self, state: stored.TrainingState) -> None:
@@ -243,9 +240,9 @@ class Engine:
 
         Raises CheckpointError when the state is another model's.
         """
-        check_names(state.folder, self._placed.shapes, state.index.shapes)
-        topology, splits = self._topology, self._placed.splits
-        self._holdings.restore(
+        check_names(state.folder, self._materialised.shapes, state.index.shapes)
+        topology, splits = self._topology, self._materialised.splits
+        self._rank_state.restore(
             lambda piece, kind: state.read_piece(
                 piece, kind, splits.get(piece.name), topology.tp, topology.tp_rank
             ),
@@ -262,7 +259,7 @@ class InferenceEngine:
 
     def __init__(
         self,
-        placed: Placed,
+        materialised: MaterialisedModel,
         run: RunConfig,
         ds_config: dict[str, Any],
         topology: Topology,
@@ -272,7 +269,7 @@ class InferenceEngine:
         self.dtype = DTYPES[run.train.precision]
         stage = zero_stage(ds_config, run.train.precision)
         self.is_whole_on_each_rank = stage < 3 and topology.tp == 1
-        self.model: Any = placed.model
+        self.model: Any = materialised.model
         if stage == 3:
             config = merge_ds_config(ds_config, run, topology.dp)
-            self.model = ZeroEngine(placed.model, config, mpu_of(topology))
+            self.model = ZeroEngine(materialised.model, config, mpu_of_run())

@@ -15,9 +15,10 @@ from git_scale.models.deferred import Deferred
 from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.collectives import check_stop_together
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
-from git_scale.parallel.groups import mpu_of
+from git_scale.parallel.mpu import mpu_of_run
+from git_scale.parallel.rules import Splits
 from git_scale.parallel.sequence import sum_gradients
-from git_scale.parallel.splits import Splits, splits_of, tied_parameters
+from git_scale.parallel.splits import splits_of, tied_parameters
 from git_scale.parallel.topology import Topology
 from git_scale.parallel.zero import Partitioner
 from git_scale.precision import DTYPES
@@ -27,7 +28,7 @@ Values = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
-class Placed:
+class MaterialisedModel:
     """A model of which this rank holds its share, and what is known of the whole."""
 
     model: Any
@@ -38,14 +39,14 @@ class Placed:
     """Second name of a tied parameter -> its first."""
 
 
-def place_model(
+def materialise_model(
     deferred: Deferred,
     run: RunConfig,
     values: Values,
     ds_config: dict[str, Any],
     topology: Topology,
     device: torch.device,
-) -> Placed:
+) -> MaterialisedModel:
     """Splits the model over the tensor-parallel group, fills it module by module and, under ZeRO-3, partitions it.
 
     Collective. Raises ConfigError for what cannot be split; Stopped, on all ranks, when any was asked to stop.
@@ -56,34 +57,34 @@ def place_model(
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     shapes |= {name: buffer.shape for name, buffer in persistent_buffers(model)}
     if topology.tp > 1:
-        from git_scale.parallel.tensor import split_modules
+        from git_scale.parallel.tensor import make_tensor_parallel
 
-        split_modules(model, run.parallel)
+        make_tensor_parallel(model, run.parallel)
     config = merge_ds_config(ds_config, run, topology.dp)
     stage = zero_stage(ds_config, run.train.precision)
-    partition = Partitioner(config, mpu_of(topology)) if stage == 3 else _leave_whole
-    materialise(model, splits, values, topology, device, DTYPES[run.train.precision], partition)
+    partition = Partitioner(config, mpu_of_run()) if stage == 3 else _keep_whole
+    _fill(model, splits, values, topology, device, DTYPES[run.train.precision], partition)
     if run.parallel.sequence and topology.tp > 1:
         sum_gradients(model, splits, run.parallel)
-    return Placed(model, shapes, splits, aliases)
+    return MaterialisedModel(model, shapes, splits, aliases)
 
 
-def _leave_whole(parameters: list[nn.Parameter]) -> None:
+def _keep_whole(parameters: list[nn.Parameter]) -> None:
     """Below ZeRO-3 every rank keeps its share of each parameter."""
 
 
-def materialise(
+def _fill(
     model: nn.Module,
     splits: Splits,
     values: Values,
     topology: Topology,
     device: torch.device,
     dtype: torch.dtype,
-    settle: Callable[[list[nn.Parameter]], None],
+    partition: Callable[[list[nn.Parameter]], None],
 ) -> None:
     """Gives each parameter and buffer of `model` its values, in place; parameters in `dtype`.
 
-    `settle` gets a module's parameters before the next module's come into being; ZeRO-3 partitions them there.
+    `partition` gets a module's parameters before the next module's come into being; ZeRO-3 partitions them there.
     """
     done: dict[int, nn.Parameter] = {}  # a tied table is met twice
     for path, module in model.named_modules():
@@ -104,7 +105,7 @@ def materialise(
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
                 module._buffers[name] = values(prefix + name).to(device)
-        settle(fresh)
+        partition(fresh)
 
 
 def _parameter(share: Tensor, empty: Any, device: torch.device, dtype: torch.dtype) -> nn.Parameter:

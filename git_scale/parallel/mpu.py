@@ -1,9 +1,10 @@
-"""megatron-core's process groups, as DeepSpeed asks an external `mpu` for them."""
+"""The process groups of comm.py, as DeepSpeed asks an external `mpu` for them."""
 
 from __future__ import annotations
 
 import torch.distributed as dist
-from megatron.core import parallel_state
+
+from git_scale.parallel.comm import DP, TP
 
 
 class Mpu:
@@ -14,32 +15,32 @@ class Mpu:
     for 1 and reduces no gradient norm over the group (deepspeed/runtime/zero/stage3.py, utils/groups.py).
     """
 
-    def __init__(self, tp: int) -> None:
-        """Makes the groups: neighbouring ranks are tensor-parallel. Collective."""
-        if not parallel_state.model_parallel_is_initialized():
-            parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
+    def get_model_parallel_group(self) -> dist.ProcessGroup | None:
+        return TP.process_group
 
     def get_model_parallel_rank(self) -> int:
-        return int(parallel_state.get_tensor_model_parallel_rank())
+        return TP.rank
 
     def get_model_parallel_world_size(self) -> int:
-        return int(parallel_state.get_tensor_model_parallel_world_size())
+        return TP.size
 
     get_tensor_model_parallel_group = get_model_parallel_group
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group()
+    def get_data_parallel_group(self) -> dist.ProcessGroup | None:
+        return DP.process_group
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return dist.get_process_group_ranks(self.get_data_parallel_group())
+        return dist.get_process_group_ranks(DP.process_group)
 
     def get_data_parallel_rank(self) -> int:
-        return int(parallel_state.get_data_parallel_rank())
+        return DP.rank
 
     def get_data_parallel_world_size(self) -> int:
-        return int(parallel_state.get_data_parallel_world_size())
+        return DP.size
+
+
+def mpu_of_run() -> Mpu | None:
+    """None without tensor parallelism, where DeepSpeed makes its own groups."""
+    return None if TP.is_alone else Mpu()

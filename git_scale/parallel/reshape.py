@@ -67,12 +67,12 @@ def _write_state(state: TrainingState, index: StateIndex, folder: Path) -> list[
     total = sum(shape.numel() for shape in index.shapes.values()) * index.tp
     with bar(total=total, unit="number", unit_scale=True, desc="reshape", delay=5) as progress:
         for tp_rank in range(index.tp):
-            held = _held(state, index, tp_rank, progress.update)
-            written.append(write_pieces(folder / layout.rank_file(tp_rank), tp_rank, held))
+            pieces = _pieces(state, index, tp_rank, progress.update)
+            written.append(write_pieces(folder / layout.rank_file(tp_rank), tp_rank, pieces))
     return [replace(item, name=f"{layout.STATE_FOLDER}/{item.name}") for item in written]
 
 
-def _held(
+def _pieces(
     state: TrainingState, index: StateIndex, tp_rank: int, report: Callable[[int], object]
 ) -> HeldPieces:
     """A tensor-parallel rank's share of everything; what is not cut is the first one's."""

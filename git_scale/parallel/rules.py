@@ -1,4 +1,4 @@
-"""How each kind of module is split over the ranks of a tensor-parallel group: the table, and nothing else.
+"""How each kind of module is split over the ranks of a tensor-parallel group: the table, and the kinds of cuts.
 
 A rule belongs to a class and names its children, so that it fits every architecture built of that class (timm's
 Attention and Mlp serve a dozen). What lies between split modules - norms, convolutions, embeddings of positions,
@@ -9,52 +9,98 @@ them. docs/parallelism.md says how to add an architecture.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
+from git_scale.checkpoint.sharding import Split
 from git_scale.models.attention import split_heads
 from git_scale.models.decoder import DecoderLayer, TextDecoder, TextEmbedding
 from git_scale.models.encoders import declare_torchvision_operators
 from git_scale.models.git import GitModel
 
+Splits = dict[str, Split | None]
+"""Name of a parameter -> how it is split over a tensor-parallel group; None: whole on each rank."""
+
+
+class Cut(ABC):
+    """How a child of a module is split over the ranks of a tensor-parallel group."""
+
+    @abstractmethod
+    def splits(self, child: Any) -> Splits:
+        """Of the child's parameters, by their names within it; "" where the child is a parameter."""
+
+    def misfits(self, path: str, child: Any, tp: int) -> Iterator[str]:
+        """Why the very child at `path` cannot be split over `tp` ranks."""
+        yield from ()
+
 
 @dataclass(frozen=True)
-class Column:
-    """A linear layer whose outputs are cut: each rank computes some heads, or some hidden units."""
+class ColumnParallel(Cut):
+    """A linear layer whose outputs are split: each rank computes some heads, or some hidden units."""
 
     parts: int = 1
     """A fused query-key-value layer has 3: each rank takes its share of each."""
 
+    def splits(self, child: nn.Linear) -> Splits:
+        return {name: Split(0, self.parts) for name, _ in child.named_parameters()}
+
+    def misfits(self, path: str, child: Any, tp: int) -> Iterator[str]:
+        if not isinstance(child, nn.Linear):
+            yield _no_linear(path)
+        elif child.out_features % (tp * self.parts):
+            yield f"parallel.tp={tp} does not divide the {child.out_features} outputs of {path}"
+
 
 @dataclass(frozen=True)
-class Row:
-    """A linear layer whose inputs are cut: the ranks' products are summed, the bias is added once."""
+class RowParallel(Cut):
+    """A linear layer whose inputs are split: the ranks' products are summed, the bias is added once."""
+
+    def splits(self, child: nn.Linear) -> Splits:
+        return {name: Split(1) if name == "weight" else None for name, _ in child.named_parameters()}
+
+    def misfits(self, path: str, child: Any, tp: int) -> Iterator[str]:
+        if not isinstance(child, nn.Linear):
+            yield _no_linear(path)
+        elif child.in_features % tp:
+            yield f"parallel.tp={tp} does not divide the {child.in_features} inputs of {path}"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularyParallel(Cut):
     """A table with a row per word: each rank holds some words, padded to the same number on each."""
 
+    def splits(self, child: nn.Module) -> Splits:
+        return {name: Split(0, padded=True) for name, _ in child.named_parameters()}
+
 
 @dataclass(frozen=True)
-class Slice:
-    """A parameter of the module itself, cut along a dimension."""
+class SliceParallel(Cut):
+    """A parameter of the module itself, split along a dimension."""
 
     dim: int
 
+    def splits(self, child: Tensor) -> Splits:
+        return {"": Split(self.dim)}
 
-Way = Column | Row | Vocabulary | Slice
+    def misfits(self, path: str, child: Any, tp: int) -> Iterator[str]:
+        if not isinstance(child, Tensor):
+            yield f"{path} is no parameter, as its rule expects: set parallel.encoder=false"
+
+
+def _no_linear(path: str) -> str:
+    return f"{path} is no linear layer, as its rule expects: set parallel.encoder=false"
 
 
 @dataclass(frozen=True)
 class Rule:
     """What a tensor-parallel rank does to a module of one class."""
 
-    children: dict[str, Way]
+    children: dict[str, Cut]
     heads: str | None = None
     """Attribute that counts the heads; becomes the number of this rank's."""
     own_dropout: tuple[str, ...] = ()
@@ -76,20 +122,27 @@ def rules() -> dict[type[nn.Module], Rule]:
     import timm.layers
     from timm.models import davit, swin_transformer
 
-    attention: dict[str, Way] = {"qkv": Column(parts=3), "proj": Row()}
+    column, row, vocabulary = ColumnParallel(), RowParallel(), VocabularyParallel()
+    attention: dict[str, Cut] = {"qkv": ColumnParallel(parts=3), "proj": row}
     return {
         DecoderLayer: Rule(
-            {"query": Column(), "key_value": Column(parts=2), "out": Row(), "fc1": Column(), "fc2": Row()},
+            {
+                "query": column,
+                "key_value": ColumnParallel(parts=2),
+                "out": row,
+                "fc1": column,
+                "fc2": row,
+            },
             heads="num_heads",
             own_dropout=("attention",),
             whole=("attention_norm", "ffn_norm"),
         ),
-        TextEmbedding: Rule({"words": Vocabulary()}),
-        TextDecoder: Rule({"head": Vocabulary()}),
+        TextEmbedding: Rule({"words": vocabulary}),
+        TextDecoder: Rule({"head": vocabulary}),
         timm.layers.Attention: Rule(attention, heads="num_heads", undropped=("attn_drop",)),
-        timm.layers.Mlp: Rule({"fc1": Column(), "fc2": Row()}, own_dropout=("drop1",)),
+        timm.layers.Mlp: Rule({"fc1": column, "fc2": row}, own_dropout=("drop1",)),
         swin_transformer.WindowAttention: Rule(
-            attention | {"relative_position_bias_table": Slice(dim=1)},
+            attention | {"relative_position_bias_table": SliceParallel(dim=1)},
             heads="num_heads",
             undropped=("attn_drop",),
             forward=_biased_window_attention,

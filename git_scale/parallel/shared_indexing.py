@@ -7,7 +7,8 @@ from pathlib import Path
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.data.store import SampleStore, open_store, prepare_store
 from git_scale.errors import DataError
-from git_scale.parallel.collectives import first_rank_first, from_first_rank, gather_objects, together
+from git_scale.parallel.collectives import first_rank_first, together
+from git_scale.parallel.comm import WORLD
 from git_scale.parallel.topology import Topology
 
 
@@ -19,9 +20,9 @@ def open_store_together(topology: Topology, path: str | Path) -> SampleStore:
     DataError, also where that holds other samples, and Stopped, on all.
     """
     prepared = together(lambda: prepare_store(path, topology.global_rank, topology.world_size))
-    parts = gather_objects(prepared)
+    parts = WORLD.gather_objects(prepared)
     store = first_rank_first(topology, lambda: open_store(path, parts))
-    first = from_first_rank(store.fingerprint)
+    first = WORLD.from_first(store.fingerprint)
     together(lambda: _refuse_others(topology, path, first, store.fingerprint))
     return store
 

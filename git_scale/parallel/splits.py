@@ -1,24 +1,79 @@
-"""Which part of which parameter a tensor-parallel rank holds: the table of rules, applied to a model's names."""
+"""What of a model is split over a tensor-parallel group: the table of rules, applied to its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from git_scale.checkpoint.sharding import Split
 from git_scale.config import ParallelConfig
 from git_scale.errors import ConfigError
 from git_scale.formatting import format_table
 from git_scale.models.encoders import has_batch_norm
-from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, replicated_linears, rules
+from git_scale.parallel.rules import Cut, Rule, Splits, replicated_linears, rules
 
-Splits = dict[str, Split | None]
+
+class SplitLayer(NamedTuple):
+    """A child of a module that is split over a tensor-parallel group."""
+
+    path: str
+    """In the model."""
+    child: str
+    """Its name within the module."""
+    cut: Cut
+
+
+class SplitModule(NamedTuple):
+    """A module that a rule names."""
+
+    path: str
+    module: Any
+    rule: Rule
+
+    @property
+    def layers(self) -> list[SplitLayer]:
+        return [SplitLayer(f"{self.path}.{child}", child, cut) for child, cut in self.rule.children.items()]
+
+    def splits(self) -> Splits:
+        """Of the parameters of its layers, by their names in the model."""
+        return {
+            f"{layer.path}.{name}".removesuffix("."): split
+            for layer in self.layers
+            for name, split in layer.cut.splits(getattr(self.module, layer.child)).items()
+        }
+
+    def misfits(self, tp: int) -> Iterator[str]:
+        """Why this very module cannot be split by its rule."""
+        rule = self.rule
+        if rule.heads and getattr(self.module, rule.heads) % tp:
+            heads = getattr(self.module, rule.heads)
+            yield f"parallel.tp={tp} does not divide the {heads} heads of {self.path}: take a divisor of {heads}"
+        for name in rule.undropped:
+            if getattr(self.module, name).p > 0:
+                yield (
+                    f"{self.path} drops attention weights, which ranks cannot do each for themselves: set"
+                    " attn_drop_rate=0 in model.encoder.options, or parallel.encoder=false"
+                )
+        for layer in self.layers:
+            yield from layer.cut.misfits(layer.path, getattr(self.module, layer.child), tp)
+
+
+def split_modules(model: nn.Module, parallel: ParallelConfig) -> list[SplitModule]:
+    """All that is split: the one list that the run (tensor.py), the plan and the checkpoints go by."""
+    inside = _inside(split_towers(model, parallel))
+    return [
+        SplitModule(
+            path, module, rules()[type(module)]
+        )  # not of a parent class: a subclass may compute otherwise
+        for path, module in model.named_modules()
+        if type(module) in rules() and module in inside
+    ]
 
 
 def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
-    """Every parameter's name, aliases included -> how it is cut; None: whole on each rank of a group.
+    """Of every parameter, aliases included.
 
     The model may be on meta. Raises ConfigError, listing all problems: heads or widths that tp does not divide,
     modules that no rule names, with their sizes, and batch norms under sequence parallelism.
@@ -26,12 +81,9 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
     splits: Splits = {name: None for name, _ in model.named_parameters(remove_duplicate=False)}
     if parallel.tp == 1:
         return splits
-    problems: list[str] = []
-    for path, module, rule in ruled_modules(model, parallel):
-        problems += _misfits(path, module, rule, parallel.tp)
-        for child, way in rule.children.items():
-            splits |= _splits_of_child(f"{path}.{child}", getattr(module, child), way)
-    problems += _unruled(model, parallel)
+    parts = split_modules(model, parallel)
+    problems = [problem for part in parts for problem in part.misfits(parallel.tp)]
+    problems += _unruled(model, parts, parallel)
     if parallel.sequence and has_batch_norm(model):
         problems.append(
             "parallel.sequence gives each rank of a group other pictures, of which batch norms would keep other"
@@ -40,20 +92,13 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
     if problems:
         more = [f"and {len(problems) - 5} more of the kind"] if len(problems) > 5 else []
         raise ConfigError(problems[:5] + more)
+    for part in parts:
+        splits |= part.splits()
     return splits
 
 
-def ruled_modules(model: nn.Module, parallel: ParallelConfig) -> Iterator[tuple[str, Any, Rule]]:
-    """Path, module and rule of everything to be split."""
-    inside = _inside(split_towers(model, parallel))
-    for path, module in model.named_modules():
-        rule = rules().get(type(module))  # not of a parent class: a subclass may compute something else
-        if rule and module in inside:
-            yield path, module, rule
-
-
 def split_towers(model: Any, parallel: ParallelConfig) -> list[nn.Module]:
-    """The modules that `parallel` divides over a group."""
+    """The modules that `parallel` splits over a group."""
     return [tower.split for name, tower in model.towers().items() if getattr(parallel, name)]
 
 
@@ -68,48 +113,17 @@ def tied_parameters(model: nn.Module) -> dict[str, str]:
     return {name: first[id(p)] for name, p in everything if first[id(p)] != name}
 
 
-def _splits_of_child(path: str, child: nn.Module | Tensor, way: Way) -> Splits:
-    if isinstance(child, Tensor):
-        assert isinstance(way, Slice)
-        return {path: Split(way.dim)}
-    names = [name for name, _ in child.named_parameters()]
-    match way:
-        case Column(parts):
-            return {f"{path}.{name}": Split(0, parts) for name in names}
-        case Row():
-            return {f"{path}.{name}": Split(1) if name == "weight" else None for name in names}
-        case Vocabulary():
-            return {f"{path}.{name}": Split(0, padded=True) for name in names}
-        case Slice():
-            raise TypeError(f"{path} is a module: a Slice cuts a parameter")
+def tie_parameters(model: nn.Module, tied: dict[str, str]) -> None:
+    """Ties again, in place, what `tied_parameters` found before the first of each were exchanged."""
+    for name, first in tied.items():
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, model.get_parameter(first))
 
 
-def _misfits(path: str, module: Any, rule: Rule, tp: int) -> Iterator[str]:
-    """Why this very module cannot be split by its rule."""
-    if rule.heads and getattr(module, rule.heads) % tp:
-        heads = getattr(module, rule.heads)
-        yield f"parallel.tp={tp} does not divide the {heads} heads of {path}: take a divisor of {heads}"
-    for name in rule.undropped:
-        if getattr(module, name).p > 0:
-            yield (
-                f"{path} drops attention weights, which ranks cannot do each for themselves: set attn_drop_rate=0"
-                " in model.encoder.options, or parallel.encoder=false"
-            )
-    for child, way in rule.children.items():
-        layer = getattr(module, child)
-        if isinstance(way, Column | Row) and not isinstance(layer, nn.Linear):
-            yield f"{path}.{child} is no linear layer, as its rule expects: set parallel.encoder=false"
-        elif isinstance(way, Column) and layer.out_features % (tp * way.parts):
-            yield f"parallel.tp={tp} does not divide the {layer.out_features} outputs of {path}.{child}"
-        elif isinstance(way, Row) and layer.in_features % tp:
-            yield f"parallel.tp={tp} does not divide the {layer.in_features} inputs of {path}.{child}"
-
-
-def _unruled(model: nn.Module, parallel: ParallelConfig) -> Iterator[str]:
+def _unruled(model: nn.Module, parts: list[SplitModule], parallel: ParallelConfig) -> Iterator[str]:
     """Linear layers, and parameters within split modules, of which the tables say nothing."""
-    ruled = {path: rule for path, _, rule in ruled_modules(model, parallel)}
     spoken_for = {
-        f"{path}.{child}" for path, rule in ruled.items() for child in (*rule.children, *rule.whole)
+        f"{part.path}.{child}" for part in parts for child in (*part.rule.children, *part.rule.whole)
     }
     spoken_for |= {
         f"{path}.{child}"
@@ -117,7 +131,7 @@ def _unruled(model: nn.Module, parallel: ParallelConfig) -> Iterator[str]:
         for child in replicated_linears().get(type(module), ())
     }
     # What else stands between split layers (a norm of queries) would see this rank's share alone.
-    inner = [f"{path}." for path, rule in ruled.items() if rule.heads or rule.own_dropout]
+    inner = [f"{part.path}." for part in parts if part.rule.heads or part.rule.own_dropout]
     inside = _inside(split_towers(model, parallel))
     for path, module in model.named_modules():
         if path in spoken_for or module not in inside:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import (
@@ -25,13 +24,21 @@ from torch import Tensor, nn
 
 from git_scale.checkpoint.sharding import padded_rows
 from git_scale.config import ParallelConfig
-from git_scale.parallel.groups import GROUPS
-from git_scale.parallel.rules import Column, Row, Rule, Slice, Vocabulary, Way, make_local
+from git_scale.parallel.comm import TP
+from git_scale.parallel.rules import (
+    ColumnParallel,
+    Cut,
+    RowParallel,
+    Rule,
+    SliceParallel,
+    VocabularyParallel,
+    make_local,
+)
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
-from git_scale.parallel.splits import ruled_modules, split_towers, tied_parameters
+from git_scale.parallel.splits import split_modules, tie_parameters, tied_parameters
 
 
-def split_modules(model: Any, parallel: ParallelConfig) -> None:
+def make_tensor_parallel(model: Any, parallel: ParallelConfig) -> None:
     """Exchanges, in place, what the rules name. The model is on meta, and so are the new layers' parameters.
 
     Call splits_of first: it refuses what cannot be split, and knows the whole shapes.
@@ -42,40 +49,37 @@ def split_modules(model: Any, parallel: ParallelConfig) -> None:
         perform_initialization=False,
         gradient_accumulation_fusion=False,  # adds to weight.main_grad, which ZeRO does not have
     )
-    shared = tied_parameters(model)
-    for _, module, rule in list(ruled_modules(model, parallel)):
+    tied = tied_parameters(model)
+    for _, module, rule in split_modules(model, parallel):
         with torch.device("meta"):
-            for child, way in rule.children.items():
-                _exchange(module, child, way, parallel, config)
+            for child, cut in rule.children.items():
+                _exchange(module, child, cut, parallel, config)
         make_local(module, rule, parallel.tp)
         if not parallel.sequence:
             _separate_dropouts(module, rule)
-    for name, first in shared.items():
-        path, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(path), leaf, model.get_parameter(first))
+    tie_parameters(model, tied)
     if parallel.sequence:
-        divide_stream(model, parallel)
-        for tower in dict.fromkeys([model.encoder, *split_towers(model, parallel)]):
+        for tower in divide_stream(model, parallel, TP):
             tower.forward = _with_own_random_state(tower, tower.forward)
 
 
 def _exchange(
-    module: nn.Module, child: str, way: Way, parallel: ParallelConfig, config: ModelParallelConfig
+    module: nn.Module, child: str, cut: Cut, parallel: ParallelConfig, config: ModelParallelConfig
 ) -> None:
     old: Any = getattr(module, child)
     tp, sequence = parallel.tp, parallel.sequence
     options: dict[str, Any] = {"config": config, "init_method": nn.init.zeros_}
-    match way:
-        case Slice(dim):
+    match cut:
+        case SliceParallel(dim):
             shape = list(old.shape)
             shape[dim] //= tp
             setattr(module, child, nn.Parameter(old.new_empty(shape), old.requires_grad))
             return
-        case Column():
+        case ColumnParallel():
             new: nn.Module = (_SequenceColumn if sequence else _Column)(
                 old.in_features, old.out_features, bias=old.bias is not None, gather_output=False, **options
             )
-        case Row():
+        case RowParallel():
             new = (_SequenceRow if sequence else _Row)(
                 old.in_features,
                 old.out_features,
@@ -84,9 +88,9 @@ def _exchange(
                 skip_bias_add=False,
                 **options,
             )
-        case Vocabulary() if isinstance(old, nn.Embedding):
+        case VocabularyParallel() if isinstance(old, nn.Embedding):
             new = VocabParallelEmbedding(padded_rows(old.num_embeddings, tp), old.embedding_dim, **options)
-        case Vocabulary():
+        case VocabularyParallel():
             new = VocabularyHead(old.bias.shape[0], old.weight.shape[1], tp)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(old.get_parameter(name).requires_grad)
@@ -118,12 +122,12 @@ class _Row(RowParallelLinear):
 
 class _SequenceColumn(_Column):
     def forward(self, x: Tensor) -> Tensor:
-        return column_forward(self, x) if self.training else super().forward(x)
+        return column_forward(self, x, TP) if self.training else super().forward(x)
 
 
 class _SequenceRow(_Row):
     def forward(self, x: Tensor) -> Tensor:
-        return row_forward(self, x) if self.training else super().forward(x)
+        return row_forward(self, x, TP) if self.training else super().forward(x)
 
 
 class VocabularyHead(nn.Module):
@@ -141,9 +145,7 @@ class VocabularyHead(nn.Module):
         if self.training:
             return logits
         # megatron-core's own gathering wants a GPU
-        shares = [torch.empty_like(logits) for _ in range(dist.get_world_size(GROUPS.tp))]
-        dist.all_gather(shares, logits, group=GROUPS.tp)
-        return torch.cat(shares, dim=-1)[..., : self.words]
+        return torch.cat(TP.gather(logits), dim=-1)[..., : self.words]
 
 
 def _with_own_random_state(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,5 +168,5 @@ def own_random_state() -> Iterator[None]:
     seed = int(torch.randint(2**62, ()))
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed + dist.get_rank(GROUPS.tp))
+        torch.manual_seed(seed + TP.rank)
         yield

@@ -79,7 +79,7 @@ class ZeroEngine(deepspeed.DeepSpeedEngine):
 
 
 class Partitioner:
-    """ZeRO-3's partitioning of parameters as they come into being: `settle` of materialise."""
+    """ZeRO-3's partitioning of parameters as they come into being (materialise.py)."""
 
     def __init__(self, config: dict[str, Any], mpu: Any) -> None:
         """`config` is DeepSpeed's, whole."""
@@ -100,8 +100,8 @@ class Partitioner:
             self._init._convert_to_zero_parameters(parameters)
 
 
-class Holdings:
-    """The numbers of one rank, for reading and writing."""
+class RankState:
+    """The weights and optimizer state that one rank holds, for reading and writing."""
 
     def __init__(self, engine: Any, stage: int, topology: Topology) -> None:
         """`engine` is DeepSpeed's."""
@@ -123,7 +123,7 @@ class Holdings:
                 return int(state["step"])
         return int(self._inner.param_groups[0].get("step", 0))  # apex counts per group
 
-    def held(self) -> HeldPieces:
+    def pieces(self) -> HeldPieces:
         """What this rank has to write, so that all ranks together write everything once."""
         for master in self._masters():
             if self._is_mine(master.piece.name):

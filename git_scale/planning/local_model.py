@@ -17,10 +17,10 @@ from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.interface import tower_of
-from git_scale.parallel.rules import Column, make_local
+from git_scale.parallel.rules import ColumnParallel, RowParallel, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
-from git_scale.parallel.splits import ruled_modules, splits_of
-from git_scale.planning.meta import on_meta
+from git_scale.parallel.splits import split_modules, splits_of, tie_parameters, tied_parameters
+from git_scale.planning.meta import GroupOnMeta, on_meta
 from git_scale.precision import DTYPES
 
 
@@ -46,9 +46,11 @@ class Local:
 
     model: Any
     columns: list[nn.Module]
-    """Layers whose input's gradient is summed over the group."""
+    """Layers whose input's gradient is summed over the group; none under sequence parallelism."""
     rows: list[nn.Module]
-    """Layers whose output is summed over the group."""
+    """Layers whose output is summed over the group; none under sequence parallelism."""
+    group: GroupOnMeta
+    """Notes what sequence parallelism exchanges instead."""
 
 
 def build_local(run: RunConfig) -> Local:
@@ -64,10 +66,17 @@ def build_local(run: RunConfig) -> Local:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError([f"train.freeze={list(run.train.freeze)} leaves nothing to learn"])
     columns, rows = _localise(model, run) if run.parallel.tp > 1 else ([], [])
+    group = GroupOnMeta(run.parallel.tp if run.parallel.sequence else 1)
+    if group.size > 1:
+        divide_stream(model, run.parallel, group)
+        for layers, forward in ((columns, column_forward), (rows, row_forward)):
+            for layer in layers:
+                layer.forward = partial(forward, layer, group=group)
+        columns, rows = [], []
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[run.train.precision])
     model.set_activation_checkpointing(run.train.activation_checkpointing)
-    return Local(model.train(), columns, rows)
+    return Local(model.train(), columns, rows, group)
 
 
 def parameters_of(model: Any) -> tuple[Parameter, ...]:
@@ -108,33 +117,28 @@ def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int
         ) from None
 
 
-def _localise(model: nn.Module, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Cuts parameters and head counts in place; the layers of Local, which under sequence parallelism sum nothing but
-    gather and divide, as exchanges_on_meta sees."""
-    tp = run.parallel.tp
-    shares: dict[int, nn.Parameter] = {}  # a tied table is met twice
+def _localise(model: Any, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Makes every parameter this rank's share and every number of heads its own, in place.
+
+    Returns the column- and the row-parallel layers.
+    """
+    tied = tied_parameters(model)
     for name, split in splits_of(model, run.parallel).items():
-        if split is None:
+        if split is None or name in tied:
             continue
         path, _, leaf = name.rpartition(".")
         whole = model.get_parameter(name)
-        if id(whole) not in shares:
-            empty = whole.new_empty(local_shape(whole.shape, split, tp))
-            shares[id(whole)] = nn.Parameter(empty, whole.requires_grad)
-            shares[id(whole)].whole = whole  # type: ignore[attr-defined]  # alive, so that no other takes its id
-        setattr(model.get_submodule(path), leaf, shares[id(whole)])
+        share = whole.new_empty(local_shape(whole.shape, split, run.parallel.tp))
+        setattr(model.get_submodule(path), leaf, nn.Parameter(share, whole.requires_grad))
+    tie_parameters(model, tied)
     columns: list[nn.Module] = []
     rows: list[nn.Module] = []
-    for _, module, rule in list(ruled_modules(model, run.parallel)):
-        make_local(module, rule, tp)
-        for child, way in rule.children.items():
-            layer = getattr(module, child)
-            if isinstance(layer, nn.Linear):
-                (columns if isinstance(way, Column) else rows).append(layer)
-    if not run.parallel.sequence:
-        return columns, rows
-    divide_stream(model, run.parallel)
-    for layers, forward in ((columns, column_forward), (rows, row_forward)):
-        for layer in layers:
-            layer.forward = partial(forward, layer)
-    return [], []
+    for part in split_modules(model, run.parallel):
+        make_local(part.module, part.rule, run.parallel.tp)
+        for layer in part.layers:
+            match layer.cut:
+                case ColumnParallel():
+                    columns.append(getattr(part.module, layer.child))
+                case RowParallel():
+                    rows.append(getattr(part.module, layer.child))
+    return columns, rows

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from git_scale.parallel import sequence
+from git_scale.parallel.comm import Group
 from git_scale.planning.kernels import flops_of
 
 
@@ -24,30 +22,27 @@ def on_meta() -> ExitStack:
     return stack
 
 
-@contextmanager
-def exchanges_on_meta(tp: int) -> Iterator[list[int]]:
-    """Within it, sequence parallelism runs in a tensor-parallel group of which no other rank is there.
+class GroupOnMeta(Group):
+    """A tensor-parallel group of which no other rank is there, for sequence parallelism on `meta`."""
 
-    Yields the bytes of each exchange, as those of a sum that costs as much: a gathering of B bytes as B / 2.
-    """
-    sizes: list[int] = []
+    def __init__(self, size: int) -> None:
+        super().__init__(is_alone=True)
+        self._size = size
+        self.exchanged: list[int] = []
+        """The bytes of each exchange, as those of a sum that costs as much: a gathering of B bytes as B / 2."""
 
-    def gathering(own: Tensor) -> tuple[Tensor, _Done]:
-        everyones = own.new_empty(tp * len(own), *own.shape[1:])
-        sizes.append(everyones.nbytes // 2)
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def start_gathering(self, own: Tensor) -> tuple[Tensor, Any]:
+        everyones = own.new_empty(self.size * len(own), *own.shape[1:])
+        self.exchanged.append(everyones.nbytes // 2)
         return everyones, _Done()
 
-    def summing(partial: Tensor) -> tuple[Tensor, _Done]:
-        sizes.append(partial.nbytes // 2)
-        return partial.new_empty(len(partial) // tp, *partial.shape[1:]), _Done()
-
-    def own_pictures(everyones: Tensor) -> Tensor:
-        return everyones[: len(everyones) // tp]
-
-    with mock.patch.multiple(
-        sequence, start_gathering=gathering, start_summing=summing, own_pictures=own_pictures
-    ):
-        yield sizes
+    def start_summing(self, partial: Tensor) -> tuple[Tensor, Any]:
+        self.exchanged.append(partial.nbytes // 2)
+        return partial.new_empty(len(partial) // self.size, *partial.shape[1:]), _Done()
 
 
 class _Done:

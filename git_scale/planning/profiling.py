@@ -24,7 +24,7 @@ from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import DeviceKind, device_kernels
 from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
-from git_scale.planning.meta import exchanges_on_meta, run_cached
+from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
 PRIME_BATCH = 1_000_003
@@ -74,13 +74,13 @@ def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     local = build_local(run)
     tracker = _AllocationTracker(local.model)
-    ranks = run.parallel.tp if run.parallel.sequence else 1  # over which pictures are divided
+    ranks = local.group.size  # over which pictures are divided
     pictures = ranks * PRIME_BATCH
-    with device_kernels(kind), exchanges_on_meta(ranks) as exchanged, tracker:
+    with device_kernels(kind), tracker:
         with _tp_sums(local, run.train.activation_checkpointing) as summed:
             loss = _forward(local.model, run, pictures)
         loss.backward()
-    summed += exchanged
+    summed += local.group.exchanged
     tracker.note_moment()
     fixed, per_sample, logits, gradients_done = torch.tensor(tracker.entries).unbind(1)
     return MicroBatchProfile(

@@ -23,7 +23,7 @@ from git_scale.precision import DTYPES
 
 importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # see parallel/groups.py
+    warnings.simplefilter("ignore")  # see parallel/comm.py
     importlib.import_module("git_scale.parallel.tensor")
 with torch.device("meta"):
     build_encoder(EncoderConfig(name="vit_tiny_patch16_224"))

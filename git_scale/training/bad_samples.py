@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from git_scale.data.problems import ProblemCounts, describe_share
-from git_scale.parallel import collectives
+from git_scale.parallel.comm import DP
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,6 @@ class BadSamples:
 def _of_all(mine: ProblemCounts) -> ProblemCounts:
     """The reasons of all data-parallel ranks."""
     everything = ProblemCounts()
-    for reasons in collectives.gather_over_dp(mine):
+    for reasons in DP.gather_objects(mine):
         everything += reasons
     return everything

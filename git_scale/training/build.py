@@ -22,10 +22,11 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers, read_evaluations
 from git_scale.objectives.training_loss import check_accumulation
-from git_scale.parallel.collectives import first_rank_first, from_first_rank, shared_over_tp, together
+from git_scale.parallel.collectives import first_rank_first, shared_over_tp, together
+from git_scale.parallel.comm import WORLD
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.engine import Engine
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.tasks import build_task, check_metric
@@ -75,15 +76,15 @@ def build_trainer(
     check_image_sizes(run, deferred.module.encoder)
     log.info("parameters: %s", parameters_in_words(deferred.module))
     values = first_rank_first(topology, lambda: first_values(deferred, run))
-    placed = place_model(deferred, run, values, ds_config, topology, device)
+    materialised = materialise_model(deferred, run, values, ds_config, topology, device)
     if run.train.compile:
-        compile_blocks(placed.model)
-    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
-    engine = Engine(placed, groups, run, ds_config, topology, device)
+        compile_blocks(materialised.model)
+    groups = parameter_groups(materialised.model, materialised.shapes, run.optimizer)
+    engine = Engine(materialised, groups, run, ds_config, topology, device)
     checkpoints = Checkpoints(run, tokenizer_path, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
-    costs = StepCosts(run.model, topology.dp, encoder_learns(placed.model))
+    costs = StepCosts(run.model, topology.dp, encoder_learns(materialised.model))
     for shape in training_shapes(run):
         costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
@@ -101,7 +102,7 @@ def build_trainer(
     order, quarantine = train.order(run.seed), _quarantine(run, "train")
     batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order))
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
-    past = from_first_rank(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
+    past = WORLD.from_first(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     return Trainer(
         run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease, train
     )

@@ -23,6 +23,7 @@ from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, sync_folder, write_bytes
 from git_scale.metrics.scores import lower_is_better
 from git_scale.parallel import collectives
+from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
 from git_scale.training.run_folder import other_identity
@@ -52,13 +53,13 @@ class Checkpoints:
         """
         target = self._folder / layout.step_name(progress.step)
         in_the_way: str | layout.RefusedError | None = None
-        if collectives.from_first_rank(os.path.lexists(target)):
+        if WORLD.from_first(os.path.lexists(target)):
             in_the_way = self._problem(target)
             if in_the_way is None:
                 return True
         self._engine.check_replicas()
         partial = self._folder / f".{target.name}.partial"
-        problem = collectives.from_first_rank(self._start(partial, target, in_the_way))
+        problem = WORLD.from_first(self._start(partial, target, in_the_way))
         if problem is None:
             problem = self._write_files(partial, target, progress)
         if problem is None:
@@ -80,7 +81,7 @@ class Checkpoints:
             problem = None
         except OSError as error:
             problem = str(error)
-        of_ranks = collectives.gather_objects((written, problem))
+        of_ranks = WORLD.gather_objects((written, problem))
         outcome = next((problem for _, problem in of_ranks if problem), None)
         if self._topology.is_writer:
             outcome = outcome or self._publish(
@@ -88,7 +89,7 @@ class Checkpoints:
             )
             if outcome:
                 shutil.rmtree(partial, ignore_errors=True)
-        return collectives.from_first_rank(outcome)
+        return WORLD.from_first(outcome)
 
     def _start(self, partial: Path, target: Path, in_the_way: object) -> str | None:
         """Makes room for a new checkpoint (writer only); returns the problem, if any."""
@@ -130,7 +131,7 @@ class Checkpoints:
     def _delete_older(self) -> None:
         """Keeps the newest `checkpoint.keep` whole checkpoints and the best one."""
         keep, candidates = self._run.checkpoint.keep, layout.published(self._run_dir)
-        while unknown := collectives.from_first_rank(to_verify(candidates, self._verified, keep)):
+        while unknown := WORLD.from_first(to_verify(candidates, self._verified, keep)):
             if problem := self._problem(unknown):
                 log.warning("checkpoint %s does not count for checkpoint.keep: %s", unknown, problem)
         if self._topology.is_writer:
@@ -139,7 +140,7 @@ class Checkpoints:
 
     def is_best(self, best: layout.BestEvaluation) -> bool:
         """Whether this evaluation is better than the one whose checkpoint is marked, see BestEvaluation.beats."""
-        marked = collectives.from_first_rank(layout.read_best(self._run_dir))
+        marked = WORLD.from_first(layout.read_best(self._run_dir))
         return best.beats(marked, lower_is_better(best.metric))
 
     def mark_best(self, best: layout.BestEvaluation) -> None:
@@ -156,7 +157,7 @@ class Checkpoints:
         `start` is this run before its first step: the data and the tokenizer must be the checkpoint's, the number of
         ranks and their arrangement need not. Raises CheckpointError when there are checkpoints but none can be used.
         """
-        candidates = collectives.from_first_rank(layout.published(self._run_dir))
+        candidates = WORLD.from_first(layout.published(self._run_dir))
         damaged: dict[Path, str] = {}
         for checkpoint in candidates:
             problem = self._problem(checkpoint, hears_stop=True)
@@ -201,10 +202,10 @@ class Checkpoints:
 
         What this process wrote or has looked at is not read again. Raises Stopped when it hears a stop.
         """
-        if collectives.from_first_rank(self._verified.is_whole(checkpoint)):
+        if WORLD.from_first(self._verified.is_whole(checkpoint)):
             return None
         here = collectives.together(lambda: self._problem_here(checkpoint), hears_stop)
-        problem = next((found for found in collectives.gather_objects(here) if found), None)
+        problem = next((found for found in WORLD.gather_objects(here) if found), None)
         if self._topology.is_writer:
             self._verified.remember(checkpoint, problem)
         return problem

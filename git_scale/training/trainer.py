@@ -22,6 +22,7 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import Writer
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel import collectives
+from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine, StepReport
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
@@ -261,7 +262,7 @@ class Trainer:
 
     def save(self) -> bool:
         """False when a rank could not write; the log says why. Raises UserError when the folder is another's."""
-        if collectives.from_first_rank(self.lease is not None and self.lease.is_lost()):
+        if WORLD.from_first(self.lease is not None and self.lease.is_lost()):
             raise UserError(
                 f"run_dir={self.run.run_dir}: another start has taken this run over, which had not renewed its"
                 f" {LEASE} for {STALE_S:.0f} s (suspended, or without its disk): step {self.step} is not saved"

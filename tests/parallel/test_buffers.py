@@ -23,7 +23,7 @@ def buffers_of(trainer: Any) -> dict[str, Tensor]:
 
 def weights_of(trainer: Any) -> list[Tensor]:
     """Weights and moments as this rank holds them."""
-    return [numbers().clone() for *_, numbers in trainer.engine._holdings.held()]
+    return [numbers().clone() for *_, numbers in trainer.engine._rank_state.pieces()]
 
 
 def skip_a_step(

@@ -12,6 +12,7 @@ import torch
 
 from git_scale.errors import DataError, PeerFailedError, UserError
 from git_scale.parallel import collectives
+from git_scale.parallel.comm import WORLD
 from git_scale.parallel.topology import Topology
 from git_scale.stop import Stopped, StopRequest, check_stop
 from git_scale.testing.distributed import run_distributed
@@ -30,7 +31,7 @@ def long_work(topology: Topology, device: torch.device) -> tuple[int, int]:
     """The first rank works until the others have asked it so often; rounds and result here."""
     collectives.ROUND_S = 0.01
     enough, rounds = threading.Event(), 0
-    gather = collectives.gather_objects
+    gather = WORLD.gather_objects
 
     def counted(item: Any) -> Any:
         nonlocal rounds
@@ -39,7 +40,7 @@ def long_work(topology: Topology, device: torch.device) -> tuple[int, int]:
             enough.set()
         return gather(item)
 
-    collectives.gather_objects = counted
+    WORLD.gather_objects = counted  # type: ignore[method-assign]
     result = collectives.together(lambda: enough.wait(60) if topology.is_writer else topology.global_rank)
     return rounds, int(result)
 

@@ -14,7 +14,7 @@ from git_scale.config import RunConfig
 from git_scale.models.build import build_model
 from git_scale.objectives.language_model import language_model_loss
 from git_scale.parallel.engine import Engine, start_processes, stop_processes
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology, free_port
 from git_scale.recipes import load_run
 from git_scale.testing.gpu import requires_gpu
@@ -55,9 +55,9 @@ def inputs(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torc
 def losses(run: RunConfig, ds_config: dict[str, Any], device: torch.device, steps: int = 3) -> list[float]:
     """Mean token loss of each of some steps on one batch, from the same first weights."""
     deferred = deferred_model(run)
-    placed = place_model(deferred, run, deferred.first_value, ds_config, Topology(), device)
-    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
-    engine = Engine(placed, groups, run, ds_config, Topology(), device)
+    materialised = materialise_model(deferred, run, deferred.first_value, ds_config, Topology(), device)
+    groups = parameter_groups(materialised.model, materialised.shapes, run.optimizer)
+    engine = Engine(materialised, groups, run, ds_config, Topology(), device)
     engine.model.train()
     images, tokens, rows = inputs(device, engine.dtype)
     labels = tokens.flatten()[rows + 1]

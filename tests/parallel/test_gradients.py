@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from git_scale.config import RunConfig
-from git_scale.parallel.collectives import sum_over_tp
-from git_scale.parallel.groups import GROUPS
+from git_scale.parallel.comm import DP, TP
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
@@ -45,14 +44,14 @@ def gradient_of_a_step(
     norm = trainer.train_step().grad_norm
     squares = torch.zeros((), dtype=torch.float64)
     for name, total in exact.items():
-        dist.all_reduce(total, group=GROUPS.dp)
+        DP.sum_(total)
         total /= engine._gradient_factor
         split = module.get_parameter(name).tensor_model_parallel
         squares += total.square().sum() * (split or topology.tp_rank == 0)
-    sum_over_tp(squares)
+    TP.sum_(squares)
     exact_norm = float(squares.sqrt())
     difference, whole = torch.zeros(2, dtype=torch.float64).unbind()
-    for master in engine._holdings._masters():
+    for master in engine._rank_state._masters():
         piece = master.piece
         expected = exact[piece.name].flatten()[piece.start : piece.start + piece.length]
         expected = expected * min(1.0, CLIP / exact_norm)

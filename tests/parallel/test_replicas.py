@@ -29,8 +29,8 @@ def parameter(trainer: Any, name: str) -> Tensor:
 
 
 def moment(trainer: Any) -> Tensor:
-    masters = {master.piece.name: master for master in trainer.engine._holdings._masters()}
-    return trainer.engine._holdings._moment(masters[WEIGHT], "exp_avg_sq")
+    masters = {master.piece.name: master for master in trainer.engine._rank_state._masters()}
+    return trainer.engine._rank_state._moment(masters[WEIGHT], "exp_avg_sq")
 
 
 Change = Callable[[Any], None]

@@ -84,32 +84,32 @@ def train_without_mpu(*args: Any) -> Curve:
     """DeepSpeed takes all ranks for data-parallel ones."""
     from git_scale.parallel import engine
 
-    engine.mpu_of = lambda topology: None  # type: ignore[assignment]
+    engine.mpu_of_run = lambda: None  # type: ignore[assignment]
     return train_curve(*args)
 
 
 def train_without_flags(*args: Any) -> Curve:
     """Split parameters count once per group in the gradient norm instead of on every rank."""
-    return _changed_after_placing(_clear_flag, *args)
+    return _changed_after_materialising(_clear_flag, *args)
 
 
 def train_with_a_changed_norm(topology: Topology, *args: Any) -> Curve:
     """A parameter that should be the same in a group is not."""
-    return _changed_after_placing(_perturb_norm if topology.tp_rank == 1 else _leave, topology, *args)
+    return _changed_after_materialising(_perturb_norm if topology.tp_rank == 1 else _leave, topology, *args)
 
 
-def _changed_after_placing(change: Any, *args: Any) -> Curve:
+def _changed_after_materialising(change: Any, *args: Any) -> Curve:
     from git_scale.training import build
 
-    place = build.place_model
+    place = build.materialise_model
 
-    def place_and_change(*where: Any) -> Any:
-        placed = place(*where)
-        for name, parameter in placed.model.named_parameters():
+    def materialise_and_change(*where: Any) -> Any:
+        materialised = place(*where)
+        for name, parameter in materialised.model.named_parameters():
             change(name, parameter)
-        return placed
+        return materialised
 
-    build.place_model = place_and_change
+    build.materialise_model = materialise_and_change
     return train_curve(*args)
 
 
@@ -235,7 +235,7 @@ def save_with_a_changed_norm(topology: Topology, device: torch.device, run: Any)
 
     trainer = build_trainer(run, ZERO[3], topology, device)
     name = "decoder.layers.0.attention_norm.weight"
-    masters = {master.piece.name: master for master in trainer.engine._holdings._masters()}
+    masters = {master.piece.name: master for master in trainer.engine._rank_state._masters()}
     if topology.global_rank == 1:  # one rank, one number, the last bit
         masters[name].view(masters[name].vector)[-1].mul_(1 + 2**-23)
     try:

@@ -126,7 +126,7 @@ def owner_of(name: str, engine: Any) -> Any:
 def examine(
     topology: Topology, device: torch.device, squares: Path, folder: Path
 ) -> dict[Any, dict[str, Any]]:
-    """By kind: the class of the optimizer, how each name was found, and what Holdings make of them."""
+    """By kind: the class of the optimizer, how each name was found, and what RankState makes of them."""
     answers = {}
     for stage, precision, gradient_precision in KINDS:
         run = tiny_run(
@@ -162,9 +162,10 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
     """Pieces that do not make up the model, and numbers that do not come back where they were."""
     problems = []
     held: dict[tuple[ParameterPiece, str], Tensor] = {
-        (piece, kind): numbers().to("cpu", copy=True) for piece, kind, _, numbers in engine._holdings.held()
+        (piece, kind): numbers().to("cpu", copy=True)
+        for piece, kind, _, numbers in engine._rank_state.pieces()
     }
-    shapes = engine._placed.shapes
+    shapes = engine._materialised.shapes
     for name, shape in shapes.items():
         lengths = dict.fromkeys((WEIGHT, *MOMENT_NAMES), 0)
         for piece, kind in held:
@@ -172,13 +173,13 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
                 lengths[kind] += piece.length
         if set(lengths.values()) != {shape.numel()}:
             problems.append(f"{name} is held as {lengths} numbers of {shape.numel()}")
-    if engine._holdings.adam_steps != 1:
-        problems.append(f"{engine._holdings.adam_steps} steps of Adam after one")
+    if engine._rank_state.adam_steps != 1:
+        problems.append(f"{engine._rank_state.adam_steps} steps of Adam after one")
     others = {key: numbers + 1 for key, numbers in held.items()}
-    engine._holdings.restore(lambda piece, kind: others[piece, kind], 7)
-    if engine._holdings.adam_steps != 7:
-        problems.append(f"{engine._holdings.adam_steps} steps of Adam where 7 were restored")
-    for piece, kind, _, numbers in engine._holdings.held():
+    engine._rank_state.restore(lambda piece, kind: others[piece, kind], 7)
+    if engine._rank_state.adam_steps != 7:
+        problems.append(f"{engine._rank_state.adam_steps} steps of Adam where 7 were restored")
+    for piece, kind, _, numbers in engine._rank_state.pieces():
         if not torch.equal(numbers().cpu(), others[piece, kind]):
             problems.append(f"{kind} of {piece} is not what was restored")
     for name, parameter in engine.model.module.named_parameters():
@@ -193,14 +194,14 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
 def _problems_of_skipping(trainer: Any) -> list[str]:
     """What is left of a step whose gradients are not finite."""
     engine, problems = trainer.engine, []
-    before = {key[:2]: key[3]().clone() for key in engine._holdings.held()}
+    before = {key[:2]: key[3]().clone() for key in engine._rank_state.pieces()}
     stem = engine.model.module.encoder
     hook = stem.register_forward_hook(lambda _, __, output: output * torch.inf)
     bad = trainer.train_step()
     hook.remove()
     if not bad.skipped:
         problems.append("it was not skipped")
-    for piece, kind, _, numbers in engine._holdings.held():
+    for piece, kind, _, numbers in engine._rank_state.pieces():
         if not torch.equal(numbers(), before[piece, kind]):
             problems.append(f"{kind} of {piece.name} has changed")
     if trainer.train_step().skipped:

@@ -13,7 +13,7 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning.local_model import build_local, parameters_of
 from git_scale.planning.partition_sizes import partition_sizes
@@ -44,9 +44,9 @@ def collectives(
 ) -> Counter[str]:
     """Of a step in which DeepSpeed knows what is needed when: gatherings and scatterings by part of the step."""
     deferred = deferred_model(run)
-    placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
-    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
-    engine = Engine(placed, groups, run, ds_config, topology, device)
+    materialised = materialise_model(deferred, run, deferred.first_value, ds_config, topology, device)
+    groups = parameter_groups(materialised.model, materialised.shapes, run.optimizer)
+    engine = Engine(materialised, groups, run, ds_config, topology, device)
     engine.model.train()
     images = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
     tokens = torch.ones(1, run.data.texts_per_image, run.data.max_text_tokens, dtype=torch.long)

@@ -15,7 +15,7 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
-from git_scale.parallel.materialise import place_model
+from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning import this_cluster
 from git_scale.planning.estimate import estimate_setting, setting_of
@@ -53,10 +53,10 @@ def ds_config_of(stage: int) -> dict[str, Any]:
 def train(run: RunConfig, ds_config: dict[str, Any], topology: Topology, device: torch.device) -> None:
     """Two steps on random numbers: in the second, ZeRO-3 knows what is needed when, and gathers ahead."""
     deferred = deferred_model(run)
-    placed = place_model(deferred, run, deferred.first_value, ds_config, topology, device)
-    groups = parameter_groups(placed.model, placed.shapes, run.optimizer)
-    engine = Engine(placed, groups, run, ds_config, topology, device)
-    del placed, deferred
+    materialised = materialise_model(deferred, run, deferred.first_value, ds_config, topology, device)
+    groups = parameter_groups(materialised.model, materialised.shapes, run.optimizer)
+    engine = Engine(materialised, groups, run, ds_config, topology, device)
+    del materialised, deferred
     engine.model.train()
     size, texts = run.model.encoder.image_size, run.data.texts_per_image
     length, pictures = run.data.max_text_tokens, run.train.micro_batch

@@ -99,7 +99,7 @@ def fit(
 
 def held(trainer: Any) -> dict[str, torch.Tensor]:
     """Weights and moments of this rank."""
-    found = trainer.engine._holdings.held()
+    found = trainer.engine._rank_state.pieces()
     return {f"{piece.name} {kind}": values().detach().clone() for piece, kind, _, values in found}
 
 
