@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,31 @@ def test_every_tool_begins_and_ends_so(source: Path) -> None:
         "sys.exit(main())",
         "run_and_exit(main)",
     )
+
+
+HEAVY = ("torch", "torchvision", "timm", "transformers", "deepspeed", "megatron", "webdataset", "sklearn")
+ASK_ALL_FOR_HELP = """
+import contextlib, importlib, io, json, sys
+heavy, *tools = sys.argv[1:]
+found = {}
+for tool in tools:
+    main = importlib.import_module("tools." + tool).main
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main(["--help"])
+        except SystemExit as end:
+            loaded = [name for name in heavy.split() if name in sys.modules]
+            found[tool] = [end.code, out.getvalue()[:6], loaded]
+print(json.dumps(found))
+"""
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    """Of all tools in one process, in turn: the first that is not as it should be is to blame for those behind it."""
+    tools = [source.stem for source in TOOLS]
+    command = [sys.executable, "-c", ASK_ALL_FOR_HELP, " ".join(HEAVY), *tools]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {tool: [0, "usage:", []] for tool in tools}
 
 
 @pytest.mark.parametrize(

@@ -18,16 +18,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from tqdm import tqdm
 
 import git_scale
 from git_scale.console import path, tool, whole
-from git_scale.data.clips import PICTURE_ENDINGS, VIDEO_ENDINGS, Clip
+from git_scale.data.images import ENDINGS as PICTURE_ENDINGS
+from git_scale.data.video import ENDINGS as VIDEO_ENDINGS
 from git_scale.errors import DataError
 from git_scale.paths import ADDRESS, expanded
+
+if TYPE_CHECKING:
+    from git_scale.data.clips import Clip
 
 BATCH = 16
 THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 ms
@@ -88,13 +92,13 @@ def caption(
     try:
         with tqdm(total=len(inputs), unit="picture", disable=None) as bar:  # None: shown on a terminal only
             for batch in _batches(_opened(model, inputs, pool)):
-                clips = [opened for _, opened in batch if isinstance(opened, Clip)]
+                clips = [opened for _, opened in batch if not isinstance(opened, str)]
                 said = iter(ask(model, clips, questions, beams))
                 for found, opened in batch:
-                    if isinstance(opened, Clip):
-                        tqdm.write(_format(found.name, next(said), as_json))
-                    else:
+                    if isinstance(opened, str):
                         tqdm.write(f"{found.name}: {opened}", file=sys.stderr)
+                    else:
+                        tqdm.write(_format(found.name, next(said), as_json))
                 sys.stdout.flush()
                 done += len(clips)
                 bar.update(len(batch))

@@ -13,6 +13,8 @@ Export reads anything; --format hf is for transformers, native is git_scale's ow
 Reshape rewrites a run's newest checkpoint, optimizer state included, for another tensor-parallel degree.
 """
 
+# Each command imports what takes torch along for itself: neither --help nor a wrong argument waits for it.
+
 from __future__ import annotations
 
 import argparse
@@ -22,22 +24,15 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from git_scale.checkpoint.clip import open_encoder
-from git_scale.checkpoint.detect import open_checkpoint
-from git_scale.checkpoint.huggingface_export import export_huggingface
-from git_scale.checkpoint.image_size import with_image_size
-from git_scale.checkpoint.native import export_native
-from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
-from git_scale.checkpoint.probe import ExportReport
-from git_scale.checkpoint.sources import TORCH_SUFFIXES
-from git_scale.checkpoint.weights import TIED_NAME
 from git_scale.console import output_file, path, tool, whole
 from git_scale.errors import CheckpointError
 from git_scale.files import write_text
-from git_scale.parallel.reshape import reshape
-from git_scale.recipes import adjusted
-from git_scale.training.lease import LEASE, describe_lease
+
+if TYPE_CHECKING:
+    from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
+    from git_scale.checkpoint.probe import ExportReport
 
 
 @tool
@@ -49,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_import(args: argparse.Namespace) -> None:
+    from git_scale.checkpoint.image_size import with_image_size
+    from git_scale.checkpoint.native import export_native
+
     opened = open_source(args.source, args.encoder)
     if args.image_size is not None:
         opened = with_image_size(opened, args.image_size)
@@ -56,6 +54,11 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
+    from git_scale.checkpoint.detect import open_checkpoint
+    from git_scale.checkpoint.huggingface_export import export_huggingface
+    from git_scale.checkpoint.native import export_native
+    from git_scale.recipes import adjusted
+
     opened = open_checkpoint(args.source)
     if args.crop:
         opened = replace(opened, run=adjusted(opened.run, ["data.resize=crop"]))
@@ -64,11 +67,16 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def run_reshape(args: argparse.Namespace) -> None:
+    from git_scale.parallel.reshape import reshape
+
     checkpoint = reshape(args.source, args.destination, args.tp)
     print(f"{checkpoint}: goes on with run_dir={args.destination} parallel.tp={args.tp}")
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    from git_scale.checkpoint.weights import TIED_NAME
+    from git_scale.training.lease import LEASE, describe_lease
+
     if (args.source / LEASE).exists():
         print(f"held by    {describe_lease(args.source)}")
     opened = open_source(args.source, args.encoder)
@@ -90,6 +98,10 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def open_source(path: Path, encoder: str | None) -> OpenedCheckpoint:
     """A GIT, or an image encoder alone."""
+    from git_scale.checkpoint.clip import open_encoder
+    from git_scale.checkpoint.detect import open_checkpoint
+    from git_scale.checkpoint.sources import TORCH_SUFFIXES
+
     if path.exists() and (opened := open_encoder(path, encoder)) is not None:
         return opened
     if path.is_file() and path.suffix not in TORCH_SUFFIXES:

@@ -14,14 +14,14 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from git_scale.console import output_file, tool
 from git_scale.files import write_text
 from git_scale.formatting import format_table
-from git_scale.testing.distributed import run_distributed
-from git_scale.testing.families import FamilyResult, try_families
-from git_scale.testing.tiny import write_squares_data
-from git_scale.testing.tiny_encoders import families
+
+if TYPE_CHECKING:
+    from git_scale.testing.families import FamilyResult
 
 COLUMNS = ["family", "model", "tokens x width", "computed", "hf", "result"]
 HEADER = """# Image encoders
@@ -36,6 +36,12 @@ checkpoint holds; "hf" says whether transformers has a class for it.
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
+    from git_scale.testing.distributed import run_distributed
+    from git_scale.testing.families import try_families
+    from git_scale.testing.tiny import write_squares_data
+    from git_scale.testing.tiny_encoders import families
+
     with tempfile.TemporaryDirectory() as scratch:
         squares = write_squares_data(Path(scratch) / "squares")
         chosen = args.families or families()

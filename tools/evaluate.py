@@ -22,8 +22,6 @@ import os
 
 from git_scale.console import output_folder, path, tool
 from git_scale.errors import UserError
-from git_scale.evaluation.benchmark import evaluate_checkpoint
-from git_scale.evaluation.results import write_results
 from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
@@ -39,6 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if topology.is_writer else logging.ERROR, format="%(message)s")
     if args.out.exists() and not args.force:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
+    # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
+    from git_scale.evaluation.benchmark import evaluate_checkpoint
+    from git_scale.evaluation.results import write_results
+
     evaluation = evaluate_checkpoint(
         args.checkpoint,
         args.data,

@@ -16,12 +16,16 @@ from __future__ import annotations
 from git_scale.console import tool
 from git_scale.exit import run_and_exit
 from git_scale.parallel.topology import is_first_rank
-from git_scale.training.cli import parse_training_arguments, run_training
+from git_scale.training.arguments import parse_training_arguments
 
 
 @tool(speaks=is_first_rank)
 def main(argv: list[str] | None = None) -> int:
-    return run_training(parse_training_arguments(__doc__ or "", argv), from_checkpoint=True)
+    args = parse_training_arguments(__doc__ or "", argv)
+    # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
+    from git_scale.training.cli import run_training
+
+    return run_training(args, from_checkpoint=True)
 
 
 if __name__ == "__main__":

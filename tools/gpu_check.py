@@ -30,8 +30,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # nothing is installed there
 
@@ -42,7 +40,18 @@ if TYPE_CHECKING:
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 README = ROOT / "benchmarks" / "README.md"
-NEEDED = ("deepspeed", "timm", "pydantic", "yaml", "numpy", "PIL", "xxhash", "safetensors", "pycocoevalcap")
+NEEDED = (
+    "torch",
+    "deepspeed",
+    "timm",
+    "pydantic",
+    "yaml",
+    "numpy",
+    "PIL",
+    "xxhash",
+    "safetensors",
+    "pycocoevalcap",
+)
 VERSIONS = ("torch", "deepspeed", "timm", "transformers", "triton")
 SOURCES = ("git_scale/**/*.py", "git_scale/**/*.yaml", "ds_configs/*.json", "benchmarks/**/*.py")
 
@@ -54,11 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.tables:
         return write_tables()
-    if not args.tiny and not torch.cuda.is_available():
-        print("gpu-check needs a CUDA GPU, and torch finds none: nothing was run.", file=sys.stderr)
-        return 2
     if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
         print(f"gpu-check: {sys.executable} lacks {', '.join(missing)}: nothing was run.", file=sys.stderr)
+        return 2
+    import torch  # after the arguments: neither --help nor a wrong one waits for it
+
+    if not args.tiny and not torch.cuda.is_available():
+        print("gpu-check needs a CUDA GPU, and torch finds none: nothing was run.", file=sys.stderr)
         return 2
     here = describe_machine()
     outcomes = {stage.name: run_stage(stage, here, args.results, args.tiny) for stage in chosen(args.stages)}
@@ -127,6 +138,8 @@ def command_of(stage: Stage, tiny: bool) -> list[str]:
 
 def describe_machine() -> Report:
     """What every figure depends on."""
+    import torch
+
     on_gpu = torch.cuda.is_available()
     return {
         "card": torch.cuda.get_device_name(0) if on_gpu else "none",

@@ -15,27 +15,17 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from git_scale.config import RunConfig
 from git_scale.console import output_file, path, positive, share, tool, whole
 from git_scale.files import write_text
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.planning import (
-    Cluster,
-    Plan,
-    SettingEstimate,
-    accelerator_named,
-    cluster_of,
-    plan,
-    refuse_if_memory_too_small,
-    with_dividing_micro_batch,
-)
-from git_scale.planning.cluster import EFFICIENCY, GIB
-from git_scale.planning.disk import checkpoint_space, describe_space
-from git_scale.planning.report import describe_plan, estimates_table
+from git_scale.planning.assumptions import EFFICIENCY
 from git_scale.recipes import load_run
-from git_scale.training.init_model import inherited_from
+
+if TYPE_CHECKING:
+    from git_scale.planning.estimate import SettingEstimate
+    from git_scale.planning.plan import Plan
 
 SHOWN = 8
 
@@ -43,8 +33,17 @@ SHOWN = 8
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
+    from git_scale.planning.cluster import accelerator_named, cluster_of
+    from git_scale.planning.disk import checkpoint_space, describe_space
+    from git_scale.planning.plan import plan, refuse_if_memory_too_small, with_dividing_micro_batch
+    from git_scale.planning.report import describe_plan, estimates_table
+    from git_scale.training.init_model import inherited_from
+
     asked = load_run(args.config, args.overrides, inherited_from)
-    cluster = cluster_from(args, asked)
+    devices = args.nodes * args.gpus_per_node
+    listed = cluster_of(accelerator_named(args.gpu), asked.train.precision, devices, args.gpus_per_node)
+    cluster = dataclasses.replace(listed, **given_instead(args))
     run = with_dividing_micro_batch(asked, cluster)
     planned = plan(run, read_ds_config(args.ds_config), cluster)
     if not planned.estimates:
@@ -58,18 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def cluster_from(args: argparse.Namespace, run: RunConfig) -> Cluster:
-    """The data file's values, and what was given instead."""
-    cluster = cluster_of(
-        accelerator_named(args.gpu), run.train.precision, args.nodes * args.gpus_per_node, args.gpus_per_node
-    )
+def given_instead(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says in the place of the data file's values."""
     given = {
-        "memory": args.memory_gib and int(args.memory_gib * GIB),
+        "memory": args.memory_gib and int(args.memory_gib * 2**30),
         "intra": args.intra_gbps and args.intra_gbps * 1e9 / 8,
         "inter": args.inter_gbps and args.inter_gbps * 1e9 / 8,
         "efficiency": args.efficiency,
     }
-    return dataclasses.replace(cluster, **{name: value for name, value in given.items() if value})
+    return {name: value for name, value in given.items() if value}
 
 
 def shown(planned: Plan) -> list[SettingEstimate]:

@@ -14,12 +14,10 @@ from torch import Tensor
 from git_scale.config import DataConfig
 from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import check_size, decode, prepare, to_rgb
-from git_scale.data.video import ENDINGS, read_frames
+from git_scale.data.video import ENDINGS as VIDEO_ENDINGS
+from git_scale.data.video import read_frames
 from git_scale.errors import DataError
 from git_scale.paths import special_kind
-
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-VIDEO_ENDINGS = ENDINGS
 
 Picture: TypeAlias = Image.Image | str | Path | bytes | np.ndarray | Tensor
 """A PIL picture of any mode; path or bytes of a JPEG, PNG or WEBP; a uint8 array [H, W, 3] or tensor [3, H, W].

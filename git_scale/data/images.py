@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from git_scale.config import DataConfig
 from git_scale.data.jpeg import check_scans, decode_jpeg
 from git_scale.errors import DataError
 
+if TYPE_CHECKING:  # who builds shards or lists pictures waits for no torch
+    import torch
+    from torch import Tensor
+
 FORMATS = ("JPEG", "PNG", "WEBP")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 PNG = b"\x89PNG\r\n\x1a\n"
 # 90 MP: above any photograph (phones shoot 50, medium format 60..100 at the edge), and 270 MB once decoded,
 # which every loader worker can afford; a forged header may claim 4 GP in 60 bytes
@@ -210,5 +214,7 @@ def _to_array(image: Image.Image) -> np.ndarray:
 
 def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 [..., 3, H, W] to `dtype` with CLIP's mean and deviation, computed in fp32."""
+    import torch
+
     mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
     return ((images.float() / 255 - mean) / std).to(dtype)

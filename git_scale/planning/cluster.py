@@ -11,15 +11,12 @@ import torch
 
 from git_scale.errors import ConfigError
 from git_scale.monitoring.peak import Accelerator, accelerator_names, known_accelerator, peak_flops
+from git_scale.planning.assumptions import CPU_LINK, EFFICIENCY, MARGIN, UNKNOWN_LINKS
 from git_scale.planning.kernels import DeviceKind
 
 GIB = 2**30
-EFFICIENCY = 0.33  # of the peak, while computing: git_large in bf16 on an H200 (benchmarks/results/gpu.json)
-MARGIN = 0.1  # share of the memory that a good setting leaves: fragmentation, evaluation, other kernels than foreseen
 # CUDA's context, NCCL's buffers, the workspaces of cuBLAS and cuDNN | Python with torch and DeepSpeed
 LIBRARY_BYTES: Mapping[DeviceKind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}
-UNKNOWN_LINKS = (32e9, 12.5e9)  # bytes/s within and between nodes: PCIe 4 and 100 Gbit/s
-CPU_LINK = 1e9  # bytes/s of gloo's collectives on one machine
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line that every training tool shares: recipe, DeepSpeed JSON, overrides, --dry-run."""
+"""What every training tool does once its arguments are read: a run, or a dry one."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ import os
 from typing import Any
 
 from git_scale.config import RunConfig, check_world
-from git_scale.console import path, whole
 from git_scale.errors import ConfigError
 from git_scale.exit import exit_within
 from git_scale.objectives.training_loss import check_accumulation
 from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.parallel.topology import Topology, is_first_rank, topology_from
-from git_scale.planning import (
-    Cluster,
-    plan,
-    refuse_if_memory_too_small,
-    this_cluster,
-)
+from git_scale.parallel.topology import Topology, topology_from
+from git_scale.planning.cluster import Cluster, this_cluster
 from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
+from git_scale.planning.plan import plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
 from git_scale.processes import end_with, launcher_processes
 from git_scale.recipes import draft_run
@@ -36,36 +31,6 @@ log = logging.getLogger(__name__)
 
 EXIT_S = 60.0
 """To close what is open once a run has ended: nothing of its results hangs on that."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Help, usage and errors are printed by the first rank alone; the exit code is that of all."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if is_first_rank():
-            super()._print_message(message, file)
-
-
-def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
-    parser.add_argument(
-        "--ds_config", type=path, metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the resolved run and its plan, and exit: with code 2 where the run would be refused",
-    )
-    parser.add_argument(
-        "--world-size",
-        type=whole(1),
-        metavar="N",
-        help="of a dry run: plan for so many GPUs like those of this machine (H100s where there are none)",
-    )
-    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_intermixed_args(argv)
 
 
 def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int:

@@ -16,17 +16,10 @@ from git_scale.models.git import GitModel
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology
-from git_scale.planning import (
-    Cluster,
-    Plan,
-    accelerator_named,
-    cluster_of,
-    plan,
-    refuse_if_memory_too_small,
-    this_cluster,
-)
+from git_scale.planning.cluster import Cluster, accelerator_named, cluster_of, this_cluster
 from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
 from git_scale.planning.meta import on_meta
+from git_scale.planning.plan import Plan, plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
 from git_scale.training.costs import StepCosts
 from git_scale.training.init_model import freeze, parameter_counts

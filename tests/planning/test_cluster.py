@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from git_scale.errors import ConfigError
-from git_scale.planning import accelerator_named, cluster_of, this_cluster
+from git_scale.planning.cluster import accelerator_named, cluster_of, this_cluster
 
 
 def test_a_cluster_of_known_devices() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.planning import accelerator_named, cluster_of
+from git_scale.planning.cluster import accelerator_named, cluster_of
 from git_scale.planning.estimate import estimate_setting, setting_of
 from git_scale.recipes import load_run
 

@@ -10,8 +10,9 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
-from git_scale.planning import Cluster, plan
+from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import build_local, largest_picture, parameters_of
+from git_scale.planning.plan import plan
 from git_scale.recipes import adjusted
 
 

@@ -17,7 +17,7 @@ from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
-from git_scale.planning import this_cluster
+from git_scale.planning.cluster import this_cluster
 from git_scale.planning.estimate import estimate_setting, setting_of
 from git_scale.recipes import load_run
 from git_scale.testing.distributed import run_distributed

@@ -13,16 +13,9 @@ from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.models.git import count_parameters
-from git_scale.planning import (
-    Cluster,
-    accelerator_named,
-    cluster_of,
-    plan,
-    refuse_if_memory_too_small,
-    with_dividing_micro_batch,
-)
-from git_scale.planning.cluster import GIB
+from git_scale.planning.cluster import GIB, Cluster, accelerator_named, cluster_of
 from git_scale.planning.local_model import build_local
+from git_scale.planning.plan import plan, refuse_if_memory_too_small, with_dividing_micro_batch
 from git_scale.planning.report import describe_plan, estimates_table
 from git_scale.recipes import load_run
 

@@ -8,8 +8,8 @@ import pytest
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.planning import Cluster, SettingEstimate, TunableSetting
-from git_scale.planning.estimate import estimate_setting
+from git_scale.planning.cluster import Cluster
+from git_scale.planning.estimate import SettingEstimate, TunableSetting, estimate_setting
 from git_scale.planning.search import best_micro_batches, fitting_settings, nearest
 from git_scale.recipes import adjusted
 

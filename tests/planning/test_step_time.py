@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from git_scale.planning import Cluster
+from git_scale.planning.cluster import Cluster
 from git_scale.planning.memory import StepShape
 from git_scale.planning.partition_sizes import PartitionSizes
 from git_scale.planning.profiling import MicroBatchProfile

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import plan as tool  # noqa: E402
 import pretrain  # noqa: E402
 
-from git_scale.planning import Cluster, disk  # noqa: E402
+from git_scale.planning import disk  # noqa: E402
+from git_scale.planning.cluster import Cluster  # noqa: E402
 from git_scale.testing.tiny import tiny_run  # noqa: E402
 from git_scale.training import cli, dry_run  # noqa: E402
 

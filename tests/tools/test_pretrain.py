@@ -145,7 +145,8 @@ def test_a_stop_signal_ends_with_code_75_and_the_same_command_goes_on(squares: P
 
 @pytest.mark.parametrize("recipe_name", ["demo", "git_base", "git_large", "git_huge", "git2"])
 def test_dry_run_of_every_recipe(recipe_name: str, tmp_path: Path) -> None:
-    from git_scale.training.cli import parse_training_arguments, run_training
+    from git_scale.training.arguments import parse_training_arguments
+    from git_scale.training.cli import run_training
 
     arguments = ["--config", recipe_name, "--dry-run", "--world-size", "2"]
     arguments += ["--ds_config", DS_CONFIG, f"run_dir={tmp_path / 'x'}"]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import webdataset
 from xxhash import xxh3_64_intdigest
 
 from git_scale.data import index
@@ -178,6 +177,8 @@ def _write_shard(path: Path, samples: list[SampleToWrite], first_key: int) -> in
 
     Keys are numbers of nine digits from `first_key` on. Digests are those of the bytes that were meant.
     """
+    import webdataset  # here alone: it takes torch along, which a command line need not wait for
+
     digests: dict[str, int] = {}
     with (
         replaced_atomically(path) as temporary,
