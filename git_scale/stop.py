@@ -5,8 +5,12 @@
             check_stop()  # raises Stopped once a signal has come
             make_index(shard)
 
-The training loop asks the flag itself (its ranks agree on the step to stop at); what one process does alone, or what
-ranks agree on otherwise (indexing, building, an evaluation), raises Stopped, and the tool ends with its code.
+SIGUSR1 in training, as SLURM sends it ahead of the time limit: the rank that gets it sets its flag; in the next step
+(`Trainer.train_step`) the flag is summed with the losses, so that all ranks know of it; all of them end after that
+step (`Trainer.fit`), write a checkpoint and exit with code 75, and the same command goes on from there.
+
+What one process does alone, or what ranks agree on otherwise (indexing, building, an evaluation), raises Stopped, and
+the tool ends with its code.
 """
 
 from __future__ import annotations

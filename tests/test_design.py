@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -375,6 +376,36 @@ def test_the_rooms_of_the_page_are_those_of_the_package() -> None:
     assert drawn_rooms(DESIGN) - {"configs"} == {room_of(path) for path in FILES} - {"__init__"}
     without = DESIGN.replace("\n  paths.py ", "\n  trails.py ")
     assert drawn_rooms(DESIGN) ^ drawn_rooms(without) == {"paths", "trails"}
+
+
+def definitions(source: str) -> dict[str, int]:
+    """Dotted name of each function and class -> its number of lines."""
+    found: dict[str, int] = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.ClassDef):
+                found[prefix + child.name] = child.end_lineno - child.lineno + 1
+                visit(child, f"{prefix}{child.name}.")
+
+    visit(ast.parse(source), "")
+    return found
+
+
+def test_the_places_of_the_page_are_there_and_short() -> None:
+    places = re.findall(r"`([\w/]+\.py):([\w.]+)`", DESIGN)
+    assert len(places) > 8
+    for path, name in places:
+        source = (PACKAGE.parent / path if path.startswith("tests/") else PACKAGE / path).read_text("utf-8")
+        assert definitions(source).get(name, math.inf) <= 60, f"{path}:{name}"
+
+
+def test_every_long_module_has_the_reason_why_it_is_ours() -> None:
+    page = (PACKAGE.parent / "docs" / "own_parts.md").read_text(encoding="utf-8")
+    named_there = set(re.findall(r"`([\w/]+\.py)`", page))
+    long = {named(path) for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 100}
+    assert long - named_there == set(), "say in docs/own_parts.md why no library does this"
+    assert named_there - {named(path) for path in FILES} == set()
 
 
 def test_the_order_of_the_page_is_that_of_the_imports() -> None:

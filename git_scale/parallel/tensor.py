@@ -133,10 +133,10 @@ class _SequenceRow(_Row):
 class VocabularyHead(nn.Module):
     """Logits of this rank's words in training, which an objective reads; in evaluation of all, without padding."""
 
-    def __init__(self, words: int, width: int, tp: int) -> None:
+    def __init__(self, vocab_size: int, width: int, tp: int) -> None:
         super().__init__()
-        self.words = words
-        rows = padded_rows(words, tp) // tp
+        self.vocab_size = vocab_size
+        rows = padded_rows(vocab_size, tp) // tp
         self.weight = nn.Parameter(torch.empty(rows, width))
         self.bias = nn.Parameter(torch.empty(rows))
 
@@ -145,7 +145,7 @@ class VocabularyHead(nn.Module):
         if self.training:
             return logits
         # megatron-core's own gathering wants a GPU
-        return torch.cat(TP.gather(logits), dim=-1)[..., : self.words]
+        return torch.cat(TP.gather(logits), dim=-1)[..., : self.vocab_size]
 
 
 def _with_own_random_state(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
