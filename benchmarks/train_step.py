@@ -26,8 +26,8 @@ from git_scale.data.batch import Batch
 from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.objectives.training_loss import loss_alone
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.recipes import load_run
-from git_scale.training.costs import StepCosts
 from git_scale.training.optimizer import parameter_groups
 
 AIMS = {"attained with 1 text": ">= 0.70", "step with 5 / step with 1": "<= 1.30"}
@@ -46,8 +46,8 @@ def run(
     config = load_run(recipe, overrides)
     generator = torch.Generator().manual_seed(0)
     batches = {k: synthetic_batch(config.model, images, k, text_tokens, generator) for k in (1, 5)}
-    costs = StepCosts(config.model, dp=1)
-    flops = {f"step with {k}": costs.train_flops([batch]) for k, batch in batches.items()}
+    model_flops = ModelFlops(config.model)
+    flops = {f"step with {k}": model_flops.of_step([batch]) for k, batch in batches.items()}
     products = step_products(config, batches[1])
     flops["products"] = count_flops(products)
     times = measure(config, batches, ProductReplay(products), budget_s)

@@ -53,7 +53,7 @@ def test_the_step_of_git_base_is_its_products() -> None:
     """All but the picture's patches (a convolution), and the gradient of the pixels that nobody asks for."""
     config = load_run("git_base")
     batch = synthetic_batch(config.model, 4, 1, 20, torch.Generator())
-    flops = train_step.StepCosts(config.model, dp=1).train_flops([batch])
+    flops = train_step.ModelFlops(config.model).of_step([batch])
     share = count_flops(train_step.step_products(config, batch)) / flops
     assert 0.98 < share <= 1
 

@@ -77,7 +77,7 @@ def shown(planned: Plan) -> list[SettingEstimate]:
 def as_tree(planned: Plan) -> dict[str, Any]:
     return {
         "cluster": dataclasses.asdict(planned.cluster),
-        "flops_per_sample": planned.flops,
+        "flops_per_sample": planned.flops_per_sample,
         "fits": planned.fits,
         "own": estimate_tree(planned, planned.own),
         "best": [estimate_tree(planned, estimate) for estimate in planned.best(SHOWN)],

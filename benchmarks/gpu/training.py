@@ -30,8 +30,8 @@ from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.recipes import load_run
-from git_scale.training.costs import StepCosts
 from git_scale.training.init_model import deferred_model
 from git_scale.training.optimizer import parameter_groups
 
@@ -103,7 +103,7 @@ class Session:
         losses += [self.step(batch) for _ in range(shapes.timed)]
         synchronise(self.device)
         step_s = (time.perf_counter() - warm) / shapes.timed
-        flops = StepCosts(self.run.model, dp=1).train_flops([batch] * shapes.accumulation)
+        flops = ModelFlops(self.run.model).of_step([batch] * shapes.accumulation)
         return {
             "recipe": self.recipe,
             **asdict(setting),

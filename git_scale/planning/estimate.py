@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from git_scale.config import RunConfig
-from git_scale.models.build import build_encoder
-from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
 from git_scale.planning.cluster import Cluster
-from git_scale.planning.local_model import count_image_tokens, largest_picture
+from git_scale.planning.local_model import largest_picture
 from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
-from git_scale.planning.meta import CachedOperations, on_meta
+from git_scale.planning.meta import CachedOperations
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.partition_sizes import partition_sizes
 from git_scale.planning.profiling import profile_micro_batch
 from git_scale.planning.step_time import StepTime, step_time
@@ -100,32 +96,13 @@ def estimate_setting(
     )
 
 
-def model_flops(run: RunConfig) -> int:
-    """One sample takes so many through forward and backward pass without recomputation: utilisation counts them.
+def flops_per_sample(run: RunConfig) -> int:
+    """Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder counts as one that learns.
 
-    Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder as one that learns. Raises
-    ConfigError when the encoder does not take pictures of that size.
+    Raises ConfigError when the encoder does not take pictures of that size.
     """
-    return _model_flops(run.model_copy(update={"train": RunConfig().train, "run_dir": "any"}).to_yaml())
-
-
-@lru_cache(maxsize=8)
-def _model_flops(recipe: str) -> int:
-    run = RunConfig.model_validate(yaml.safe_load(recipe))
-    height, width = largest_picture(run)
-    with on_meta():
-        encoder = build_encoder(run.model.encoder).eval()  # one picture is too few for a batch norm
+    flops, texts, length = ModelFlops(run.model), run.data.texts_per_image, run.data.max_text_tokens
     with CachedOperations():
-        tokens = count_image_tokens(encoder, run.model.encoder.name, height, width)
-        encoder_flops = encoder_forward_flops(encoder, height, width)
-    texts, length, frames = run.data.texts_per_image, run.data.max_text_tokens, run.model.frames
-    decoder = decoder_forward_flops(
-        run.model.decoder,
-        run.model.vocab_size,
-        encoder.width,
-        image_tokens=frames * tokens,
-        texts=texts,
-        text_tokens=length,
-        target_tokens=texts * (length - 1),
-    )
-    return TRAIN_TO_FORWARD * (decoder + frames * encoder_flops)
+        return flops.of_sample(
+            run.model.frames, *largest_picture(run), texts, length, target_tokens=texts * (length - 1)
+        )

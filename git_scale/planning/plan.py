@@ -14,7 +14,7 @@ from git_scale.planning.estimate import (
     SettingEstimate,
     TunableSetting,
     estimate_setting,
-    model_flops,
+    flops_per_sample,
     setting_of,
 )
 from git_scale.planning.search import best_micro_batches, fitting_settings, nearest
@@ -30,8 +30,8 @@ class Plan:
     own: SettingEstimate
     other: SettingEstimate
     """With checkpointing if the run has none, without if it has."""
-    flops: int
-    """Of one sample, both passes, without recomputation."""
+    flops_per_sample: int
+    """Both passes take so many, without recomputation."""
 
     @property
     def fits(self) -> bool:
@@ -52,7 +52,7 @@ class Plan:
 
     def utilisation(self, estimate: SettingEstimate) -> float:
         """Model FLOPs per second over the peak."""
-        done = self.flops * self.run.train.global_batch / estimate.time.total
+        done = self.flops_per_sample * self.run.train.global_batch / estimate.time.total
         return done / (self.cluster.peak * self.cluster.world_size)
 
     def run_seconds(self, estimate: SettingEstimate) -> float:
@@ -63,7 +63,7 @@ def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
     """Raises ConfigError when the batch or the model does not divide over the cluster, or pictures do not fit it."""
     topology = Topology(world_size=cluster.world_size).with_tp(run.parallel.tp)
     check_world(run, topology.dp)
-    flops = model_flops(run)
+    flops = flops_per_sample(run)
     own = setting_of(run, ds_config)
     other = TunableSetting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
     return Plan(
@@ -72,7 +72,7 @@ def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
         cluster,
         own=estimate_setting(run, ds_config, cluster, own),
         other=estimate_setting(run, ds_config, cluster, other),
-        flops=flops,
+        flops_per_sample=flops,
     )
 
 

@@ -88,7 +88,7 @@ def _time_lines(plan: Plan) -> list[str]:
     time, batch = estimate.time, plan.run.train.global_batch
     hours = plan.run_seconds(estimate) / 3600
     return [
-        f"{plan.flops / 1e9:,.1f} GFLOP per sample; {batch / time.total:,.1f} samples/s, MFU"
+        f"{plan.flops_per_sample / 1e9:,.1f} GFLOP per sample; {batch / time.total:,.1f} samples/s, MFU"
         f" {plan.utilisation(estimate):.0%}",
         f"step {_seconds(time.total)}: compute {_seconds(time.compute)}, tensor-parallel exchange"
         f" {_seconds(time.tensor)}, data-parallel exchange not hidden {_seconds(time.data)}",

@@ -29,9 +29,9 @@ from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.tasks import build_task, check_metric
 from git_scale.training.checkpoints import Checkpoints, random_seed
-from git_scale.training.costs import StepCosts
 from git_scale.training.init_model import deferred_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.optimizer import parameter_groups
 from git_scale.training.preflight import (
@@ -84,9 +84,9 @@ def build_trainer(
     checkpoints = Checkpoints(run, tokenizer_path, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
-    costs = StepCosts(run.model, topology.dp, encoder_learns(materialised.model))
+    model_flops = ModelFlops(run.model, topology.dp, encoder_learns(materialised.model))
     for shape in training_shapes(run):
-        costs.image_tokens(*shape)  # an error now, not at the first step that draws this size
+        model_flops.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
         Evaluator(run, heldout, task, topology, _quarantine(run, "heldout")) if heldout is not None else None
     )
@@ -104,7 +104,18 @@ def build_trainer(
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = WORLD.from_first(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     return Trainer(
-        run, engine, batches, checkpoints, evaluator, writer, meters, costs, progress, past, lease, train
+        run,
+        engine,
+        batches,
+        checkpoints,
+        evaluator,
+        writer,
+        meters,
+        model_flops,
+        progress,
+        past,
+        lease,
+        train,
     )
 
 

@@ -19,9 +19,9 @@ from git_scale.parallel.topology import Topology
 from git_scale.planning.cluster import Cluster, accelerator_named, cluster_of, this_cluster
 from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
 from git_scale.planning.meta import on_meta
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.plan import Plan, plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
-from git_scale.training.costs import StepCosts
 from git_scale.training.init_model import freeze, parameter_counts
 from git_scale.training.preflight import (
     Problems,
@@ -48,8 +48,8 @@ def dry_run(
         return ""
     problems.of(lambda: freeze(model, run.train.freeze))
     if problems.of(lambda: check_image_sizes(run, model.encoder)):
-        costs = StepCosts(run.model, topology.dp)
-        problems.of(lambda: [costs.image_tokens(*shape) for shape in training_shapes(run)])
+        model_flops = ModelFlops(run.model)
+        problems.of(lambda: [model_flops.image_tokens(*shape) for shape in training_shapes(run)])
     opened = [_opened(source.path, problems) for source in training_sources(run.data).values()]
     train = [store for store in opened if store is not None]
     if len(train) == len(opened) and not is_elsewhere:

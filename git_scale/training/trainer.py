@@ -24,10 +24,10 @@ from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel import collectives
 from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine, StepReport
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
-from git_scale.training.costs import StepCosts
 from git_scale.training.guards import Guards
 from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
@@ -53,7 +53,7 @@ class Trainer:
         evaluator: Evaluator | None,
         writer: Writer,
         meters: Meters,
-        costs: StepCosts,
+        model_flops: ModelFlops,
         progress: RunProgress,
         evaluations: Sequence[Metrics],
         lease: Lease | None,
@@ -66,7 +66,7 @@ class Trainer:
         self.evaluator = evaluator
         self.writer = writer
         self.meters = meters
-        self.costs = costs
+        self.model_flops = model_flops
         self.evaluations = list(evaluations)
         self.lease = lease
         self.train = train
@@ -179,7 +179,7 @@ class Trainer:
             grad_norm=result.grad_norm,
             images=self.run.train.global_batch,
             tokens=result.targets,
-            flops=self.costs.train_flops(batches) if any(counts) else 0.0,
+            flops=self.model_flops.of_step(batches) if any(counts) else 0.0,
             wait_s=wait_s,
         )
         return result

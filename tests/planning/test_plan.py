@@ -72,7 +72,7 @@ def test_a_split_model_has_the_splits_parameters() -> None:
 
 def test_compute_time_is_flops_over_rate() -> None:
     planned = plan(small(), {}, cluster())
-    per_rank = planned.flops * 64 / 8
+    per_rank = planned.flops_per_sample * 64 / 8
     expected = per_rank / (0.33 * 989e12)
     assert planned.own.time.compute == pytest.approx(expected, rel=0.05)
     recomputed = plan(small("train.activation_checkpointing=true"), {}, cluster()).own.time.compute

@@ -11,7 +11,7 @@ from git_scale.config import RunConfig
 from git_scale.models.build import build_model
 from git_scale.models.git import count_parameters
 from git_scale.planning import profiling
-from git_scale.planning.estimate import model_flops
+from git_scale.planning.estimate import flops_per_sample
 from git_scale.planning.kernels import flops_of
 from git_scale.planning.profiling import MicroBatchProfile, profile_micro_batch
 from git_scale.recipes import adjusted, load_run
@@ -71,13 +71,13 @@ def test_flops_are_three_forwards(recipe: str) -> None:
     """But that the first layer's input needs no gradient, and fused attention computes its scores again."""
     run = load_run(recipe)
     for kind in ("cpu", "cuda"):
-        assert profile_micro_batch(run, kind).flops == pytest.approx(model_flops(run), rel=0.02)
+        assert profile_micro_batch(run, kind).flops == pytest.approx(flops_per_sample(run), rel=0.02)
 
 
 def test_flops_of_depth_wise_convolutions_too(small_run: RunConfig) -> None:
     options = ["model.encoder.name=davit_tiny", "model.encoder.options={depths: [1, 1, 1, 1]}"]
     run = adjusted(small_run, options)
-    assert profile_micro_batch(run, "cuda").flops == pytest.approx(model_flops(run), rel=0.03)
+    assert profile_micro_batch(run, "cuda").flops == pytest.approx(flops_per_sample(run), rel=0.03)
 
 
 def test_a_frozen_encoder_keeps_nothing_and_costs_one_pass(small_run: RunConfig) -> None:

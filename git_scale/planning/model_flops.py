@@ -1,4 +1,4 @@
-"""FLOPs of a step from the shapes that really ran, for the utilisation in the log."""
+"""Model FLOPs of training, without recomputation: those that utilisation (MFU) counts, in a plan and in the log."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, 
 from git_scale.planning.local_model import count_image_tokens
 
 
-class StepCosts:
-    """Counts model FLOPs; the encoder is run on `meta` once per image size."""
+class ModelFlops:
+    """Counts FLOPs from the shapes that run; the encoder is run on `meta` once per image size."""
 
-    def __init__(self, config: ModelConfig, dp: int, encoder_learns: bool = True) -> None:
+    def __init__(self, config: ModelConfig, dp: int = 1, encoder_learns: bool = True) -> None:
         self._config = config
         self._dp = dp
         self._encoder_passes = TRAIN_TO_FORWARD if encoder_learns else 1
@@ -22,13 +22,14 @@ class StepCosts:
             self._encoder = build_encoder(config.encoder).eval()  # one picture is too few for a batch norm
         self._image_tokens: dict[tuple[int, int], int] = {}
 
-    def train_flops(self, batches: list[Batch]) -> int:
-        """Forward and backward of one step on all ranks, taking the others' texts to be as long as ours."""
-        return self._dp * sum(self._train(batch) for batch in batches)
+    def of_step(self, batches: list[Batch]) -> int:
+        """A step of these micro-batches takes so many on all ranks, if the others' texts are as long as ours."""
+        return self._dp * sum(self._of_batch(batch) for batch in batches)
 
-    def _train(self, batch: Batch) -> int:
-        images, frames, _, height, width = batch.images.shape
-        _, texts, text_tokens = batch.tokens.shape
+    def of_sample(
+        self, frames: int, height: int, width: int, texts: int, text_tokens: int, target_tokens: int
+    ) -> int:
+        """`text_tokens` are those of each text, `target_tokens` those of all together."""
         decoder = decoder_forward_flops(
             self._config.decoder,
             self._config.vocab_size,
@@ -36,10 +37,10 @@ class StepCosts:
             image_tokens=frames * self.image_tokens(height, width),
             texts=texts,
             text_tokens=text_tokens,
-            target_tokens=round(batch.num_targets / images),
+            target_tokens=target_tokens,
         )
         encoder = self._encoder_passes * encoder_forward_flops(self._encoder, height, width)
-        return images * (frames * encoder + TRAIN_TO_FORWARD * decoder)
+        return frames * encoder + TRAIN_TO_FORWARD * decoder
 
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens per picture; raises ConfigError when the encoder does not take pictures of this size."""
@@ -47,3 +48,9 @@ class StepCosts:
             name = self._config.encoder.name
             self._image_tokens[height, width] = count_image_tokens(self._encoder, name, height, width)
         return self._image_tokens[height, width]
+
+    def _of_batch(self, batch: Batch) -> int:
+        images, frames, _, height, width = batch.images.shape
+        _, texts, text_tokens = batch.tokens.shape
+        targets = round(batch.num_targets / images)
+        return images * self.of_sample(frames, height, width, texts, text_tokens, targets)

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
 from git_scale.models.build import build_model
+from git_scale.planning.model_flops import ModelFlops
 from git_scale.recipes import load_run
-from git_scale.training.costs import StepCosts
 
 
 def a_batch(B: int, F: int, K: int, T: int, side: int, targets: int) -> Batch:
@@ -43,31 +43,31 @@ def test_a_step_costs_three_forwards_of_the_real_model(recipe: str, texts: int) 
     config = load_run(recipe).model
     batch = a_batch(B=2, F=1, K=texts, T=20, side=config.encoder.image_size, targets=15)
     expected = 3 * counted_forward(config, batch)
-    assert StepCosts(config, dp=1).train_flops([batch]) == pytest.approx(expected, rel=1e-6)
+    assert ModelFlops(config).of_step([batch]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_frames_and_other_picture_sizes_are_counted_as_they_run() -> None:
     config = load_run("git_base", ["model.frames=3", "model.decoder.layers=2"]).model
-    costs = StepCosts(config, dp=1)
+    flops = ModelFlops(config)
     for side in (160, 224):
         batch = a_batch(B=1, F=3, K=1, T=12, side=side, targets=10)
-        assert costs.train_flops([batch]) == pytest.approx(3 * counted_forward(config, batch), rel=1e-6)
+        assert flops.of_step([batch]) == pytest.approx(3 * counted_forward(config, batch), rel=1e-6)
 
 
 def test_micro_batches_and_ranks_add_up() -> None:
     config = load_run("demo").model
     short, long = (a_batch(B=2, F=1, K=1, T=T, side=64, targets=T - 2) for T in (8, 20))
-    alone, four = StepCosts(config, dp=1), StepCosts(config, dp=4)
-    assert alone.train_flops([short]) < alone.train_flops([long])
-    assert alone.train_flops([short, long]) == alone.train_flops([short]) + alone.train_flops([long])
-    assert four.train_flops([short]) == 4 * alone.train_flops([short])
+    alone, four = ModelFlops(config), ModelFlops(config, dp=4)
+    assert alone.of_step([short]) < alone.of_step([long])
+    assert alone.of_step([short, long]) == alone.of_step([short]) + alone.of_step([long])
+    assert four.of_step([short]) == 4 * alone.of_step([short])
 
 
 def test_a_batch_without_targets_still_costs_its_pictures() -> None:
     config = load_run("demo").model
-    costs = StepCosts(config, dp=1)
-    empty = costs.train_flops([a_batch(B=2, F=1, K=1, T=8, side=64, targets=0)])
-    full = costs.train_flops([a_batch(B=2, F=1, K=1, T=8, side=64, targets=6)])
+    flops = ModelFlops(config)
+    empty = flops.of_step([a_batch(B=2, F=1, K=1, T=8, side=64, targets=0)])
+    full = flops.of_step([a_batch(B=2, F=1, K=1, T=8, side=64, targets=6)])
     head = 3 * 2 * 12 * config.decoder.width * config.vocab_size
     assert full - empty == head
     assert empty > 0
