@@ -84,9 +84,9 @@ def build_trainer(
     checkpoints = Checkpoints(run, tokenizer_path, engine, topology)
     peak = peak_flops(device, run.train.precision)
     meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
-    model_flops = ModelFlops(run.model, topology.dp, encoder_learns(materialised.model))
+    flops = ModelFlops(run.model, topology.dp, encoder_learns(materialised.model))
     for shape in training_shapes(run):
-        model_flops.image_tokens(*shape)  # an error now, not at the first step that draws this size
+        flops.image_tokens(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
         Evaluator(run, heldout, task, topology, _quarantine(run, "heldout")) if heldout is not None else None
     )
@@ -104,18 +104,7 @@ def build_trainer(
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = WORLD.from_first(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     return Trainer(
-        run,
-        engine,
-        batches,
-        checkpoints,
-        evaluator,
-        writer,
-        meters,
-        model_flops,
-        progress,
-        past,
-        lease,
-        train,
+        run, engine, batches, checkpoints, evaluator, writer, meters, flops, progress, past, lease, train
     )
 
 
