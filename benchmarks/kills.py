@@ -42,12 +42,12 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         write_squares_data(root / "squares")
-        undisturbed = Run(root, "undisturbed")
+        undisturbed = KilledRun(root, "undisturbed")
         undisturbed.finish()
         expected = undisturbed.outcome()
         done, same, starts = Counter[str](), 0, 0
         while done.total() < kills:
-            victim, killed = Run(root, f"run_{starts}"), 0
+            victim, killed = KilledRun(root, f"run_{starts}"), 0
             for phase in draw.sample(PHASES, len(PHASES)):
                 if done.total() < kills and victim.kill_in(phase, draw):
                     done[phase] += 1
@@ -65,7 +65,7 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
     }
 
 
-class Run:
+class KilledRun:
     """One run folder and the command that goes on in it."""
 
     def __init__(self, root: Path, name: str) -> None:

@@ -30,8 +30,8 @@ MAX_SEED = 2**32 - 1
 LARGEST = 10**12
 """Of all whole numbers: what is computed from them stays within 64 bits."""
 
-Text = Annotated[str, Field(min_length=1)]
-UserPath = Annotated[Text, AfterValidator(expanded)]
+NonEmptyText = Annotated[str, Field(min_length=1)]
+UserPath = Annotated[NonEmptyText, AfterValidator(expanded)]
 """A path; `~` and `$NAME` are taken for what they stand for."""
 
 
@@ -52,7 +52,7 @@ class Section(BaseModel):
 
 
 class EncoderConfig(Section):
-    name: Text = "vit_base_patch16_clip_quickgelu_224"
+    name: NonEmptyText = "vit_base_patch16_clip_quickgelu_224"
     """Any timm architecture that yields feature tokens or a feature grid."""
     image_size: int = Field(224, ge=8, le=MAX_IMAGE_SIZE)
     """Side of the square input in pixels, for evaluation and (unless data.image_sizes) for training."""
@@ -61,9 +61,9 @@ class EncoderConfig(Section):
     whole GIT its encoder is taken), timm (its published weights of that name, downloaded or cached), or scratch. Not
     asked when init_from brings an encoder, nor when a run goes on."""
     position_std: float | None = Field(None, gt=0)
-    """Standard deviation of the first values of a ViT's table of positions. None is timm's 0.02, which is little
-    beside the embeddings of patches. A ViT that starts from scratch on few pictures learns sooner with 0.5, since its
-    first attention then tells places apart from the beginning."""
+    """Standard deviation of the first values of a ViT's table of positions. None: timm's 0.02, which is small beside
+    the embeddings of patches. With 0.5 a ViT that starts from scratch on few pictures learns sooner: its attention
+    tells places apart from the first step on."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
 
@@ -99,7 +99,7 @@ class SourceConfig(Section):
     """Folder of tar shards."""
     weight: float = Field(1.0, gt=0)
     """Its share of the samples, over the sum of all weights."""
-    task: Text | None = None
+    task: NonEmptyText | None = None
     """What is learned from it; none: data.task."""
 
 
@@ -112,7 +112,7 @@ class DataConfig(Section):
     """Folder of tar shards for evaluation; none: no evaluation."""
     tokenizer: UserPath = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
-    task: Text = "caption"
+    task: NonEmptyText = "caption"
     """caption, vqa, or one that a plugin adds. vqa: questions as prefixes, the loss on the answer and the end token;
     one of the answers is drawn per epoch."""
     texts_per_image: int = Field(1, ge=1)
@@ -183,11 +183,11 @@ class TrainConfig(Section):
     gradient_precision: Literal["fp32", "bf16"] = "fp32"
     """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
-    objectives: dict[Text, Annotated[float, Field(gt=0)]] = {"lm": 1.0}
+    objectives: dict[NonEmptyText, Annotated[float, Field(gt=0)]] = {"lm": 1.0}
     """What is learned, each with its weight in the loss. lm: the paper's, every word from the picture and the words
     before it. `train.objective=NAME` is short for one of weight 1."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    freeze: tuple[Text, ...] = ()
+    freeze: tuple[NonEmptyText, ...] = ()
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: about a third more compute, far less memory."""
@@ -236,7 +236,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; one more is written at the end."""
     keep: int = Field(2, ge=2)
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
-    best: Text | None = None
+    best: NonEmptyText | None = None
     """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, or one of the task's (exact_match,
     cider, vqa_accuracy, ...). Of equal values the one with the lower held-out loss is kept, then the later one."""
 
@@ -255,7 +255,7 @@ class RunConfig(Section):
     init_from: UserPath | None = None
     """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
     imported image encoder. None: random. A run that goes on takes its own checkpoint."""
-    plugins: tuple[Text, ...] = ()
+    plugins: tuple[NonEmptyText, ...] = ()
     """Modules of your own that add tasks, objectives, ... by name, from PYTHONPATH or the working directory; they
     are imported before the run is read."""
     model: ModelConfig = ModelConfig()

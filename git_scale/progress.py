@@ -43,7 +43,7 @@ class CalmStream:
             self._stream.flush()
         except (OSError, ValueError) as error:  # a full disk, a pipe that closed; a stream that is closed
             if isinstance(error, OSError) and error.errno in FULL:  # there may be space again
-                atexit.register(self._settle)
+                atexit.register(self._flush_at_exit)
             else:
                 self._silence()
         return len(text)
@@ -54,8 +54,8 @@ class CalmStream:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _settle(self) -> None:
-        """What waits for a disk that is full to the end is given up."""
+    def _flush_at_exit(self) -> None:
+        """Gives up what still waits for a full disk when the process ends."""
         try:
             self._stream.flush()
         except (OSError, ValueError):

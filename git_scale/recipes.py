@@ -32,7 +32,7 @@ SHOWN = 200  # characters of an override, in a message
 RECIPES = Path(__file__).parent / "configs"
 
 Start = Callable[[str, str], dict[str, Any]]
-"""(init_from, run_dir) -> the part of the tree that a checkpoint settles: its model and its tokenizer."""
+"""(init_from, run_dir) -> the part of the tree that a checkpoint decides: its model and its tokenizer."""
 
 
 def load_run(recipe: str, overrides: Iterable[str] = (), start: Start | None = None) -> RunConfig:

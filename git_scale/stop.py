@@ -81,7 +81,7 @@ def request_stop() -> None:
         StopRequest._current.ask()
 
 
-class Work(threading.Thread, Generic[T]):
+class BackgroundWork(threading.Thread, Generic[T]):
     """`action`, begun in a thread of its own, so that the main thread hears signals while it lasts.
 
     A process that ends does not wait for it: what it writes must be whole or absent.
@@ -113,7 +113,7 @@ class Work(threading.Thread, Generic[T]):
 
 def listening(action: Callable[[], T]) -> T:
     """The result of an action that cannot look at the request itself. Raises Stopped once a stop is asked for."""
-    work = Work(action)
+    work = BackgroundWork(action)
     while not work.is_done:
         work.join(0.1)
         if not work.is_done:

@@ -115,7 +115,7 @@ def evaluate(
     topology: Topology, device: torch.device, plugins: Path, tmp_path: Path, task: str | None, names: str
 ) -> tuple[Said, list[dict[str, Any]]]:
     """In processes of their own, as tools/evaluate.py is."""
-    from git_scale.evaluation.benchmark import evaluate_checkpoint
+    from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
 
     sys.path.append(str(plugins))
     given = [f"plugins=[{names}]"] if names else []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
 from git_scale.models.build import build_model
-from git_scale.models.decoder import LayerCache, Placement
+from git_scale.models.decoder import LayerCache, TextPlacement
 from git_scale.models.git import GitModel
 
 VOCABULARY = 23
@@ -93,7 +93,7 @@ class Oracle:
         tokens: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None = None,
-        placement: Placement | None = None,
+        placement: TextPlacement | None = None,
     ) -> Tensor:
         self.saw_images.append(images is not None)
         if images is not None:
@@ -107,7 +107,7 @@ class Oracle:
         pictures = [self._pictures[b] for b, _, _ in places]
         return torch.stack([self.logits(*pair) for pair in zip(pictures, texts, strict=True)])
 
-    def _text(self, place: tuple[int, int, int], placement: Placement | None) -> tuple[int, ...]:
+    def _text(self, place: tuple[int, int, int], placement: TextPlacement | None) -> tuple[int, ...]:
         b, k, t = place
         if placement is None:
             return tuple(self._spoken[b, k, : t + 1].tolist())

@@ -38,7 +38,7 @@ THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 m
 
 
 @dataclass(frozen=True)
-class Input:
+class CaptionInput:
     """A picture to caption, or why it is none."""
 
     name: str
@@ -54,21 +54,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if caption(model, inputs, args.question, args.beams, args.json) else 2
 
 
-def find_inputs(name: str) -> Iterator[Input]:
+def find_inputs(name: str) -> Iterator[CaptionInput]:
     """The picture or video of a path or file:// address, or all of them in a folder and below, sorted."""
     try:
         path = _path_of(name)
     except ValueError as error:
-        yield Input(name, problem=str(error))
+        yield CaptionInput(name, problem=str(error))
         return
     if not path.is_dir():
-        yield Input(name, path)
+        yield CaptionInput(name, path)
         return
     endings = (*PICTURE_ENDINGS, *VIDEO_ENDINGS)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
     if not files:
-        yield Input(name, problem=f"no file in this folder ends in {' '.join(endings)}")
-    yield from (Input(str(file), file) for file in files)
+        yield CaptionInput(name, problem=f"no file in this folder ends in {' '.join(endings)}")
+    yield from (CaptionInput(str(file), file) for file in files)
 
 
 def _path_of(name: str) -> Path:
@@ -84,7 +84,7 @@ def _path_of(name: str) -> Path:
 
 
 def caption(
-    model: git_scale.ImageToText, inputs: list[Input], questions: list[str], beams: int, as_json: bool
+    model: git_scale.ImageToText, inputs: list[CaptionInput], questions: list[str], beams: int, as_json: bool
 ) -> int:
     """Prints what the model says of each input; returns of how many it could."""
     done = 0
@@ -121,17 +121,17 @@ def ask(
 
 
 def _opened(
-    model: git_scale.ImageToText, inputs: list[Input], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Input, Clip | str]]:
+    model: git_scale.ImageToText, inputs: list[CaptionInput], pool: ThreadPoolExecutor
+) -> Iterator[tuple[CaptionInput, Clip | str]]:
     """Each input as the model sees it, or what is wrong with it; the next ones are read meanwhile."""
 
-    def prepare(found: Input) -> Clip | str:
+    def prepare(found: CaptionInput) -> Clip | str:
         try:
             return found.problem or model.prepare(found.path)
         except DataError as error:
             return str(error).removeprefix(f"{found.path}: ")
 
-    waiting: deque[tuple[Input, Future[Clip | str]]] = deque()
+    waiting: deque[tuple[CaptionInput, Future[Clip | str]]] = deque()
     for found in inputs:
         waiting.append((found, pool.submit(prepare, found)))
         if len(waiting) > 2 * BATCH:

@@ -26,7 +26,7 @@ from git_scale.checkpoint.layout import find_checkpoint, read_progress
 from git_scale.console import tool
 from git_scale.data.images import decode
 from git_scale.data.store import open_store
-from git_scale.evaluation.sheet import Captioned, draw_captions
+from git_scale.evaluation.sheet import SheetCell, draw_captions
 from git_scale.files import replaced_atomically
 from git_scale.formatting import format_table
 from git_scale.metrics.exact_match import is_match
@@ -183,7 +183,7 @@ def summarise(train_seconds: float, captions: list[Caption], exported: dict[str,
 
 
 def draw(captions: list[Caption]) -> None:
-    rows = [Captioned(np.asarray(item.image), item.reference, item.generated) for item in captions[:SHOWN]]
+    rows = [SheetCell(np.asarray(item.image), item.reference, item.generated) for item in captions[:SHOWN]]
     with replaced_atomically(RUN / "captions.png") as temporary:
         draw_captions(rows).save(temporary, "PNG")
 

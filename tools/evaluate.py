@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out.exists() and not args.force:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
     # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
-    from git_scale.evaluation.benchmark import evaluate_checkpoint
+    from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
     from git_scale.evaluation.results import write_results
 
     evaluation = evaluate_checkpoint(

@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))  # nothing is installed there
 from git_scale.console import output_file, tool  # noqa: E402
 
 if TYPE_CHECKING:
-    from benchmarks.gpu.stages import Stage
+    from benchmarks.gpu.stages import BenchmarkStage
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 README = ROOT / "benchmarks" / "README.md"
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(outcome.startswith(("failed", "stopped")) for outcome in outcomes.values()))
 
 
-def chosen(names: str) -> list[Stage]:
+def chosen(names: str) -> list[BenchmarkStage]:
     """Stages by name or number of their set, in the order of the table. Raises ConfigError for others."""
     from benchmarks.gpu.stages import STAGES
     from git_scale.errors import ConfigError
@@ -90,7 +90,7 @@ def chosen(names: str) -> list[Stage]:
     return [stage for stage in STAGES if not asked or {stage.name, str(stage.set)} & asked]
 
 
-def run_stage(stage: Stage, here: Report, results: Path, tiny: bool) -> str:
+def run_stage(stage: BenchmarkStage, here: Report, results: Path, tiny: bool) -> str:
     """Runs a stage unless it is done; its results replace older ones as soon as the first is there."""
     report = read_results(results)
     before = report["stages"].get(stage.name, {})
@@ -125,7 +125,7 @@ def outcome_of(results: list[Report]) -> str:
     return f"skipped: {results[0]['skipped']}" if all("skipped" in item for item in results) else "done"
 
 
-def command_of(stage: Stage, tiny: bool) -> list[str]:
+def command_of(stage: BenchmarkStage, tiny: bool) -> list[str]:
     if stage.measure is not None:
         return [sys.executable, "-m", "benchmarks.gpu.stages", stage.name, *(["--tiny"] if tiny else [])]
     # Only files that hold such tests: the others' imports may be missing here.

@@ -55,14 +55,14 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.destination}: exists; runs may depend on it: remove it or choose another name"
         )
     with StopRequest():
-        texts = Texts(open_store(args.shards))
+        texts = TextsOfShards(open_store(args.shards))
         train_sentencepiece(texts, args.destination, args.vocab_size)
         for line in describe(args, texts):
             print(line)
     return 0
 
 
-def describe(args: argparse.Namespace, texts: Texts) -> Iterator[str]:
+def describe(args: argparse.Namespace, texts: TextsOfShards) -> Iterator[str]:
     """What was trained, on what, and how it spells the texts."""
     tokenizer, samples = load_tokenizer(args.destination), len(texts.store)
     yield f"{args.destination}: {tokenizer.vocab_size} tokens, from {samples} samples of {args.shards}"
@@ -79,7 +79,7 @@ def describe(args: argparse.Namespace, texts: Texts) -> Iterator[str]:
         yield f"  {text!r}: {len(ids)} tokens: {' | '.join(tokenizer.decode([number]) for number in ids)}"
 
 
-class Texts:
+class TextsOfShards:
     """Every caption, question and answer of the shards; samples whose text cannot be read are left out."""
 
     def __init__(self, store: SampleStore) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.shapes import Shapes
+from benchmarks.gpu.shapes import BenchmarkShapes
 from benchmarks.gpu.training import Case, synchronise
 
 LENGTHS = (256, 257, 264)  # patches; with the class token; the next multiple of 8
@@ -23,7 +23,7 @@ BACKENDS = {
 REPEATS = 20
 
 
-def measure_attention(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def measure_attention(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     """Milliseconds of a layer's attention, forward and backward, for the micro-batch of git_large."""
     images = max(shapes.micro_batches)
     for name, backend in BACKENDS.items():

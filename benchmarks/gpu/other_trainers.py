@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.generate import copy_to_transformers
-from benchmarks.gpu.shapes import Shapes
+from benchmarks.gpu.shapes import BenchmarkShapes
 from benchmarks.gpu.training import (
     BenchmarkSetting,
     Case,
@@ -28,7 +28,7 @@ from git_scale.models.build import build_model
 RECIPE = "git_base"  # transformers has published weights of that size
 
 
-def measure_trainers(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def measure_trainers(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     """Ours, then theirs at the same micro-batch, or at the largest half of it that fits them."""
     ours: Case = {}
     for ours in measure_recipe(RECIPE, (BenchmarkSetting(), BenchmarkSetting(compile=True)), shapes, device):
@@ -48,7 +48,7 @@ def _fitting(
     model: Any,
     optimizer: torch.optim.Optimizer,
     run: RunConfig,
-    shapes: Shapes,
+    shapes: BenchmarkShapes,
     micro_batch: int,
     compiled: bool,
     device: torch.device,
@@ -68,7 +68,7 @@ def _fitting(
 
 
 def _measure(
-    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, shapes: Shapes, device: torch.device
+    model: Any, optimizer: torch.optim.Optimizer, batch: Batch, shapes: BenchmarkShapes, device: torch.device
 ) -> Case:
     pixels, tokens = normalise(batch.images[:, 0], torch.bfloat16), batch.tokens[:, 0]
 

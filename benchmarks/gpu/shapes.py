@@ -19,7 +19,7 @@ _TINY_VIT = (
 
 
 @dataclass(frozen=True)
-class Shapes:
+class BenchmarkShapes:
     """`recipes`: overrides of each recipe, none where it is measured as published."""
 
     recipes: dict[str, Overrides]
@@ -45,10 +45,10 @@ class Shapes:
     """Rounds of the comparison with transformers' generation go on for so long."""
 
 
-FULL = Shapes(recipes={})
+FULL = BenchmarkShapes(recipes={})
 
 # Every path of every stage in seconds on a CPU: what fails here would have failed on a GPU.
-TINY = Shapes(
+TINY = BenchmarkShapes(
     recipes={
         "git_base": ("model.encoder.image_size=32", "data.image_sizes=[32]", *_TINY_VIT),
         "git_large": ("model.encoder.image_size=28", "data.image_sizes=[28]", *_TINY_VIT),

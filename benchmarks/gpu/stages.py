@@ -18,12 +18,12 @@ import torch
 from benchmarks import generate
 from benchmarks.gpu.attention import measure_attention
 from benchmarks.gpu.other_trainers import measure_trainers
-from benchmarks.gpu.shapes import FULL, TINY, Shapes
+from benchmarks.gpu.shapes import FULL, TINY, BenchmarkShapes
 from benchmarks.gpu.timeline import measure_timeline
 from benchmarks.gpu.training import (
     BenchmarkSetting,
     Case,
-    Session,
+    TrainingSession,
     measure_recipe,
     measure_settings,
     reason_to_skip,
@@ -32,11 +32,11 @@ from benchmarks.gpu.training import (
 
 PLAIN, COMPILED = BenchmarkSetting(), BenchmarkSetting(compile=True)
 BF16_GRADIENTS = ("train.gradient_precision=bf16",)
-Measure = Callable[[Shapes, torch.device], Iterator[Case]]
+Measure = Callable[[BenchmarkShapes, torch.device], Iterator[Case]]
 
 
 @dataclass(frozen=True)
-class Stage:
+class BenchmarkStage:
     """`measure` yields each result as soon as it is there; None: the tests marked gpu."""
 
     name: str
@@ -47,15 +47,15 @@ class Stage:
     measure: Measure | None
 
 
-def timeline(shapes: Shapes, device: torch.device) -> Iterator[Case]:
-    session = Session("git_large", shapes, device)
+def timeline(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
+    session = TrainingSession("git_large", shapes, device)
     micro_batch = session.fitting_micro_batch(PLAIN)
     for setting in (PLAIN, COMPILED):
         yield measure_timeline(session, setting, micro_batch)
 
 
-def base(shapes: Shapes, device: torch.device) -> Iterator[Case]:
-    session = Session("git_base", shapes, device)
+def base(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
+    session = TrainingSession("git_base", shapes, device)
     for micro_batch in shapes.base_micro_batches:
         for setting in (COMPILED, PLAIN):
             try:
@@ -65,7 +65,7 @@ def base(shapes: Shapes, device: torch.device) -> Iterator[Case]:
                 return
 
 
-def large(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def large(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     settings = (
         PLAIN,
         COMPILED,
@@ -77,27 +77,27 @@ def large(shapes: Shapes, device: torch.device) -> Iterator[Case]:
     return measure_recipe("git_large", settings, shapes, device)
 
 
-def large_bf16_gradients(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def large_bf16_gradients(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     return measure_recipe("git_large", (PLAIN, COMPILED), shapes, device, BF16_GRADIENTS)
 
 
-def git2(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def git2(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     """As published, and the profile with the share of the depthwise convolutions."""
     if reason := reason_to_skip(recipe_run("git2", shapes), device):
         yield {"recipe": "git2", "skipped": reason}
         return
-    session = Session("git2", shapes, device)
+    session = TrainingSession("git2", shapes, device)
     micro_batch = session.fitting_micro_batch(PLAIN)
     yield session.measure(PLAIN, micro_batch)
     yield measure_timeline(session, PLAIN, micro_batch)
     yield from measure_settings(session, (COMPILED, BenchmarkSetting(texts=5, compile=True)))
 
 
-def git2_bf16_gradients(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def git2_bf16_gradients(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     return measure_recipe("git2", (PLAIN, COMPILED), shapes, device, BF16_GRADIENTS)
 
 
-def generation(shapes: Shapes, device: torch.device) -> Iterator[Case]:
+def generation(shapes: BenchmarkShapes, device: torch.device) -> Iterator[Case]:
     found = generate.run(
         "git_base",
         shapes.recipes.get("git_base", ()),
@@ -110,16 +110,18 @@ def generation(shapes: Shapes, device: torch.device) -> Iterator[Case]:
 
 
 STAGES = (
-    Stage("tests", 1, 100, "the tests that need a GPU", None),
-    Stage("timeline", 1, 90, "where the time of a step of git_large goes", timeline),
-    Stage("attention", 1, 40, "attention at 256 and 257 tokens, by kernel", measure_attention),
-    Stage("base", 2, 60, "git_base with micro-batches of 128, 256 and 512", base),
-    Stage("large", 2, 85, "git_large as published", large),
-    Stage("large_bf16_gradients", 2, 40, "the same with gradients in bf16", large_bf16_gradients),
-    Stage("trainers", 2, 55, "git_base trained by transformers, plain and compiled", measure_trainers),
-    Stage("git2", 3, 105, "git2 as published, and its profile", git2),
-    Stage("git2_bf16_gradients", 3, 75, "the same with gradients in bf16", git2_bf16_gradients),
-    Stage("generation", 3, 60, "captions and answers beside transformers' generate", generation),
+    BenchmarkStage("tests", 1, 100, "the tests that need a GPU", None),
+    BenchmarkStage("timeline", 1, 90, "where the time of a step of git_large goes", timeline),
+    BenchmarkStage("attention", 1, 40, "attention at 256 and 257 tokens, by kernel", measure_attention),
+    BenchmarkStage("base", 2, 60, "git_base with micro-batches of 128, 256 and 512", base),
+    BenchmarkStage("large", 2, 85, "git_large as published", large),
+    BenchmarkStage("large_bf16_gradients", 2, 40, "the same with gradients in bf16", large_bf16_gradients),
+    BenchmarkStage(
+        "trainers", 2, 55, "git_base trained by transformers, plain and compiled", measure_trainers
+    ),
+    BenchmarkStage("git2", 3, 105, "git2 as published, and its profile", git2),
+    BenchmarkStage("git2_bf16_gradients", 3, 75, "the same with gradients in bf16", git2_bf16_gradients),
+    BenchmarkStage("generation", 3, 60, "captions and answers beside transformers' generate", generation),
 )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.training import BenchmarkSetting, Case, Session, synchronise
+from benchmarks.gpu.training import BenchmarkSetting, Case, TrainingSession, synchronise
 
 # The first pattern that matches decides. Names are those of CUDA kernels, or of operators on a CPU.
 CLASSES = {
@@ -47,9 +47,9 @@ class Kernel(NamedTuple):
     us: float
 
 
-def measure_timeline(session: Session, setting: BenchmarkSetting, micro_batch: int) -> Case:
+def measure_timeline(session: TrainingSession, setting: BenchmarkSetting, micro_batch: int) -> Case:
     """One step of all micro-batches, traced after one that warms up."""
-    session.take(setting)
+    session.switch_to(setting)
     batch = session.batch(micro_batch, setting.texts)
     session.step(batch)
     synchronise(session.device)

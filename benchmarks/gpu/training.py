@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.shapes import Shapes
+from benchmarks.gpu.shapes import BenchmarkShapes
 from benchmarks.synthetic import synthetic_batch
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
@@ -46,18 +46,18 @@ Case = dict[str, Any]
 
 @dataclass(frozen=True)
 class BenchmarkSetting:
-    """What a case varies."""
+    """Says in what a case differs from the others."""
 
     texts: int = 1
     activation_checkpointing: bool = False
     compile: bool = False
 
 
-class Session:
-    """A recipe's model under the engine, for one setting after another."""
+class TrainingSession:
+    """Trains a recipe's model under the engine, in one setting after another."""
 
     def __init__(
-        self, recipe: str, shapes: Shapes, device: torch.device, overrides: tuple[str, ...] = ()
+        self, recipe: str, shapes: BenchmarkShapes, device: torch.device, overrides: tuple[str, ...] = ()
     ) -> None:
         self.recipe, self.shapes, self.device = recipe, shapes, device
         self.run = recipe_run(recipe, shapes, overrides)
@@ -71,10 +71,10 @@ class Session:
         self.engine.model.train()
         self.loss = TrainingLoss(self.run)
         compile_blocks(self.model, shapes.backend)
-        self.take(BenchmarkSetting())
+        self.switch_to(BenchmarkSetting())
         self.step(self.batch(1, 1))  # the first step makes the optimizer's states
 
-    def take(self, setting: BenchmarkSetting) -> None:
+    def switch_to(self, setting: BenchmarkSetting) -> None:
         self.model.set_activation_checkpointing(setting.activation_checkpointing)
         torch.compiler.set_stance("default" if setting.compile else "force_eager")
 
@@ -93,7 +93,7 @@ class Session:
         return loss.detach()
 
     def measure(self, setting: BenchmarkSetting, micro_batch: int) -> Case:
-        self.take(setting)
+        self.switch_to(setting)
         shapes, batch = self.shapes, self.batch(micro_batch, setting.texts)
         reset_peak(self.device)
         started = time.perf_counter()
@@ -126,7 +126,7 @@ class Session:
 
         Fitted plain: compiled blocks take no more memory, but compile anew for each size.
         """
-        self.take(BenchmarkSetting(setting.texts, setting.activation_checkpointing))
+        self.switch_to(BenchmarkSetting(setting.texts, setting.activation_checkpointing))
         small, larger = self.shapes.probes
         peaks = []
         for images in (small, larger):
@@ -149,7 +149,7 @@ class Session:
         return total(self.loss.of(self.engine.forward, batch, self.engine.dtype, counts, self.engine.comm))
 
 
-def recipe_run(recipe: str, shapes: Shapes, overrides: tuple[str, ...] = ()) -> RunConfig:
+def recipe_run(recipe: str, shapes: BenchmarkShapes, overrides: tuple[str, ...] = ()) -> RunConfig:
     batch = (f"train.global_batch={shapes.accumulation}", "train.micro_batch=1")
     return load_run(recipe, [*batch, *shapes.recipes.get(recipe, ()), *overrides])
 
@@ -157,7 +157,7 @@ def recipe_run(recipe: str, shapes: Shapes, overrides: tuple[str, ...] = ()) -> 
 def measure_recipe(
     recipe: str,
     settings: Sequence[BenchmarkSetting],
-    shapes: Shapes,
+    shapes: BenchmarkShapes,
     device: torch.device,
     overrides: tuple[str, ...] = (),
 ) -> Iterator[Case]:
@@ -165,10 +165,10 @@ def measure_recipe(
     if reason := reason_to_skip(recipe_run(recipe, shapes, overrides), device):
         yield {"recipe": recipe, "skipped": reason}
         return
-    yield from measure_settings(Session(recipe, shapes, device, overrides), settings)
+    yield from measure_settings(TrainingSession(recipe, shapes, device, overrides), settings)
 
 
-def measure_settings(session: Session, settings: Sequence[BenchmarkSetting]) -> Iterator[Case]:
+def measure_settings(session: TrainingSession, settings: Sequence[BenchmarkSetting]) -> Iterator[Case]:
     micro_batches: dict[tuple[int, bool], int] = {}
     for setting in settings:
         shape = (setting.texts, setting.activation_checkpointing)

@@ -47,7 +47,7 @@ def initial_weights(
     if opened.holds_encoder_only:
         expected = {name: shape for name, shape in expected.items() if name.startswith("encoder.")}
         lines.append("an image encoder alone: projection and decoder start at random")
-    lines += _settle_frames(expected, found)
+    lines += _match_frames(expected, found)
     check_names(opened.path, expected, found)
     return InitialWeights(weights, expected), lines
 
@@ -63,7 +63,7 @@ def values_from(
     return lambda name: taken.read(name) if name in taken.shapes else deferred.first_value(name), lines
 
 
-def _settle_frames(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:
+def _match_frames(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:
     """Takes out of both what need not fit: the temporal embeddings of the first frames serve a shorter clip."""
     ours, theirs = expected.get(TEMPORAL), found.get(TEMPORAL)
     if ours and not theirs:

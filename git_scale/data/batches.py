@@ -21,7 +21,7 @@ import numpy as np
 from git_scale.data.reader import IDLE, WatchedReader
 from git_scale.data.workers import Arrivals, FailedBatch, LoaderWorker, MadeBatch, WorkerDeath
 from git_scale.errors import LoaderError
-from git_scale.stop import Stopped, Work, check_stop
+from git_scale.stop import BackgroundWork, Stopped, check_stop
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class BatchSource:
         """Of a sample that is being read, if one is."""
         if number == IDLE:
             return None
-        naming = Work(lambda: self.reader.key(number))  # which may hang on the same file system
+        naming = BackgroundWork(lambda: self.reader.key(number))  # which may hang on the same file system
         naming.join(POLL_S)
         return naming.result() if naming.is_done else f"sample number {number}"
 
@@ -62,7 +62,7 @@ class BatchSource:
 def batches_in_process(source: BatchSource, tasks: Iterable[Any]) -> Iterator[Any]:
     """Each is made when it is asked for, in a thread, so that the wait for a read that hangs is bounded here, too."""
     for task in tasks:
-        work = Work(lambda task=task: source.finish(source.make(task)))  # type: ignore[misc]
+        work = BackgroundWork(lambda task=task: source.finish(source.make(task)))  # type: ignore[misc]
         while True:
             work.join(POLL_S)
             if work.is_done:

@@ -32,7 +32,7 @@ class Query:
     question: str = ""
     """Empty for a caption."""
     identity: int | str = ""
-    """The benchmark's number of the picture or question, else a name that is unique in the data."""
+    """The evaluation server's number of the picture or question, else a name that is unique in the data."""
     choices: Mapping[tuple[int, ...], str] = field(default_factory=dict)
     """The only texts that may be generated, each under its tokens without begin and end; none: any text may."""
 

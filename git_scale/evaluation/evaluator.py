@@ -17,9 +17,9 @@ from git_scale.data.problems import ProblemCounts, describe_share
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
-from git_scale.evaluation.generation import Generation
+from git_scale.evaluation.generation import TextGenerator
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
-from git_scale.evaluation.sheet import Captioned, draw_captions
+from git_scale.evaluation.sheet import SheetCell, draw_captions
 from git_scale.metrics.metric import Prediction
 from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
@@ -44,7 +44,7 @@ class Evaluation:
     problems: list[str]
     """One message per sample that could not be used."""
     results: list[dict[str, Any]]
-    """The predictions as the benchmark's server takes them."""
+    """The predictions as the evaluation server takes them."""
 
 
 class Evaluator:
@@ -70,7 +70,7 @@ class Evaluator:
     def evaluate(self, runner: Runner) -> Evaluation:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology, task = self._topology, self._task
-        examination = Generation(runner, task.tokenizer, self._run.eval)
+        examination = TextGenerator(runner, task.tokenizer, self._run.eval)
         loader = build_eval_loader(
             self._run, self._store, task, topology.dp_rank, topology.dp, self._quarantine
         )
@@ -129,7 +129,7 @@ def _draw(predictions: list[Prediction], pictures: dict[int, np.ndarray]) -> Ima
     """The first text of each picture to show, beside what was asked."""
     first = {item.index: item for item in reversed(predictions)}
     rows = [
-        Captioned(
+        SheetCell(
             pictures[index],
             f"{item.question} {' / '.join(item.references[:1])}".strip(),
             f"{item.question} {item.generated}".strip(),

@@ -18,7 +18,7 @@ from git_scale.parallel import collectives
 Item = TypeVar("Item")
 
 
-class Generation:
+class TextGenerator:
     """A model on all ranks that answers the queries of batches: the Examination of git_scale/tasks/task.py."""
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EvalConfig) -> None:

@@ -24,7 +24,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
-class Captioned:
+class SheetCell:
     """One cell. image: uint8 array H x W (x 3), or a PIL picture of any mode and size."""
 
     image: np.ndarray | Image.Image
@@ -32,7 +32,7 @@ class Captioned:
     generated: str
 
 
-def draw_captions(rows: Sequence[Captioned], columns: int = 4) -> Image.Image:
+def draw_captions(rows: Sequence[SheetCell], columns: int = 4) -> Image.Image:
     """The rows' pictures in reading order under a header with their exact match; RGB.
 
     Raises DataError when there are no rows.
@@ -62,7 +62,7 @@ def draw_captions(rows: Sequence[Captioned], columns: int = 4) -> Image.Image:
     return sheet
 
 
-def _draw_header(draw: ImageDraw.ImageDraw, rows: Sequence[Captioned], width: int) -> None:
+def _draw_header(draw: ImageDraw.ImageDraw, rows: Sequence[SheetCell], width: int) -> None:
     """`exact match 14 of 16`, and the colours' legend where the sheet is wide enough."""
     matches = sum(is_match(row.generated, [row.reference]) for row in rows)
     title = f"exact match {matches} of {len(rows)}"
@@ -80,7 +80,7 @@ def _draw_header(draw: ImageDraw.ImageDraw, rows: Sequence[Captioned], width: in
 
 
 def _draw_texts(
-    draw: ImageDraw.ImageDraw, row: Captioned, texts: tuple[list[str], list[str]], left: float, top: float
+    draw: ImageDraw.ImageDraw, row: SheetCell, texts: tuple[list[str], list[str]], left: float, top: float
 ) -> None:
     font = ImageFont.load_default(size=TEXT_SIZE)
     colour = GREEN if is_match(row.generated, [row.reference]) else RED

@@ -18,9 +18,9 @@ import torch
 from git_scale.data.captions import clean_caption
 from git_scale.data.clips import Clip, ClipLike, Picture
 from git_scale.errors import UserError
-from git_scale.inference.generate import Decoding, Generated
+from git_scale.inference.generate import Decoding, GeneratedText
 from git_scale.inference.grouping import in_shape_of, per_image
-from git_scale.inference.likelihood import Text
+from git_scale.inference.likelihood import TextToScore
 from git_scale.inference.predictor import Predictor, load_predictor
 from git_scale.inference.trie import Trie
 from git_scale.tasks.prompts import Prompts
@@ -221,7 +221,7 @@ class ImageToText:
             raise UserError(f"top={top}: of {len(spelled)} different names")
         begin = self._question_prefix(question) if question else [self._tokenizer.bos_id]
         if len(spelled) <= EXHAUSTIVE:
-            texts: list[Text] = [(begin, list(tokens)) for tokens in spelled]
+            texts: list[TextToScore] = [(begin, list(tokens)) for tokens in spelled]
             scores = self.predictor.log_likelihoods(items, [texts] * len(items))
             ranked = [
                 sorted(map(Scored, spelled.values(), row), key=lambda item: -item.score) for row in scores
@@ -253,7 +253,7 @@ class ImageToText:
     def _question_prefix(self, question: str) -> list[int]:
         return self._prompts.prefix(self._encode(question))
 
-    def _scored(self, text: Generated, begin: list[int]) -> Scored:
+    def _scored(self, text: GeneratedText, begin: list[int]) -> Scored:
         return Scored(self._tokenizer.decode(begin + text.tokens), text.score)
 
 

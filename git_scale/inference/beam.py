@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.decoding import Decoding, GeneratedText, TokenRules
 from git_scale.inference.stream import TextStream
 
 
 def search_beams(
-    stream: TextStream, rules: Rules, decoding: Decoding, is_finished: Callable[[Tensor], bool]
-) -> list[list[Generated]]:
+    stream: TextStream, rules: TokenRules, decoding: Decoding, is_finished: Callable[[Tensor], bool]
+) -> list[list[GeneratedText]]:
     """Up to n_best texts per prefix [G], best first; fewer where fewer exist.
 
     Each step keeps the `beams` open texts with the largest sums of log-probabilities. A text that ends is kept as
@@ -35,7 +35,7 @@ def search_beams(
 class _Search:
     """G prefixes with W open texts each (W grows to `beams` where the first steps offer fewer)."""
 
-    def __init__(self, stream: TextStream, rules: Rules, decoding: Decoding) -> None:
+    def __init__(self, stream: TextStream, rules: TokenRules, decoding: Decoding) -> None:
         groups, device = len(stream.lengths_G), stream.lengths_G.device
         self._stream = stream
         self._rules = rules
@@ -52,9 +52,9 @@ class _Search:
         """One more token for each open text."""
         step = self._texts_GWT.shape[2]
         logs = self._stream.feed(self._texts_GWT[..., -1], self._parents_GW) if step else self._stream.begin()
-        permitted = self._rules.permit(logs, step, self._nodes_GW)
-        ended = self._sums_GW + permitted[..., self._rules.end_token]
-        tokens, candidates = self._extend(permitted)
+        allowed = self._rules.mask_disallowed(logs, step, self._nodes_GW)
+        ended = self._sums_GW + allowed[..., self._rules.end_token]
+        tokens, candidates = self._extend(allowed)
         ranked, order = candidates.flatten(1).sort(dim=1, descending=True, stable=True)
         beams = self._decoding.beams
         worst_open = ranked[:, beams - 1 : beams] if ranked.shape[1] >= beams else -math.inf
@@ -63,10 +63,10 @@ class _Search:
         self._grow(ranked[:, :beams], order // tokens.shape[2], tokens.flatten(1).gather(1, order))
         self._close()
 
-    def _extend(self, permitted: Tensor) -> tuple[Tensor, Tensor]:
+    def _extend(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [G, W, C] that may go on each open text, the likeliest ones, and the sums with them."""
-        count = min(self._decoding.beams + 1, permitted.shape[2])  # one more, should the end be among them
-        values, tokens = permitted.topk(count)
+        count = min(self._decoding.beams + 1, allowed.shape[2])  # one more, should the end be among them
+        values, tokens = allowed.topk(count)
         sums = self._sums_GW[..., None] + values
         return tokens, sums.masked_fill(tokens == self._rules.end_token, -math.inf)
 
@@ -84,14 +84,14 @@ class _Search:
         soonest = max(self._texts_GWT.shape[2], self._decoding.min_new_tokens)
         extremes = soonest, self._decoding.max_new_tokens  # the divisor is monotone: one of them is the best
         best = self._sums_GW[:, :1]  # they are sorted
-        bounds = [self._decoding.divide(best, self._lengths_G1 + length) for length in extremes]
+        bounds = [self._decoding.length_normalised(best, self._lengths_G1 + length) for length in extremes]
         self.done_G = (self._results.worst >= torch.maximum(*bounds))[:, 0]
 
     def _offer(self, sums_GW: Tensor) -> None:
         lengths = self._lengths_G1 + self._texts_GWT.shape[2]
-        self._results.offer(self._decoding.divide(sums_GW, lengths), self._texts_GWT)
+        self._results.offer(self._decoding.length_normalised(sums_GW, lengths), self._texts_GWT)
 
-    def results(self) -> list[list[Generated]]:
+    def results(self) -> list[list[GeneratedText]]:
         """Whatever is still open competes as it is."""
         self._offer(self._sums_GW)
         return self._results.texts()
@@ -121,11 +121,11 @@ class _Results:
         self._scores_Gn, order = scores[:, :count], order[:, :count]
         self._tokens_GnT = tokens.gather(1, order[..., None].expand(-1, -1, self._length))
 
-    def texts(self) -> list[list[Generated]]:
+    def texts(self) -> list[list[GeneratedText]]:
         pairs = zip(self._tokens_GnT.tolist(), self._scores_Gn.tolist(), strict=True)
         return [
             [
-                Generated([token for token in tokens if token >= 0], score)
+                GeneratedText([token for token in tokens if token >= 0], score)
                 for tokens, score in zip(texts, scores, strict=True)
                 if score > -math.inf
             ]

@@ -14,7 +14,7 @@ from git_scale.inference.trie import Trie
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are searched: greedily, with beams, or by sampling. Raises ConfigError when that is no way.
+    """Says how texts are searched: greedily, with beams, or by sampling. Raises ConfigError when that is no way.
 
     A text's score is the sum of its tokens' log-probabilities, the end token's included, over
     ((5 + length) / 6) ** length_penalty; its length counts the begin token, prefix and generated tokens.
@@ -77,8 +77,8 @@ class Decoding:
             problems.append(f"top_p={self.top_p} does not lie in (0, 1]")
         return problems
 
-    def divide(self, sums: Tensor, lengths: Tensor | int) -> Tensor:
-        """Scores of texts with these sums of log-probabilities and lengths."""
+    def length_normalised(self, sums: Tensor, lengths: Tensor | int) -> Tensor:
+        """The scores of texts with these sums of log-probabilities and lengths."""
         divisor = ((5 + torch.as_tensor(lengths, dtype=sums.dtype)) / 6) ** self.length_penalty
         return sums / divisor.to(sums.device)
 
@@ -88,16 +88,16 @@ def _is_whole(value: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """One text: its tokens without prefix and end token, and what it is ranked by."""
+class GeneratedText:
+    """Holds one text: its tokens without prefix and end token, and what it is ranked by."""
 
     tokens: list[int]
     score: float
 
 
 @dataclass(frozen=True)
-class Rules:
-    """Which token may follow. A row's node is where it stands in the trie; without one it has no meaning."""
+class TokenRules:
+    """Says which token may follow. A row's node is where it stands in the trie; without one it has no meaning."""
 
     end_token: int
     min_new_tokens: int
@@ -105,11 +105,11 @@ class Rules:
     first_nodes: Tensor
     """[G]: where each text begins."""
 
-    def permit(self, logs: Tensor, step: int, nodes: Tensor) -> Tensor:
+    def mask_disallowed(self, logs: Tensor, step: int, nodes: Tensor) -> Tensor:
         """Log-probabilities [..., V], in place or new: -inf for what may not be token number `step` at nodes."""
         if step < self.min_new_tokens:
             logs[..., self.end_token] = -math.inf
-        return logs if self.trie is None else self.trie.permit(logs, nodes)
+        return logs if self.trie is None else self.trie.mask_disallowed(logs, nodes)
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
         return nodes if self.trie is None else self.trie.advance(nodes, tokens)

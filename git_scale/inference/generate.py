@@ -9,12 +9,12 @@ from torch import Tensor
 
 from git_scale.errors import ConfigError
 from git_scale.inference.beam import search_beams
-from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.decoding import Decoding, GeneratedText, TokenRules
 from git_scale.inference.sampling import draw_texts
 from git_scale.inference.stream import Decodable, Prefixes, TextStream
 from git_scale.inference.trie import FREE, ROOT, Trie
 
-__all__ = ["FREE", "Decodable", "Decoding", "Generated", "Prefixes", "Trie", "generate"]
+__all__ = ["FREE", "Decodable", "Decoding", "GeneratedText", "Prefixes", "Trie", "generate"]
 
 
 def _all_ended(ended: Tensor) -> bool:
@@ -32,7 +32,7 @@ def generate(
     is_finished: Callable[[Tensor], bool] = _all_ended,
     generator: torch.Generator | None = None,
     roots: Sequence[Sequence[int]] | None = None,
-) -> list[list[list[Generated]]]:
+) -> list[list[list[GeneratedText]]]:
     """Texts [B][K][n_best], best first, without prefix and end token.
 
     prefixes[b][k]: the tokens that a text begins with, of any length, the begin token first; K for each picture.
@@ -54,7 +54,9 @@ def generate(
     count, copies = len(prefixes[0]), decoding.n_best if decoding.samples else 1
     repeated = [[prefix for prefix in row for _ in range(copies)] for row in prefixes]
     nodes = torch.tensor(roots or [[ROOT] * count for _ in prefixes], device=images_BFCHW.device)
-    rules = Rules(end_token, decoding.min_new_tokens, trie, nodes.repeat_interleave(copies, dim=1).flatten())
+    rules = TokenRules(
+        end_token, decoding.min_new_tokens, trie, nodes.repeat_interleave(copies, dim=1).flatten()
+    )
     stream = TextStream(model, images_BFCHW, repeated)
     if decoding.beams == 1:
         drawn = draw_texts(stream, rules, decoding, generator, is_finished)
@@ -64,7 +66,7 @@ def generate(
     return [texts[at : at + count] for at in range(0, len(texts), count)]
 
 
-def _ranked(texts: list[Generated]) -> list[Generated]:
+def _ranked(texts: list[GeneratedText]) -> list[GeneratedText]:
     return sorted(texts, key=lambda text: -text.score)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any shapes and any numbers of texts about them, worked off in batches; results in order."""
+"""Pictures of any shapes and any numbers of texts about them, run through a model in batches; results in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Query = TypeVar("Query")
 Result = TypeVar("Result")
 
 
-def work_off(
+def run_batched(
     prepare: Callable[[int], Clip],
     queries: Sequence[Sequence[Query]],
     most_images: int,

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from git_scale.inference.generate import Decodable
 
-Text = tuple[list[int], list[int]]
+TextToScore = tuple[list[int], list[int]]
 """What is given (the begin token first), and the tokens after it that are judged."""
 
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Decodable, images_BFCHW: Tensor, texts: list[list[Text]], end_token: int
+    model: Decodable, images_BFCHW: Tensor, texts: list[list[TextToScore]], end_token: int
 ) -> list[list[float]]:
     """[B][K]: the sum of the natural logarithms of each text's token probabilities, the end token's included.
 

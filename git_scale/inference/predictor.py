@@ -17,9 +17,9 @@ from git_scale.data.clips import Clip, ClipLike, prepare_clip
 from git_scale.data.images import normalise
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import DataError, UserError
-from git_scale.inference.generate import Decoding, Generated, Prefixes, generate
-from git_scale.inference.grouping import work_off
-from git_scale.inference.likelihood import Text, log_likelihoods
+from git_scale.inference.generate import Decoding, GeneratedText, Prefixes, generate
+from git_scale.inference.grouping import run_batched
+from git_scale.inference.likelihood import TextToScore, log_likelihoods
 from git_scale.inference.trie import Trie
 from git_scale.models.git import GitModel
 
@@ -45,38 +45,38 @@ class Predictor:
 
     def generate(
         self, images: list[ClipLike], prefixes: Prefixes, decoding: Decoding, trie: Trie | None = None
-    ) -> list[list[list[Generated]]]:
+    ) -> list[list[list[GeneratedText]]]:
         """Texts [image][prefix][n_best]. Raises DataError naming the image that cannot be used."""
 
-        def work(clips: list[Clip], prefixes: Prefixes) -> list[list[list[Generated]]]:
+        def work(clips: list[Clip], prefixes: Prefixes) -> list[list[list[GeneratedText]]]:
             pixels, end = self._pixels(clips), self.tokenizer.eos_id
             return generate(self.model, pixels, prefixes, end, decoding, trie)
 
-        return work_off(self._opener(images), prefixes, self.batch_size, TEXTS, work)
+        return run_batched(self._opener(images), prefixes, self.batch_size, TEXTS, work)
 
     def sample(
         self, images: list[ClipLike], prefix: list[int], decoding: Decoding, seed: int
-    ) -> list[list[Generated]]:
+    ) -> list[list[GeneratedText]]:
         """Texts [image][n_best], drawn from the seed for each image anew: in a batch they would depend on it."""
 
-        def work(clips: list[Clip], prefixes: Prefixes) -> list[list[list[Generated]]]:
+        def work(clips: list[Clip], prefixes: Prefixes) -> list[list[list[GeneratedText]]]:
             pixels, end = self._pixels(clips), self.tokenizer.eos_id
             generator = torch.Generator(self.device).manual_seed(seed)
             return generate(self.model, pixels, prefixes, end, decoding, generator=generator)
 
-        found = work_off(self._opener(images), [[prefix]] * len(images), 1, 1, work)
+        found = run_batched(self._opener(images), [[prefix]] * len(images), 1, 1, work)
         return [texts for (texts,) in found]
 
-    def log_likelihoods(self, images: list[ClipLike], texts: list[list[Text]]) -> list[list[float]]:
+    def log_likelihoods(self, images: list[ClipLike], texts: list[list[TextToScore]]) -> list[list[float]]:
         """[image][text], see git_scale/inference/likelihood.py. Raises DataError as `generate` does."""
         self._check_lengths(texts)
 
-        def work(clips: list[Clip], texts: list[list[Text]]) -> list[list[float]]:
+        def work(clips: list[Clip], texts: list[list[TextToScore]]) -> list[list[float]]:
             return log_likelihoods(self.model, self._pixels(clips), texts, self.tokenizer.eos_id)
 
-        return work_off(self._opener(images), texts, self.batch_size, TEXTS, work)
+        return run_batched(self._opener(images), texts, self.batch_size, TEXTS, work)
 
-    def _check_lengths(self, texts: list[list[Text]]) -> None:
+    def _check_lengths(self, texts: list[list[TextToScore]]) -> None:
         longest = max((len(given) + len(judged) for row in texts for given, judged in row), default=0)
         if longest > (positions := self.run.model.decoder.positions):
             raise UserError(f"a text of {longest} tokens, question included: the model reads {positions}")

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from git_scale.inference.decoding import Decoding, Generated, Rules
+from git_scale.inference.decoding import Decoding, GeneratedText, TokenRules
 from git_scale.inference.stream import TextStream
 
 
 def draw_texts(
     stream: TextStream,
-    rules: Rules,
+    rules: TokenRules,
     decoding: Decoding,
     generator: torch.Generator | None,
     is_finished: Callable[[Tensor], bool],
-) -> list[Generated]:
+) -> list[GeneratedText]:
     """One text per prefix [G]. The score is the model's own, whatever it was drawn from."""
     device = stream.lengths_G.device
     ended = torch.zeros(len(stream.lengths_G), dtype=torch.bool, device=device)
@@ -27,9 +27,9 @@ def draw_texts(
     steps: list[Tensor] = []
     for step in range(decoding.max_new_tokens):
         logs = stream.feed(steps[-1][:, None], itself) if steps else stream.begin()
-        permitted = rules.permit(logs, step, nodes[:, None])[:, 0]
-        tokens = _choose(permitted, decoding, generator).masked_fill(ended, rules.end_token)
-        gained = permitted.gather(1, tokens[:, None])
+        allowed = rules.mask_disallowed(logs, step, nodes[:, None])[:, 0]
+        tokens = _choose(allowed, decoding, generator).masked_fill(ended, rules.end_token)
+        gained = allowed.gather(1, tokens[:, None])
         sums = sums + gained[:, 0].masked_fill(ended, 0.0)
         nodes = rules.advance(nodes, tokens)
         ended = ended | (tokens == rules.end_token)
@@ -38,8 +38,8 @@ def draw_texts(
             break
     texts = [_until(row, rules.end_token) for row in torch.stack(steps, dim=1).tolist()]
     lengths = stream.lengths_G.cpu() + torch.tensor([len(text) for text in texts])
-    scores = decoding.divide(torch.as_tensor(sums).cpu(), lengths)
-    return [Generated(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
+    scores = decoding.length_normalised(torch.as_tensor(sums).cpu(), lengths)
+    return [GeneratedText(text, score) for text, score in zip(texts, scores.tolist(), strict=True)]
 
 
 def _choose(logs_RV: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:

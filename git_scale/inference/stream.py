@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from git_scale.inference.decoding import log_probabilities
-from git_scale.models.decoder import LayerCache, Placement
+from git_scale.models.decoder import LayerCache, TextPlacement
 
 Prefixes = list[list[list[int]]]  # [B][K] token lists, the begin token first
 
@@ -25,7 +25,7 @@ class Decodable(Protocol):
         tokens_BKT: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None = None,
-        placement: Placement | None = None,
+        placement: TextPlacement | None = None,
     ) -> Tensor: ...
 
     def new_cache(self) -> list[LayerCache]: ...
@@ -67,7 +67,7 @@ class TextStream:
         parents_BKWS = parents_GW.view(B, K, W, 1).expand(-1, -1, -1, S)
         itself = torch.eye(W, dtype=torch.bool, device=tokens_GW.device).expand(B, K, W, W)
         self._visible_BKWS = torch.cat([self._visible_BKWS.gather(2, parents_BKWS), itself], dim=-1)
-        placement = Placement(self._positions_BK1.expand(B, K, W), self._visible_BKWS)
+        placement = TextPlacement(self._positions_BK1.expand(B, K, W), self._visible_BKWS)
         rows = torch.arange(B * K * W, device=tokens_GW.device)
         logits = self._model(None, tokens_GW.view(B, K, W), rows, self._cache, placement)
         self._positions_BK1 = self._positions_BK1 + 1

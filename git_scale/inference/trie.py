@@ -52,7 +52,7 @@ class Trie:
         """Texts of the smallest set."""
         return self._count
 
-    def permit(self, logs: Tensor, nodes: Tensor) -> Tensor:
+    def mask_disallowed(self, logs: Tensor, nodes: Tensor) -> Tensor:
         """New log-probabilities [..., V]: -inf where no text of the set goes on so from nodes [...]."""
         rows_RV, nodes_R = logs.flatten(0, -2), nodes.flatten()
         first = self._find(nodes_R * self._base)
@@ -60,12 +60,12 @@ class Trie:
         row = torch.arange(len(nodes_R), device=nodes.device).repeat_interleave(counts)
         within = torch.arange(len(row), device=nodes.device) - (counts.cumsum(0) - counts)[row]
         token = self._keys[first[row] + within] % self._base
-        permitted = torch.full_like(rows_RV, -math.inf)
-        permitted[row, token] = rows_RV[row, token]
-        return torch.where(nodes_R[:, None] == FREE, rows_RV, permitted).view_as(logs)
+        allowed = torch.full_like(rows_RV, -math.inf)
+        allowed[row, token] = rows_RV[row, token]
+        return torch.where(nodes_R[:, None] == FREE, rows_RV, allowed).view_as(logs)
 
     def advance(self, nodes: Tensor, tokens: Tensor) -> Tensor:
-        """The nodes that permitted tokens lead to; any node for others, which only lost beams are given."""
+        """The nodes that allowed tokens lead to; any node for others, which only lost beams are given."""
         edge = self._find(nodes * self._base + tokens).clamp(max=len(self._targets) - 1)
         return torch.where(nodes == FREE, nodes, self._targets[edge])
 

@@ -5,8 +5,8 @@ never depends on the text, so that
 
 - one pass of the image rows serves K texts (captions, questions, beams) of the same picture;
 - generation keeps the image keys and values of each layer and never runs the image rows again;
-- beams are further text rows: a row stands where its Placement says and sees its own ancestors only, so that no key
-  or value is ever copied from beam to beam, and a prefix is stored once for all of them;
+- beams are further text rows: a row stands where its TextPlacement says and sees its own ancestors only, so that no
+  key or value is ever copied from beam to beam, and a prefix is stored once for all of them;
 - in the last layer image rows need only keys and values: no query, no output projection, no FFN.
 
 Shapes: B batch, I image tokens (all frames), K texts per image, T text tokens, S text tokens seen so far,
@@ -29,13 +29,16 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where text rows stand and what they see, when they are not whole texts from the begin token on."""
+class TextPlacement:
+    """Says where text rows stand and what they see, when they are not whole texts from the begin token on."""
 
     positions: Tensor
     """int64 [B, K, T], counted from the begin token."""
     visible: Tensor
-    """bool [B, K, T, S]: which of the S text rows so far, the last of which are these. The image is always seen."""
+    """bool [B, K, T, S]: which of the S text rows so far each row sees; the last T of them are these rows themselves.
+
+    Every row sees all image rows.
+    """
 
 
 class GrowingRows:
@@ -230,12 +233,12 @@ class TextDecoder(nn.Module):
         tokens_BKT: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None,
-        placement: Placement | None,
+        placement: TextPlacement | None,
     ) -> Tensor:
         """Logits [len(rows), V] at `rows`, flat positions in [B*K*T]."""
         if placement is None and cache and cache[0].text[0].length:
             raise ValueError("tokens that continue a cache need a placement")
-        positions, hidden = _place(tokens_BKT, placement)
+        positions, hidden = _positions_and_hidden(tokens_BKT, placement)
         text_BKTD = self.embedding(tokens_BKT, positions)
         for number, layer in enumerate(self.layers):
             past = cache[number] if cache else None
@@ -251,7 +254,9 @@ class TextDecoder(nn.Module):
         return [LayerCache() for _ in self.layers]
 
 
-def _place(tokens_BKT: Tensor, placement: Placement | None) -> tuple[Tensor, Tensor | None]:
+def _positions_and_hidden(
+    tokens_BKT: Tensor, placement: TextPlacement | None
+) -> tuple[Tensor, Tensor | None]:
     """Positions of the rows, and which text keys are hidden from them; whole texts by default, causally."""
     if placement is not None:
         return placement.positions, ~placement.visible[:, :, None]

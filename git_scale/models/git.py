@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.config import ModelConfig
-from git_scale.models.decoder import LayerCache, Placement, TextDecoder
+from git_scale.models.decoder import LayerCache, TextDecoder, TextPlacement
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.interface import Block, Stream, Tower
 
@@ -50,7 +50,7 @@ class GitModel(nn.Module):
         tokens_BKT: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None = None,
-        placement: Placement | None = None,
+        placement: TextPlacement | None = None,
     ) -> Tensor:
         """Logits [len(rows), V] of the token after each position in `rows`, flat positions in [B*K*T].
 

@@ -1,11 +1,9 @@
-"""What a run measures of itself: rates, utilisation, memory and time left, from numbers the loop already has.
+"""Measures a run: rates, utilisation, memory and time left, from numbers the loop already has.
 
-    meters = Meters(total_steps=..., epoch_images=..., devices=..., peak_flops=..., device=...)
-    every step      meters.record(loss=..., grad_norm=..., images=..., tokens=..., flops=..., wait_s=...)
-    at a log step   writer.scalars(step, meters.report(step, learning_rates=..., ...))
-    around the rest with meters.pause(): evaluate, save
-
-A value may be a number or a tensor on the device. Tensors are read at the log step alone.
+meters = Meters(total_steps=..., epoch_images=..., devices=..., peak_flops=..., device=...)
+every step      meters.record(loss=..., grad_norm=..., images=..., tokens=..., flops=..., wait_s=...)
+at a log step   writer.scalars(step, meters.report(step, learning_rates=..., ...))
+around the rest with meters.pause(): evaluate, save
 """
 
 from __future__ import annotations
@@ -14,19 +12,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
 
-Number = int | float | Tensor
 GIB = 2**30
 
 
 @dataclass
-class Interval:
-    """The work of some steps since a moment of the clock."""
+class MeterInterval:
+    """Adds up the work of some steps since a moment of the clock."""
 
     started: float
     steps: int = 0
@@ -34,7 +30,7 @@ class Interval:
     flops: float = 0.0
     wait_s: float = 0.0
     paused_s: float = 0.0
-    tokens: list[Number] = field(default_factory=list)
+    tokens: int = 0
 
     def rates(self, now: float, peak_flops: float) -> dict[str, float]:
         """Rates up to `now`; pauses are left out, `peak_flops` is that of all devices together."""
@@ -42,7 +38,7 @@ class Interval:
         return {
             "data/wait_share": self.wait_s / elapsed,
             "speed/images_per_s": self.images / elapsed,
-            "speed/tokens_per_s": sum(map(float, self.tokens)) / elapsed,
+            "speed/tokens_per_s": self.tokens / elapsed,
             "speed/step_s": elapsed / self.steps,
             "speed/mfu": self.flops / (elapsed * peak_flops),
         }
@@ -70,11 +66,10 @@ class Meters:
         self.clock = clock
         self.samples = 0
         self.tokens = 0
-        self._unread_tokens: list[Number] = []
-        self._losses: list[Number] = []
-        self._terms: dict[str, list[Number]] = {}
-        self._grad_norms: list[Number] = []
-        self._interval = Interval(clock())
+        self._losses: list[float] = []
+        self._terms: dict[str, list[float]] = {}
+        self._grad_norms: list[float] = []
+        self._interval = MeterInterval(clock())
         self._first_rates: dict[str, float] | None = None
         self._steady_since = self._interval.started
         self._steady_steps = 0
@@ -83,20 +78,20 @@ class Meters:
     def record(
         self,
         *,
-        loss: Number,
-        grad_norm: Number,
+        loss: float,
+        grad_norm: float,
         images: int,
-        tokens: Number,
+        tokens: int,
         flops: float,
         wait_s: float,
-        terms: Mapping[str, Number] | None = None,
+        terms: Mapping[str, float] | None = None,
     ) -> None:
         """One optimizer step: images, text tokens and FLOPs of all ranks, this rank's wait for data.
 
         terms: parts of the loss by name, where it has several.
         """
         self.samples += images
-        self._unread_tokens.append(tokens)
+        self.tokens += tokens
         self._losses.append(loss)
         for name, part in (terms or {}).items():
             self._terms.setdefault(f"train/loss_{name}", []).append(part)
@@ -106,16 +101,16 @@ class Meters:
         interval.images += images
         interval.flops += flops
         interval.wait_s += wait_s
-        interval.tokens.append(tokens)
+        interval.tokens += tokens
         if self._first_rates is None:
-            self._close_first_step(loss)
+            self._close_first_step()
         else:
             self._steady_steps += 1
 
     def report(
         self, step: int, *, learning_rates: Mapping[str, float], skipped_steps: int, data_skipped: int
     ) -> dict[str, float]:
-        """All scalars of the steps since the last report; waits for the device, then starts a new interval.
+        """All scalars of the steps since the last report; starts a new interval.
 
         loss and grad_norm are means over the interval's finite values (skipped_steps counts the others).
         The rates leave out pauses and, where another step was recorded, the first step of the process.
@@ -124,8 +119,7 @@ class Meters:
         if not self._losses:
             raise ValueError(f"step {step}: report() without a record() since the last one")
         loss, grad_norm = _finite_mean(self._losses), _finite_mean(self._grad_norms)
-        self._read_tokens()
-        now = self.clock()  # after the values were read: the device has finished these steps
+        now = self.clock()
         rates = (
             self._interval.rates(now, self.peak_flops) if self._interval.steps else self._first_rates or {}
         )
@@ -143,7 +137,7 @@ class Meters:
             "progress/tokens": float(self.tokens),
             "progress/eta_s": (self.total_steps - step) * self._wall_step_s(now, rates["speed/step_s"]),
         }
-        self._losses, self._terms, self._grad_norms, self._interval = [], {}, [], Interval(now)
+        self._losses, self._terms, self._grad_norms, self._interval = [], {}, [], MeterInterval(now)
         return values
 
     @contextmanager
@@ -156,27 +150,21 @@ class Meters:
             self._interval.paused_s += self.clock() - started
 
     def state_dict(self) -> dict[str, int]:
-        self._read_tokens()
         return {"samples": self.samples, "tokens": self.tokens}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.samples, self.tokens = state["samples"], state["tokens"]
 
-    def _close_first_step(self, loss: Number) -> None:
-        """Sets the first step (compilation, warm-up) apart; the one wait for the device outside report()."""
-        float(loss)
+    def _close_first_step(self) -> None:
+        """Sets the first step (compilation, warm-up) apart."""
         now = self.clock()
         self._first_rates = self._interval.rates(now, self.peak_flops)
-        self._interval = Interval(now)
+        self._interval = MeterInterval(now)
         self._steady_since = now
 
     def _wall_step_s(self, now: float, fallback: float) -> float:
         """Mean seconds per step since the first one, pauses included: those will come again."""
         return (now - self._steady_since) / self._steady_steps if self._steady_steps else fallback
-
-    def _read_tokens(self) -> None:
-        self.tokens += sum(int(tokens) for tokens in self._unread_tokens)
-        self._unread_tokens.clear()
 
     def _peak_memory(self) -> int:
         """Bytes: what torch held at most on the GPU, or the largest resident set seen at a report."""
@@ -186,6 +174,6 @@ class Meters:
         return self._peak_rss
 
 
-def _finite_mean(values: list[Number]) -> float:
-    finite = [number for number in map(float, values) if math.isfinite(number)]
+def _finite_mean(values: list[float]) -> float:
+    finite = list(filter(math.isfinite, values))
     return sum(finite) / len(finite) if finite else math.nan

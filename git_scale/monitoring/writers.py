@@ -37,7 +37,7 @@ METRICS = "metrics.jsonl"
 EVENT_VERSION = "brain.Event:2"  # what TensorBoard asks the first event of a file for
 
 
-class Writer(Protocol):
+class LogWriter(Protocol):
     """Takes what a step has to show; names are `section/name`."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
@@ -170,7 +170,7 @@ class PictureFolder(NullWriter):
 class WriterGroup:
     """Hands everything to each of its writers; closes all of them even when one fails."""
 
-    def __init__(self, writers: Sequence[Writer]) -> None:
+    def __init__(self, writers: Sequence[LogWriter]) -> None:
         self.writers = writers
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -191,7 +191,7 @@ class WriterGroup:
                 stack.callback(writer.close)
 
 
-def build_writers(run_dir: Path, total_steps: int, is_writer: bool, resume_step: int) -> Writer:
+def build_writers(run_dir: Path, total_steps: int, is_writer: bool, resume_step: int) -> LogWriter:
     """All writers on the one rank that writes, a NullWriter elsewhere; resume_step is 0 for a fresh start."""
     if not is_writer:
         return NullWriter()

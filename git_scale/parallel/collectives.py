@@ -13,7 +13,7 @@ from torch import Tensor
 from git_scale.errors import PeerFailedError, UserError
 from git_scale.parallel.comm import TP, WORLD
 from git_scale.parallel.topology import Topology
-from git_scale.stop import Stopped, Work, check_stop, request_stop, stop_requested
+from git_scale.stop import BackgroundWork, Stopped, check_stop, request_stop, stop_requested
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def together(action: Callable[[], T], hears_stop: bool = True) -> T:
     all were done, unless what is done had better be finished (hears_stop=False: a checkpoint). Any other error is
     raised where it happened, and PeerFailedError on the other ranks.
     """
-    work = Work(action)
+    work = BackgroundWork(action)
     while True:
         work.join(ROUND_S)
         states = WORLD.gather_objects(_state_of(work))
@@ -101,7 +101,7 @@ def together(action: Callable[[], T], hears_stop: bool = True) -> T:
             raise Stopped
 
 
-def _state_of(work: Work[T]) -> _State:
+def _state_of(work: BackgroundWork[T]) -> _State:
     done, error = work.is_done, work.error  # in this order: an error is there before its thread has ended
     return _State(
         done,

@@ -1,5 +1,5 @@
 """What a task is: which texts a model learns, what it is asked, how its answers are judged, and what they look like
-in the file that a benchmark's server takes.
+in the file that an evaluation server takes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Task(ABC):
 
     @abstractmethod
     def result_row(self, prediction: Prediction) -> dict[str, Any]:
-        """One row of results.json, as the benchmark's server takes it."""
+        """One row of results.json, as the evaluation server takes it."""
 
     def predict(self, batch: EvalBatch, examination: Examination) -> list[Prediction]:
         """What the model says of the samples of one batch, on this rank; `score` is given that of all ranks.

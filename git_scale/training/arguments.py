@@ -9,7 +9,7 @@ from git_scale.console import path, whole
 from git_scale.parallel.topology import is_first_rank
 
 
-class Parser(argparse.ArgumentParser):
+class FirstRankParser(argparse.ArgumentParser):
     """Help, usage and errors are printed by the first rank alone; the exit code is that of all."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_training_arguments(description: str, argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = FirstRankParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="RECIPE", help="a recipe's name, or a YAML file")
     parser.add_argument(
         "--ds_config", type=path, metavar="JSON", help="DeepSpeed settings; none: ZeRO 0, in bf16 1"

@@ -27,7 +27,7 @@ from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
 from git_scale.training.run_folder import other_identity
-from git_scale.training.verified import Verified, delete_older, foreign, set_aside, to_verify
+from git_scale.training.verified import VerifiedCheckpoints, delete_older, foreign, set_aside, to_verify
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Checkpoints:
         self._engine = engine
         self._topology = topology
         self._folder = layout.checkpoints_folder(self._run_dir)
-        self._verified = Verified()  # the writer's; it decides
+        self._verified = VerifiedCheckpoints()  # the writer's; it decides
 
     def save(self, progress: RunProgress) -> bool:
         """Writes a checkpoint of this step; False (and an alarm) when a rank could not write.

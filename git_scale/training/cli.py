@@ -24,8 +24,8 @@ from git_scale.stop import Stopped, StopRequest
 from git_scale.training.dry_run import dry_run
 from git_scale.training.init_model import inherited_from
 from git_scale.training.out_of_memory import OutOfMemory, explain, in_phase
-from git_scale.training.outcome import Outcome
-from git_scale.training.preflight import Problems, check_inputs
+from git_scale.training.outcome import RunOutcome
+from git_scale.training.preflight import ProblemList, check_inputs
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     )
     planned = _planned_topology(args)
     run, found = draft_run(args.config, args.overrides, inherited_from)
-    problems = Problems(found)
+    problems = ProblemList(found)
     if from_checkpoint and run.init_from is None:
         found.append("init_from is not set: fine-tuning starts from a checkpoint; set init_from=DIR")
     topology = problems.of(lambda: (planned or here).with_tp(run.parallel.tp))
@@ -56,7 +56,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     if topology is not None:
         problems.of(lambda: check_world(run, topology.dp))
         problems.of(lambda: check_accumulation(run, topology.dp))
-    inputs = Problems(list(found))
+    inputs = ProblemList(list(found))
     if planned is None:  # a plan for other machines needs nothing of this one
         check_inputs(run, inputs)
     if found or topology is None or ds_config is None:  # there is no run to plan or to start
@@ -72,7 +72,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
         return _train(run, ds_config, topology)
     except Stopped:
         log.warning("stopped before the first step: the same command starts again")
-        return Outcome.STOPPED
+        return RunOutcome.STOPPED
 
 
 def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int:
@@ -90,7 +90,7 @@ def _train(run: RunConfig, ds_config: dict[str, Any], topology: Topology) -> int
             outcome = trainer.fit(stop_request)
         except OutOfMemory as failure:  # of this rank alone: the others lose it, and end
             log.error("%s", explain(failure, topology.global_rank, run, ds_config, cluster))
-            return Outcome.REFUSED
+            return RunOutcome.REFUSED
         with exit_within(EXIT_S, outcome):  # a disk or a rank that does not answer holds nobody back
             trainer.writer.close()
             stop_processes()  # not after an exception: it would wait for ranks that wait for this one

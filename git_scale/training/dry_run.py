@@ -24,7 +24,7 @@ from git_scale.planning.plan import Plan, plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
 from git_scale.training.init_model import freeze, parameter_counts
 from git_scale.training.preflight import (
-    Problems,
+    ProblemList,
     check_data,
     check_image_sizes,
     load_fitting_tokenizer,
@@ -34,7 +34,7 @@ from git_scale.training.preflight import (
 
 
 def dry_run(
-    run: RunConfig, ds_config: dict[str, Any], topology: Topology, is_elsewhere: bool, problems: Problems
+    run: RunConfig, ds_config: dict[str, Any], topology: Topology, is_elsewhere: bool, problems: ProblemList
 ) -> str:
     """The run with its parameters and plan, and in `problems` what a start would refuse; empty without a plan.
 
@@ -55,7 +55,7 @@ def dry_run(
     if len(train) == len(opened) and not is_elsewhere:
         heldout = _opened(run.data.heldout, problems)
         problems.of(lambda: check_data(run, train, heldout))
-        if tokenizer := Problems([]).of(lambda: load_fitting_tokenizer(run)):  # else check_inputs says why
+        if tokenizer := ProblemList([]).of(lambda: load_fitting_tokenizer(run)):  # else check_inputs says why
             problems.of(lambda: report_sources(run, Mixture(run.data, train), tokenizer))
     planned = problems.of(lambda: plan(run, ds_config, cluster))
     space = problems.of(lambda: checkpoint_space(run))
@@ -80,7 +80,7 @@ def _described(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str
     ]
 
 
-def _opened(folder: str | None, problems: Problems) -> SampleStore | None:
+def _opened(folder: str | None, problems: ProblemList) -> SampleStore | None:
     """None where there are none, which check_inputs says, and for damaged ones, which is a problem."""
     if folder is None or problem_of(folder):
         return None

@@ -14,7 +14,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 """A run that skips so many steps in a row learns nothing more: its weights or its data are broken."""
 
 
-class Guards:
+class StepGuards:
     """Asked after every step."""
 
     def __init__(self, engine: Engine) -> None:

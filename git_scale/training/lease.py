@@ -45,7 +45,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Holder:
+class LeaseHolder:
     """The content of a lease."""
 
     host: str
@@ -78,10 +78,10 @@ class Holder:
         return json.dumps(asdict(self), indent=1).encode().ljust(_SIZE - 1) + b"\n"
 
 
-def this_holder() -> Holder:
+def this_holder() -> LeaseHolder:
     now, here = _now(), find_process(os.getpid())
     job = next(filter(None, map(os.environ.get, _JOBS)), "")
-    return Holder(
+    return LeaseHolder(
         host=socket.gethostname(),
         job=job,
         pid=os.getpid(),
@@ -93,11 +93,11 @@ def this_holder() -> Holder:
     )
 
 
-def holder_of(content: bytes) -> Holder | None:
+def holder_of(content: bytes) -> LeaseHolder | None:
     """None for what is no lease: torn, or written by something else."""
     try:
         tree = json.loads(content)
-        holder = Holder(**tree)
+        holder = LeaseHolder(**tree)
         types = {name: type(value) for name, value in asdict(holder).items()}
     except (ValueError, TypeError):
         return None
@@ -119,7 +119,7 @@ def describe_lease(run_dir: Path) -> str:
 class Lease:
     """A run's folder, held by this process. `clock`: monotonic, in seconds."""
 
-    def __init__(self, path: Path, holder: Holder, file: int, clock: Clock = time.monotonic) -> None:
+    def __init__(self, path: Path, holder: LeaseHolder, file: int, clock: Clock = time.monotonic) -> None:
         self.holder = holder
         self._path, self._file, self._clock = path, file, clock
         self._lost = False
@@ -245,7 +245,7 @@ def _take(path: Path, stale: bytes | None, clock: Clock) -> Lease | None:
     return None if file is None else Lease(path, holder, file, clock)
 
 
-def _create(path: Path, holder: Holder) -> int | None:
+def _create(path: Path, holder: LeaseHolder) -> int | None:
     """Makes the lease appear, whole and only where there is none; the open file, None when another's is there."""
     temporary = path.with_name(f".{LEASE}.{holder.token}.tmp")
     file = _write_new(temporary, holder)
@@ -269,7 +269,7 @@ def _create(path: Path, holder: Holder) -> int | None:
     return None
 
 
-def _write_new(path: Path, holder: Holder) -> int:
+def _write_new(path: Path, holder: LeaseHolder) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     os.pwrite(file, holder.to_bytes(), 0)
     os.fsync(file)

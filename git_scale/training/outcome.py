@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 
-class Outcome(IntEnum):
+class RunOutcome(IntEnum):
     """How a run ended: the exit codes of tools/pretrain.py and tools/finetune.py; slurm/run.sh acts on them."""
 
     DONE = 0

@@ -34,7 +34,7 @@ PICTURES_LOOKED_AT = 8
 Result = TypeVar("Result")
 
 
-class Problems:
+class ProblemList:
     """What has been found so far; ConfigError holds all of it."""
 
     def __init__(self, found: list[str]) -> None:
@@ -55,7 +55,7 @@ class Problems:
             raise ConfigError(self.found)
 
 
-def check_inputs(run: RunConfig, problems: Problems) -> None:
+def check_inputs(run: RunConfig, problems: ProblemList) -> None:
     """Notes everything that the run reads or continues and that is not there or does not fit; opens no shard."""
     has_fitting_model = (
         not problems.found

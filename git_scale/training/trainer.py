@@ -19,7 +19,7 @@ from git_scale.errors import CheckpointError, LoaderError, UserError
 from git_scale.evaluation.evaluator import Evaluator
 from git_scale.evaluation.health import Metrics, findings, loss_rise
 from git_scale.monitoring.meters import Meters
-from git_scale.monitoring.writers import Writer
+from git_scale.monitoring.writers import LogWriter
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel import collectives
 from git_scale.parallel.comm import WORLD
@@ -28,11 +28,11 @@ from git_scale.planning.model_flops import ModelFlops
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
-from git_scale.training.guards import Guards
+from git_scale.training.guards import StepGuards
 from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
 from git_scale.training.out_of_memory import in_phase
-from git_scale.training.outcome import Outcome, StepResult
+from git_scale.training.outcome import RunOutcome, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Trainer:
         batches: Iterable[Batch],
         checkpoints: Checkpoints,
         evaluator: Evaluator | None,
-        writer: Writer,
+        writer: LogWriter,
         meters: Meters,
         model_flops: ModelFlops,
         progress: RunProgress,
@@ -72,7 +72,7 @@ class Trainer:
         self.train = train
         self.loss = TrainingLoss(run)
         self.towers = tuple(engine.model.module.towers())
-        self.guards = Guards(engine)
+        self.guards = StepGuards(engine)
         self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
         self.skipped_steps = progress.skipped_steps
@@ -81,7 +81,7 @@ class Trainer:
         self._accumulation = run.accumulation(progress.dp)
         self._batches: Iterator[Batch] = iter(batches)
 
-    def fit(self, stop_request: StopRequest) -> Outcome:
+    def fit(self, stop_request: StopRequest) -> RunOutcome:
         """Trains to the last step, or to the step in which a stop signal came; saves at the end.
 
         An evaluation that a stop does not leave time for is made up for at the next start.
@@ -108,10 +108,10 @@ class Trainer:
             raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
         if self.data_is_unusable:
             self.unusable.explain(self.step)
-            return Outcome.DATA_UNUSABLE
-        return Outcome.STOPPED if owed or self.step < self.run.train.steps else Outcome.DONE
+            return RunOutcome.DATA_UNUSABLE
+        return RunOutcome.STOPPED if owed or self.step < self.run.train.steps else RunOutcome.DONE
 
-    def cut_off(self, cut: Stopped | LoaderError) -> Outcome:
+    def cut_off(self, cut: Stopped | LoaderError) -> RunOutcome:
         """Ends a run that gets no batches, with a checkpoint of the steps it has done."""
         saved = self.step == self._first_progress.step or self.save()
         if isinstance(cut, LoaderError):
@@ -119,7 +119,7 @@ class Trainer:
         log.warning("step %d is the last of this start: %s", self.step, str(cut) or "a stop")
         if not saved:
             raise CheckpointError(f"step {self.step} is the last of this start, and could not be saved")
-        return Outcome.STOPPED
+        return RunOutcome.STOPPED
 
     def catch_up(self) -> bool:
         """What an earlier start was cut off before: the evaluation of the step it ended at, or the mark of the best.

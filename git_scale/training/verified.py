@@ -20,7 +20,7 @@ GIB = 1 << 30
 Stamp = list[tuple[str, int, int]]
 
 
-class Verified:
+class VerifiedCheckpoints:
     """What this process wrote or compared with its manifest, and found whole or damaged.
 
     A file that was written to since then makes a checkpoint unknown again: sizes and times are looked at.
@@ -63,7 +63,7 @@ def _stamp(checkpoint: Path) -> Stamp:
     return [(name, status.st_size, status.st_mtime_ns) for name, status in found]
 
 
-def to_verify(candidates: list[Path], verified: Verified, keep: int) -> Path | None:
+def to_verify(candidates: list[Path], verified: VerifiedCheckpoints, keep: int) -> Path | None:
     """The newest one that has to be looked at before any is deleted; None: the newest `keep` whole ones are known."""
     whole = 0
     if len(candidates) <= keep:
@@ -78,7 +78,7 @@ def to_verify(candidates: list[Path], verified: Verified, keep: int) -> Path | N
     return None
 
 
-def delete_older(candidates: list[Path], verified: Verified, keep: int, best: str | None) -> None:
+def delete_older(candidates: list[Path], verified: VerifiedCheckpoints, keep: int, best: str | None) -> None:
     """Deletes what is older than the newest `keep` whole ones, if a run wrote it and nobody put anything into it.
 
     `candidates` are sorted, the newest first; `best` is the name of one that stays.

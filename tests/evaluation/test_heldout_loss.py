@@ -11,7 +11,7 @@ import git_scale
 from git_scale.data.images import decode
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
-from git_scale.evaluation.benchmark import evaluate_checkpoint
+from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed

@@ -8,7 +8,7 @@ from PIL import Image, ImageColor, ImageFont
 
 from git_scale.errors import DataError
 from git_scale.evaluation import sheet as sheets
-from git_scale.evaluation.sheet import Captioned, draw_captions
+from git_scale.evaluation.sheet import SheetCell, draw_captions
 
 CELL = sheets.SIDE + 2 * sheets.CELL_PADDING + sheets.GAP
 
@@ -24,7 +24,7 @@ def grey(side: int = 40) -> np.ndarray:
 
 
 def test_size_follows_rows_and_columns() -> None:
-    rows = [Captioned(grey(), "a", "a")] * 5
+    rows = [SheetCell(grey(), "a", "a")] * 5
     wide, narrow = draw_captions(rows, columns=4), draw_captions(rows, columns=2)
     assert wide.mode == "RGB"
     assert wide.width == sheets.GAP + 4 * CELL
@@ -36,7 +36,7 @@ def test_size_follows_rows_and_columns() -> None:
 
 @pytest.mark.parametrize(("generated", "green"), [("Two  dogs", True), ("two cats", False)])
 def test_equal_is_green_and_different_is_red(generated: str, green: bool) -> None:
-    sheet = draw_captions([Captioned(grey(), "two dogs", generated)])
+    sheet = draw_captions([SheetCell(grey(), "two dogs", generated)])
     assert count_colour(sheet, sheets.GREY) > 0
     assert (count_colour(sheet, sheets.GREEN) > 0) == green
     assert (count_colour(sheet, sheets.RED) > 0) == (not green)
@@ -45,13 +45,13 @@ def test_equal_is_green_and_different_is_red(generated: str, green: bool) -> Non
 def test_tiny_pictures_keep_their_pixels_and_large_ones_their_shape() -> None:
     checker = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
     left, top = sheets.GAP + sheets.CELL_PADDING, sheets.HEADER_HEIGHT + sheets.GAP + sheets.CELL_PADDING
-    sheet = np.array(draw_captions([Captioned(checker, "a", "a")]))
+    sheet = np.array(draw_captions([SheetCell(checker, "a", "a")]))
     picture = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE]
     centres = picture[14::28, 14::28, 0]
     assert np.array_equal(centres, checker)
     assert set(np.unique(picture[2:-2, 2:-2])) == {0, 255}
     wide = Image.new("L", (400, 100), 7)
-    sheet = np.array(draw_captions([Captioned(wide, "a", "a")]))
+    sheet = np.array(draw_captions([SheetCell(wide, "a", "a")]))
     picture = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE, 0]
     assert (picture == 7).any(axis=1).sum() == pytest.approx(sheets.SIDE / 4, abs=2)
 

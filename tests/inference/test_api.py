@@ -21,7 +21,7 @@ from git_scale.data.clips import Clip
 from git_scale.data.images import decode, normalise
 from git_scale.errors import CheckpointError, ConfigError, DataError, UserError
 from git_scale.inference import api
-from git_scale.inference.grouping import work_off
+from git_scale.inference.grouping import run_batched
 from git_scale.inference.predictor import Predictor
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOUR, COLOURS, SIDES, SIZE, describe, draw_square
@@ -321,7 +321,7 @@ def test_pictures_of_many_shapes_keep_their_order(model: ImageToText) -> None:
         reds = [int(clip.pixels[0, 0, 0, 0]) for clip in clips]
         return [[red + query for query in row] for red, row in zip(reds, queries, strict=True)]
 
-    found = work_off(lambda number: fitting.prepare(pictures[number]), [[1, 2]] * 6, 16, 64, work)
+    found = run_batched(lambda number: fitting.prepare(pictures[number]), [[1, 2]] * 6, 16, 64, work)
     assert found == [[10 * number + 1, 10 * number + 2] for number in range(6)]
     assert sorted(count for count, *_ in seen) == [1, 1, 2, 2]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from git_scale.inference.generate import Decoding, Generated, Trie, generate
+from git_scale.inference.generate import Decoding, GeneratedText, Trie, generate
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
@@ -63,7 +63,7 @@ def search_slowly(after: LogProbabilities, prefix: list[int], decoding: Decoding
     return sorted(results, key=lambda pair: -pair[1])
 
 
-def assert_same(found: list[Generated], expected: Scored) -> None:
+def assert_same(found: list[GeneratedText], expected: Scored) -> None:
     assert [text.tokens for text in found] == [text for text, _ in expected]
     assert [text.score for text in found] == pytest.approx([value for _, value in expected], rel=1e-9)
 

@@ -59,10 +59,12 @@ def test_the_score_is_the_sum_over_the_length_penalty() -> None:
     """7 tokens in all: (5 + 7) / 6 = 2."""
     sums = torch.tensor([-4.0, -4.0, -8.0])
     lengths = torch.tensor([7, 1, 7])
-    assert Decoding(length_penalty=1.0).divide(sums, lengths).tolist() == [-2.0, -4.0, -4.0]
-    assert Decoding(length_penalty=0.0).divide(sums, lengths).tolist() == [-4.0, -4.0, -8.0]
-    assert Decoding().divide(sums, lengths)[0].item() == pytest.approx(-4 / 2**0.6)
-    assert Decoding(length_penalty=2.0).divide(torch.tensor([-float("inf")]), 7).item() == -float("inf")
+    assert Decoding(length_penalty=1.0).length_normalised(sums, lengths).tolist() == [-2.0, -4.0, -4.0]
+    assert Decoding(length_penalty=0.0).length_normalised(sums, lengths).tolist() == [-4.0, -4.0, -8.0]
+    assert Decoding().length_normalised(sums, lengths)[0].item() == pytest.approx(-4 / 2**0.6)
+    assert Decoding(length_penalty=2.0).length_normalised(torch.tensor([-float("inf")]), 7).item() == -float(
+        "inf"
+    )
 
 
 def test_half_precision_becomes_single_and_double_stays() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from git_scale.errors import ConfigError
 from git_scale.inference.generate import FREE, Decoding, Trie, generate
-from git_scale.models.decoder import LayerCache, Placement
+from git_scale.models.decoder import LayerCache, TextPlacement
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
@@ -55,7 +55,7 @@ class Script:
         tokens: Tensor,
         rows: Tensor,
         cache: list[LayerCache] | None = None,
-        placement: Placement | None = None,
+        placement: TextPlacement | None = None,
     ) -> Tensor:
         step = len(self.heard)
         self.heard.append(tokens.flatten().tolist())

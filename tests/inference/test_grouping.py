@@ -7,7 +7,7 @@ import pytest
 
 from git_scale.data.clips import Clip
 from git_scale.errors import UserError
-from git_scale.inference.grouping import WINDOW, in_shape_of, per_image, work_off
+from git_scale.inference.grouping import WINDOW, in_shape_of, per_image, run_batched
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
         numbers = [int(clip.pixels[0, 0, 0, 0]) for clip in clips]
         return [[(number, query) for query in row] for number, row in zip(numbers, asked, strict=True)]
 
-    found = work_off(prepare, queries, most_images, most_queries, work)
+    found = run_batched(prepare, queries, most_images, most_queries, work)
     assert found == [[(number, query) for query in row] for number, row in enumerate(queries)]
     return calls
 
@@ -62,7 +62,7 @@ def test_clips_are_prepared_once_and_few_at_a_time() -> None:
         prepared.append(number)
         return Clip(np.zeros((1, 3, 1, 1), np.uint8))
 
-    work_off(prepare, [[number] * 5 for number in range(40)], 1, 2, work)
+    run_batched(prepare, [[number] * 5 for number in range(40)], 1, 2, work)
     assert prepared == list(range(40))
 
 

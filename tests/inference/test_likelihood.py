@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.inference.likelihood import Text, log_likelihoods
+from git_scale.inference.likelihood import TextToScore, log_likelihoods
 from git_scale.models.git import GitModel
 
 END = 3
 
 
 @torch.no_grad()
-def one_by_one(model: GitModel, image: Tensor, text: Text) -> float:
+def one_by_one(model: GitModel, image: Tensor, text: TextToScore) -> float:
     given, judged = text
     total = 0.0
     for at, token in enumerate([*judged, END]):
@@ -33,7 +33,7 @@ def test_equal_to_one_text_and_one_token_at_a_time(
 ) -> None:
     model = tiny_model(frames=frames).eval()
     images, _ = draw_inputs(B=2, F=frames)
-    texts: list[list[Text]] = [
+    texts: list[list[TextToScore]] = [
         [([2], [5, 6, 7]), ([2, 9, 8], [4]), ([2], [])],
         [([2, 4, 4, 4, 4, 4], [11, 12]), ([2], [13] * 10), ([2, 1], [END, 5])],
     ]

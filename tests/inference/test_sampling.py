@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from git_scale.inference.generate import Decoding, Generated, Trie, generate
+from git_scale.inference.generate import Decoding, GeneratedText, Trie, generate
 
 BEGIN, END, VOCAB = 3, 2, 8
 DRAWS = 4000
@@ -27,7 +27,7 @@ def draw(oracle: Any, pictures: torch.Tensor, seed: int = 0, trie: Trie | None =
     )
 
 
-def first_tokens(texts: list[Generated]) -> list[int]:
+def first_tokens(texts: list[GeneratedText]) -> list[int]:
     return [text.tokens[0] if text.tokens else END for text in texts]
 
 

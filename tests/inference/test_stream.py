@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from git_scale.inference.stream import TextStream
-from git_scale.models.decoder import GrowingRows, Placement
+from git_scale.models.decoder import GrowingRows, TextPlacement
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
@@ -62,7 +62,7 @@ def test_a_row_that_sees_its_neighbour_or_stands_elsewhere_says_something_else(
         cache = model.new_cache()
         model(images, torch.ones(2, 1, 1, dtype=torch.long), torch.arange(2), cache)
         visible = torch.tensor(visible_of_row, dtype=torch.bool).expand(2, 1, 2, 3)
-        placement = Placement(torch.full((2, 1, 2), position), visible)
+        placement = TextPlacement(torch.full((2, 1, 2), position), visible)
         return model(None, tokens, rows, cache, placement)
 
     right = second_step([[1, 1, 0], [1, 0, 1]], 1)

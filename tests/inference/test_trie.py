@@ -1,4 +1,4 @@
-"""The tree of permitted texts against the plain list of them."""
+"""The tree of allowed texts against the plain list of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def followers(texts: list[list[int]], said: list[int]) -> set[int]:
     return {(*text, END)[len(said)] for text in texts if len(text) >= len(said) and text[: len(said)] == said}
 
 
-def permitted(trie: Trie, nodes: torch.Tensor, vocab: int) -> list[set[int]]:
+def allowed(trie: Trie, nodes: torch.Tensor, vocab: int) -> list[set[int]]:
     logits = torch.arange(vocab, dtype=torch.float32).expand(len(nodes), vocab)
-    rows = trie.permit(logits, nodes)
+    rows = trie.mask_disallowed(logits, nodes)
     for row in rows:
         assert torch.equal(row[row > -math.inf], torch.arange(vocab)[row > -math.inf].float())  # untouched
     return [set(row.isfinite().nonzero()[:, 0].tolist()) for row in rows]
@@ -40,7 +40,7 @@ def test_every_node_permits_what_the_list_permits() -> None:
         for token in walk:
             node = trie.advance(node, torch.tensor([token]))
         nodes.append(node)
-    found = permitted(trie, torch.cat(nodes), vocab=9)
+    found = allowed(trie, torch.cat(nodes), vocab=9)
     assert found == [followers(texts, walk) for walk in walks]
     assert len({frozenset(each) for each in found}) > 10
 
@@ -50,7 +50,7 @@ def test_thousands_of_names_over_a_real_vocabulary() -> None:
     names = [[rng.randrange(3, 30_000) for _ in range(rng.randint(1, 6))] for _ in range(5_000)]
     trie = Trie(names, END)
     assert len(trie) == len({tuple(name) for name in names})
-    assert permitted(trie, torch.tensor([ROOT]), 30_522) == [{name[0] for name in names}]
+    assert allowed(trie, torch.tensor([ROOT]), 30_522) == [{name[0] for name in names}]
 
 
 def test_each_set_permits_its_own_texts_and_a_free_text_any() -> None:
@@ -59,9 +59,9 @@ def test_each_set_permits_its_own_texts_and_a_free_text_any() -> None:
     assert (len(trie), trie.shortest, trie.longest, trie.largest_token) == (1, 1, 2, 7)
     assert trie.roots[0] == ROOT and len({*trie.roots, ENDED, FREE}) == 5
     begin = torch.tensor([*trie.roots, FREE])
-    assert permitted(trie, begin, 9) == [{4}, {4, 7}, {5}, set(range(9))]
+    assert allowed(trie, begin, 9) == [{4}, {4, 7}, {5}, set(range(9))]
     after = trie.advance(begin, torch.tensor([4, 4, 5, 8]))
-    assert permitted(trie, after, 9) == [{5, END}, {6}, {END}, set(range(9))]
+    assert allowed(trie, after, 9) == [{5, END}, {6}, {END}, set(range(9))]
     with pytest.raises(UserError, match="at least one"):
         Trie(sets[0], END, [[]])
 
@@ -72,7 +72,7 @@ def test_an_ended_text_goes_on_ending_and_shapes_are_kept() -> None:
     ended = trie.advance(nodes, torch.full((1, 2), END))
     assert ended.tolist() == [[ENDED, ENDED]]
     assert trie.advance(ended, torch.full((1, 2), END)).tolist() == [[ENDED, ENDED]]
-    logits = trie.permit(torch.zeros(1, 2, 7), torch.stack([nodes[0, :1], ended[0, :1]], dim=1))
+    logits = trie.mask_disallowed(torch.zeros(1, 2, 7), torch.stack([nodes[0, :1], ended[0, :1]], dim=1))
     assert logits.shape == (1, 2, 7)
     assert [set(row.isfinite().nonzero()[:, 0].tolist()) for row in logits[0]] == [{END, 5}, {END}]
 

@@ -15,7 +15,7 @@ from git_scale.checkpoint.native import export_native
 from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.errors import ConfigError
-from git_scale.evaluation.benchmark import benchmark_run
+from git_scale.evaluation.checkpoint_evaluation import evaluation_run
 from git_scale.recipes import load_run
 from git_scale.tasks import TASKS, build_task, check_metric
 from git_scale.tasks.caption import CaptionTask
@@ -83,13 +83,15 @@ def test_a_model_whose_task_is_not_loaded_speaks_and_is_not_evaluated(
     assert "my_counting_task" not in sys.modules
     opened = open_checkpoint(folder)
     with pytest.raises(ConfigError) as caught:
-        benchmark_run(opened, Path("heldout"), None, [])
+        evaluation_run(opened, Path("heldout"), None, [])
     missing, remedy = caught.value.problems
     assert missing.startswith("data.task='counting': there is none of that name; there are caption, vqa")
     assert remedy.startswith(
         "plugins=['my_counting_task'] stand in the checkpoint's recipe and are not imported"
     )
     assert remedy.endswith("if you trust them, give plugins=[my_counting_task]")
-    assert benchmark_run(opened, Path("heldout"), "caption", ["eval.max_new_tokens=8"]).data.task == "caption"
+    assert (
+        evaluation_run(opened, Path("heldout"), "caption", ["eval.max_new_tokens=8"]).data.task == "caption"
+    )
     with pytest.raises(ConfigError, match="RuntimeError: imported"):
-        benchmark_run(opened, Path("heldout"), None, ["plugins=[my_counting_task]"])
+        evaluation_run(opened, Path("heldout"), None, ["plugins=[my_counting_task]"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from git_scale.training.guards import MAX_SKIPPED_IN_A_ROW, Guards
+from git_scale.training.guards import MAX_SKIPPED_IN_A_ROW, StepGuards
 
 
 class RightRates:
@@ -20,7 +20,7 @@ class RightRates:
 
 @pytest.fixture
 def guards() -> Any:
-    return Guards(RightRates())  # type: ignore[arg-type]
+    return StepGuards(RightRates())  # type: ignore[arg-type]
 
 
 def test_skips_in_a_row_end_a_run(guards: Any) -> None:

@@ -20,8 +20,8 @@ from git_scale.training.lease import (
     LEASE,
     STALE_S,
     WAIT_S,
-    Holder,
     Lease,
+    LeaseHolder,
     acquire,
     describe_lease,
     this_holder,
@@ -48,12 +48,12 @@ def take(folder: Path, clock: Clock | None = None) -> Lease:
     return acquire(folder, clock, clock.pause)
 
 
-def elsewhere(**changes: object) -> Holder:
+def elsewhere(**changes: object) -> LeaseHolder:
     """A holder on another machine, of which nothing is known but its lease."""
     return dataclasses.replace(this_holder(), host="n7", job="42", namespace="another boot", **changes)
 
 
-def lay(folder: Path, holder: Holder) -> None:
+def lay(folder: Path, holder: LeaseHolder) -> None:
     (folder / LEASE).write_bytes(holder.to_bytes())
 
 

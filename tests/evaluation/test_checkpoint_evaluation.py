@@ -13,7 +13,12 @@ import webdataset
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.evaluation.benchmark import EFFECTIVE, OPTION_OF, benchmark_run, evaluate_checkpoint
+from git_scale.evaluation.checkpoint_evaluation import (
+    EFFECTIVE,
+    OPTION_OF,
+    evaluate_checkpoint,
+    evaluation_run,
+)
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import known_keys
 from git_scale.testing.distributed import run_distributed
@@ -139,7 +144,7 @@ def opened(run: RunConfig) -> Any:
 )
 def test_what_has_no_effect_in_an_evaluation_is_refused(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        benchmark_run(opened(RunConfig()), Path("heldout"), None, [override, "eval.beams=2"])
+        evaluation_run(opened(RunConfig()), Path("heldout"), None, [override, "eval.beams=2"])
     (problem,) = refused.value.problems
     assert words in problem and repr(override) in problem
 
@@ -155,7 +160,7 @@ def test_what_has_an_effect_is_taken() -> None:
         "parallel.tp=2",
         "train.micro_batch=3",
     ]
-    run = benchmark_run(opened(trained), Path("heldout"), "vqa", given)
+    run = evaluation_run(opened(trained), Path("heldout"), "vqa", given)
     assert (run.eval.beams, run.data.resize, run.train.precision, run.train.micro_batch) == (
         2,
         "pad",
@@ -164,7 +169,7 @@ def test_what_has_an_effect_is_taken() -> None:
     )
     assert (run.data.heldout, run.data.task, run.parallel.tp) == ("heldout", "vqa", 2)
     with pytest.raises(ConfigError, match=r"did you mean eval\.beams"):
-        benchmark_run(opened(trained), Path("heldout"), None, ["eval.beam=2"])
+        evaluation_run(opened(trained), Path("heldout"), None, ["eval.beam=2"])
 
 
 def test_keys_with_an_effect_are_keys() -> None:

@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     opened = open_checkpoint(checkpoint)
     refuse_encoder_alone(opened)
     tokenizer = tokenizer_of(opened, tokenizer_path)
-    run = benchmark_run(opened, data, task, overrides)
+    run = evaluation_run(opened, data, task, overrides)
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
     store = open_store_together(topology, data)
@@ -75,8 +75,8 @@ def evaluate_checkpoint(
     return evaluation
 
 
-def benchmark_run(opened: OpenedCheckpoint, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
-    """The checkpoint's recipe with the benchmark's data and task, on one rank per copy.
+def evaluation_run(opened: OpenedCheckpoint, data: Path, task: str | None, overrides: list[str]) -> RunConfig:
+    """The checkpoint's recipe with the given data and task, on one rank per copy.
 
     Raises ConfigError, for what has no effect in an evaluation as well.
     """
