@@ -11,7 +11,7 @@ from git_scale.checkpoint.layout import checkpoints_folder
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.planning.cluster import GIB
-from git_scale.planning.local_model import build_local
+from git_scale.planning.local_model import whole_model
 from git_scale.planning.partition_sizes import FP32_BYTES, MOMENT_BYTES
 
 
@@ -35,9 +35,7 @@ class CheckpointSpace:
 
 
 def checkpoint_space(run: RunConfig) -> CheckpointSpace:
-    """Raises ConfigError when train.freeze leaves nothing to learn."""
-    whole = run.model_copy(update={"parallel": run.parallel.model_copy(update={"tp": 1})})
-    model = build_local(whole).model
+    model = whole_model(run.model, run.train.freeze)
     buffers = sum(buffer.numel() for buffer in model.buffers())
     numbers = sum(parameter.numel() for parameter in model.parameters()) + buffers
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -67,7 +67,9 @@ class OperationCache:
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
         """What `func` returns, and its FLOPs."""
-        key = (func, _signature(args), _signature(tuple(kwargs.items())))
+        if func.is_view:  # two thirds of all; to know one again takes as long as to make it
+            return func(*args, **kwargs), 0
+        key = (func, _signature(args), _signature(tuple(kwargs.items())) if kwargs else ())
         known = self._known.get(key)
         if known is None:
             result = func(*args, **kwargs)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from git_scale.config import ModelConfig
 from git_scale.data.batch import Batch
-from git_scale.models.build import build_encoder
 from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
-from git_scale.planning.local_model import count_image_tokens
+from git_scale.planning.local_model import count_image_tokens, whole_model
 
 
 class ModelFlops:
@@ -18,8 +15,7 @@ class ModelFlops:
         self._config = config
         self._dp = dp
         self._encoder_passes = TRAIN_TO_FORWARD if encoder_learns else 1
-        with torch.device("meta"):
-            self._encoder = build_encoder(config.encoder).eval()  # one picture is too few for a batch norm
+        self._encoder = whole_model(config).encoder
         self._image_tokens: dict[tuple[int, int], int] = {}
 
     def of_step(self, batches: list[Batch]) -> int:

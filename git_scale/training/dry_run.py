@@ -11,14 +11,13 @@ from git_scale.config import RunConfig
 from git_scale.data.mixture import Mixture, training_sources
 from git_scale.data.store import SampleStore, open_store, problem_of
 from git_scale.formatting import format_table
-from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.parallel.ds_config import check_ds_config
 from git_scale.parallel.splits import describe_splits, splits_of
 from git_scale.parallel.topology import Topology
 from git_scale.planning.cluster import Cluster, accelerator_named, cluster_of, this_cluster
 from git_scale.planning.disk import checkpoint_space, describe_space, refuse_if_disk_too_small
-from git_scale.planning.meta import on_meta
+from git_scale.planning.local_model import whole_model
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.plan import Plan, plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
@@ -42,8 +41,7 @@ def dry_run(
     """
     cluster = _cluster(run, topology, is_elsewhere)
     problems.of(lambda: check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda"))
-    with on_meta():
-        model = problems.of(lambda: build_model(run.model))
+    model = problems.of(lambda: whole_model(run.model, run.train.freeze))
     if model is None:
         return ""
     problems.of(lambda: freeze(model, run.train.freeze))

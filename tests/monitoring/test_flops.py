@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from git_scale.config import DecoderConfig
+from git_scale.models.build import build_encoder
 from git_scale.monitoring.flops import count_forward_flops, decoder_forward_flops, encoder_forward_flops
+from git_scale.testing.tiny_encoders import tiny_encoder
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -122,3 +126,16 @@ def test_more_texts_leave_the_image_work_alone() -> None:
 
     assert flops(5) - flops(4) == flops(2) - flops(1)
     assert flops(5) < 5 * flops(1) / 2
+
+
+@pytest.mark.parametrize("family", ["vision_transformer", "davit", "swin_transformer", "resnet", "cait"])
+def test_it_counts_what_torchs_own_counter_counts(family: str) -> None:
+    config = tiny_encoder(family)
+    with torch.device("meta"):
+        encoder = (
+            build_encoder(config).eval().requires_grad_(False)
+        )  # torch's cannot follow CaiT's parameters else
+    picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as theirs:
+        encoder(picture)
+    assert count_forward_flops(encoder, picture) == theirs.get_total_flops() > 0
