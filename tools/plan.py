@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     cluster = dataclasses.replace(listed, **given_instead(args))
     run = with_dividing_micro_batch(asked, cluster)
     planned = plan(run, read_ds_config(args.ds_config), cluster)
-    if not planned.estimates:
+    if not planned.fitting:
         refuse_if_memory_too_small(planned)
     if run != asked:
         print(f"train.micro_batch={run.train.micro_batch}: {asked.train.micro_batch} does not divide\n")
@@ -70,7 +70,7 @@ def given_instead(args: argparse.Namespace) -> dict[str, Any]:
 
 def shown(planned: Plan) -> list[SettingEstimate]:
     """The best ones, and the run's own."""
-    best = planned.best(SHOWN)
+    best = planned.best[:SHOWN]
     return best if any(estimate.setting == planned.own.setting for estimate in best) else [*best, planned.own]
 
 
@@ -80,7 +80,7 @@ def as_tree(planned: Plan) -> dict[str, Any]:
         "flops_per_sample": planned.flops_per_sample,
         "fits": planned.fits,
         "own": estimate_tree(planned, planned.own),
-        "best": [estimate_tree(planned, estimate) for estimate in planned.best(SHOWN)],
+        "best": [estimate_tree(planned, estimate) for estimate in planned.best[:SHOWN]],
     }
 
 

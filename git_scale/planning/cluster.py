@@ -21,20 +21,20 @@ LIBRARY_BYTES: Mapping[DeviceKind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal devices in equal nodes."""
+    """A cluster has equal devices in equal nodes."""
 
     device: str
     kind: DeviceKind
     world_size: int
     per_node: int
     memory: int
-    """Bytes of one device, for one rank."""
+    """One rank has so many bytes of its device."""
     peak: float
-    """FLOP/s of one device at the run's precision."""
+    """One device computes so many FLOP/s at the run's precision."""
     intra: float
-    """Bytes/s and direction between devices of a node."""
+    """Two devices of a node exchange so many bytes/s in each direction."""
     inter: float
-    """A device's share of the network between nodes, bytes/s and direction."""
+    """A device's share of the network between nodes carries so many bytes/s in each direction."""
     efficiency: float = EFFICIENCY
 
     @property
@@ -43,12 +43,12 @@ class Cluster:
 
     @property
     def usable(self) -> int:
-        """Bytes for the run itself."""
+        """The run itself has so many bytes."""
         return self.memory - LIBRARY_BYTES[self.kind]
 
     @property
-    def comfortable(self) -> int:
-        """Of these, what a good setting needs at most."""
+    def usable_with_margin(self) -> int:
+        """A good setting needs so many of these at most."""
         return self.usable - int(MARGIN * self.memory)
 
 
@@ -63,7 +63,7 @@ def accelerator_named(name: str) -> Accelerator:
 
 
 def cluster_of(accelerator: Accelerator, precision: str, world_size: int, per_node: int) -> Cluster:
-    """As the data file has it."""
+    """Its figures are those of accelerators.yaml."""
     return Cluster(
         device=accelerator.name,
         kind="cuda",
@@ -77,7 +77,7 @@ def cluster_of(accelerator: Accelerator, precision: str, world_size: int, per_no
 
 
 def this_cluster(device: torch.device, precision: str, world_size: int) -> Cluster:
-    """Of a run that starts here: this device's memory, asked now, for all ranks."""
+    """A run that starts here has this device's memory, asked now, on all ranks."""
     peak = peak_flops(device, precision)
     if device.type != "cuda":
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)

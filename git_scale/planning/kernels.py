@@ -18,7 +18,6 @@ from torch.utils.flop_counter import flop_registry
 
 DeviceKind = Literal["cuda", "cpu"]
 
-
 _ATEN = torch.ops.aten
 # torch's counter does not know the CPU's fused attention.
 _COUNTED_AS = {
@@ -28,7 +27,7 @@ _COUNTED_AS = {
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Of one operation; 0 for all but products, convolutions and attention."""
+    """An operation takes so many; all but products, convolutions and attention count as 0."""
     packet = func._overloadpacket
     if packet is _ATEN.convolution_backward:  # torch's counter forgets the groups of a depth-wise one
         return _convolution_backward_flops(*args)
@@ -37,7 +36,7 @@ def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
 
 
 def _convolution_backward_flops(gradient: Tensor, images: Tensor, weight: Tensor, *rest: Any) -> int:
-    """As many as forward for each of the gradients that are wanted, of images and weight."""
+    """Each gradient that is wanted, of images or weight, takes as many as the forward pass."""
     *_, wanted = rest
     return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])
 

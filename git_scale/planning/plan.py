@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,6 @@ from git_scale.parallel.topology import Topology
 from git_scale.planning.cluster import GIB, LIBRARY_BYTES, Cluster
 from git_scale.planning.estimate import (
     SettingEstimate,
-    TunableSetting,
     estimate_setting,
     flops_per_sample,
     setting_of,
@@ -22,14 +22,14 @@ from git_scale.planning.search import best_micro_batches, fitting_settings, near
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on a cluster; what needs a search is searched when asked."""
+    """What a run takes on a cluster; other settings are searched when asked for."""
 
     run: RunConfig
     ds_config: dict[str, Any]
     cluster: Cluster
     own: SettingEstimate
-    other: SettingEstimate
-    """With checkpointing if the run has none, without if it has."""
+    switched: SettingEstimate
+    """The run's own setting with checkpointing if it has none, without if it has."""
     flops_per_sample: int
     """Both passes take so many, without recomputation."""
 
@@ -39,16 +39,17 @@ class Plan:
 
     @property
     def is_tight(self) -> bool:
-        return self.own.memory.total > self.cluster.comfortable
+        return self.own.memory.total > self.cluster.usable_with_margin
 
     @cached_property
-    def estimates(self) -> list[SettingEstimate]:
+    def fitting(self) -> list[SettingEstimate]:
         """All settings that fit with a margin, the fastest first."""
         return fitting_settings(self.run, self.ds_config, self.cluster)
 
-    def best(self, count: int) -> list[SettingEstimate]:
+    @property
+    def best(self) -> list[SettingEstimate]:
         """Of these, the best of each tp, stage and checkpointing."""
-        return best_micro_batches(self.estimates)[:count]
+        return best_micro_batches(self.fitting)
 
     def utilisation(self, estimate: SettingEstimate) -> float:
         """Model FLOPs per second over the peak."""
@@ -65,13 +66,13 @@ def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
     check_world(run, topology.dp)
     flops = flops_per_sample(run)
     own = setting_of(run, ds_config)
-    other = TunableSetting(own.tp, own.stage, own.micro_batch, not own.checkpointing)
+    switched = dataclasses.replace(own, checkpointing=not own.checkpointing)
     return Plan(
         run,
         ds_config,
         cluster,
         own=estimate_setting(run, ds_config, cluster, own),
-        other=estimate_setting(run, ds_config, cluster, other),
+        switched=estimate_setting(run, ds_config, cluster, switched),
         flops_per_sample=flops,
     )
 
@@ -103,7 +104,7 @@ def refuse_if_memory_too_small(plan: Plan) -> None:
     if plan.fits:
         return
     memory, cluster = plan.own.memory, plan.cluster
-    close = nearest(plan.estimates, plan.own.setting, count=3)
+    close = nearest(plan.fitting, plan.own.setting)
     if close:
         remedy = "settings near it that fit:\n" + "\n".join(
             f"      {estimate.setting} ({estimate.memory.total / GIB:.1f} GiB)" for estimate in close

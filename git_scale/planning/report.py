@@ -65,7 +65,7 @@ def _setting_in_words(plan: Plan) -> str:
 
 
 def _memory_table(plan: Plan) -> str:
-    estimates = (plan.own, plan.other)
+    estimates = (plan.own, plan.switched)
     passes = [estimate.phases[0] for estimate in estimates]
     rows = [(name, *(_gib(getattr(memory, part)) for memory in passes)) for name, part in MEMORY_ROWS]
     names = dict.fromkeys(memory.phase for estimate in estimates for memory in estimate.phases)
@@ -79,7 +79,7 @@ def _memory_table(plan: Plan) -> str:
     rows.append(("left", *(_gib(plan.cluster.usable - estimate.memory.total) for estimate in estimates)))
     if plan.own.host:
         rows.append(("on the host", *(_gib(estimate.host) for estimate in estimates)))
-    other = f"checkpointing {_switch(plan.other.setting.checkpointing)}"
+    other = f"checkpointing {_switch(plan.switched.setting.checkpointing)}"
     return format_table(rows, ("GiB per device", "this run", other))
 
 
@@ -134,7 +134,7 @@ def _remark(plan: Plan, estimate: SettingEstimate) -> str:
     if estimate.memory.total > plan.cluster.usable:
         return "this run: does not fit"
     own = "this run" if estimate.setting == plan.own.setting else ""
-    return f"{own}: tight" if estimate.memory.total > plan.cluster.comfortable else own
+    return f"{own}: tight" if estimate.memory.total > plan.cluster.usable_with_margin else own
 
 
 def _gib(size: int) -> str:

@@ -14,7 +14,7 @@ from git_scale.planning.estimate import SettingEstimate, TunableSetting, estimat
 
 
 def fitting_settings(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> list[SettingEstimate]:
-    """tp x ZeRO stage x micro_batch x checkpointing that leave a comfortable margin, the fastest first.
+    """tp x ZeRO stage x micro_batch x checkpointing that leave a margin of memory, the fastest first.
 
     Step times within one percent count as equal; then less splitting, a lower stage, no checkpointing and a larger
     micro_batch come first.
@@ -31,18 +31,18 @@ def best_micro_batches(estimates: list[SettingEstimate]) -> list[SettingEstimate
     return list(best.values())
 
 
-def nearest(estimates: list[SettingEstimate], own: TunableSetting, count: int) -> list[SettingEstimate]:
-    """Those that change a run's own setting least."""
+def nearest(estimates: list[SettingEstimate], own: TunableSetting) -> list[SettingEstimate]:
+    """The three that change a run's own setting least, for a message."""
 
     def change(estimate: SettingEstimate) -> tuple[float, float]:
         return _distance(estimate.setting, own), estimate.time.total
 
-    return sorted(estimates, key=change)[:count]
+    return sorted(estimates, key=change)[:3]
 
 
 def _estimates(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Iterator[SettingEstimate]:
     def fits(estimate: SettingEstimate) -> bool:
-        return estimate.memory.total <= cluster.comfortable
+        return estimate.memory.total <= cluster.usable_with_margin
 
     for tp in _divisors(math.gcd(cluster.per_node, cluster.world_size)):
         dp = cluster.world_size // tp

@@ -69,8 +69,8 @@ def explain(
         f"  the plan had foreseen {own.memory.total / GIB:.1f} of {cluster.memory / GIB:.1f} GiB per device, most of"
         f" it in {own.memory.phase}, for {own.setting}"
     )
-    smaller = [estimate for estimate in planned.estimates if estimate.memory.total <= LESS * own.memory.total]
-    if close := nearest(smaller, own.setting, count=3):
+    smaller = [estimate for estimate in planned.fitting if estimate.memory.total <= LESS * own.memory.total]
+    if close := nearest(smaller, own.setting):
         lines.append("  settings near it that need less:")
         lines += [f"    {estimate.setting} ({estimate.memory.total / GIB:.1f} GiB)" for estimate in close]
     else:

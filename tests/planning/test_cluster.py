@@ -16,7 +16,7 @@ def test_a_cluster_of_known_devices() -> None:
     assert (cluster.device, cluster.nodes, cluster.kind) == ("A100", 3, "cuda")
     assert cluster.peak == pytest.approx(156e12)
     assert cluster.usable == cluster.memory - 3 * 2**29
-    assert cluster.usable - cluster.comfortable == int(0.1 * cluster.memory)
+    assert cluster.usable - cluster.usable_with_margin == int(0.1 * cluster.memory)
     assert cluster_of(accelerator_named("A100"), "bf16", 4, per_node=8).nodes == 1
 
 

@@ -118,12 +118,12 @@ def test_what_does_not_fit_is_refused_with_settings_that_do() -> None:
 
 def test_options_fit_and_come_in_the_order_of_their_time() -> None:
     planned = plan(small(), {}, cluster())
-    times = [estimate.time.total for estimate in planned.estimates]
+    times = [estimate.time.total for estimate in planned.fitting]
     assert all(later > 0.98 * earlier for earlier, later in itertools.pairwise(times))
-    assert all(estimate.memory.total <= planned.cluster.comfortable for estimate in planned.estimates)
-    assert {estimate.setting.tp for estimate in planned.estimates} == {1, 2, 4}  # 4 heads
-    assert {estimate.setting.stage for estimate in planned.estimates} == {1, 2, 3}
-    assert "this run" in estimates_table(planned, planned.estimates)
+    assert all(estimate.memory.total <= planned.cluster.usable_with_margin for estimate in planned.fitting)
+    assert {estimate.setting.tp for estimate in planned.fitting} == {1, 2, 4}  # 4 heads
+    assert {estimate.setting.stage for estimate in planned.fitting} == {1, 2, 3}
+    assert "this run" in estimates_table(planned, planned.fitting)
 
 
 def test_the_text_names_the_parts() -> None:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from git_scale.config import RunConfig
 from git_scale.models.build import build_model
 from git_scale.models.git import count_parameters
 from git_scale.planning import profiling
 from git_scale.planning.estimate import flops_per_sample
-from git_scale.planning.kernels import flops_of
+from git_scale.planning.kernels import DeviceKind, device_kernels, flops_of
+from git_scale.planning.local_model import build_local
 from git_scale.planning.profiling import MicroBatchProfile, profile_micro_batch
 from git_scale.recipes import adjusted, load_run
 
@@ -37,6 +39,24 @@ def test_logits_are_as_many_as_targets_and_words(small_run: RunConfig) -> None:
     numbers = (small_run.data.max_text_tokens - 1) * small_run.model.vocab_size
     assert 4 * numbers <= int(profile.logits.max()) <= 14 * numbers
     assert bool((profile.logits <= profile.per_sample).all())
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_the_peak_is_that_of_torchs_own_tracker(
+    small_run: RunConfig, kind: DeviceKind, checkpointing: str
+) -> None:
+    """MemTracker runs a batch of one size, and keeps the gradients, which are bf16 here."""
+    run, pictures = adjusted(small_run, [f"train.activation_checkpointing={checkpointing}"]), 7
+    profile = profile_micro_batch(run, kind)
+    model, tracker = build_local(run).model, MemTracker()
+    tracker.track_external(model)
+    with device_kernels(kind), tracker:
+        profiling._forward(model, run, pictures).backward()
+    (seen,) = tracker.get_tracker_snapshot("peak").values()
+    before = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    moments = profile.fixed + pictures * profile.per_sample + 2 * profile.gradients_done
+    assert seen["Total"] - before == int(moments.max())
 
 
 def test_known_shapes_are_what_torch_would_have_worked_out(

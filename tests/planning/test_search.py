@@ -32,7 +32,7 @@ def test_it_finds_all_that_fit_and_nothing_else(
         except ConfigError:
             assert tp > 1  # three heads of the encoder
             continue
-        if estimate.memory.total <= four_gpus.comfortable:
+        if estimate.memory.total <= four_gpus.usable_with_margin:
             fitting.add(setting)
     assert {estimate.setting for estimate in estimates} == fitting
     assert fitting
@@ -44,10 +44,10 @@ def test_less_memory_leaves_fewer(
     totals = sorted(estimate.memory.total for estimate in estimates)
     middle = totals[len(totals) // 2]
     small = Cluster(**four_gpus.__dict__ | {"memory": round((middle + 3 * 2**29) / 0.9) + 100})
-    assert small.comfortable >= middle
+    assert small.usable_with_margin >= middle
     found = fitting_settings(small_run, {}, small)
     assert {estimate.setting for estimate in found} == {
-        estimate.setting for estimate in estimates if estimate.memory.total <= small.comfortable
+        estimate.setting for estimate in estimates if estimate.memory.total <= small.usable_with_margin
     }
 
 
@@ -63,7 +63,7 @@ def test_fastest_first_and_of_equals_the_simplest(estimates: list[SettingEstimat
 
 def test_the_nearest_differ_least(estimates: list[SettingEstimate]) -> None:
     own = estimates[len(estimates) // 2].setting
-    first, second, *_ = nearest(estimates, own, count=3)
+    first, second, *_ = nearest(estimates, own)
     assert first.setting == own
     changed = [a != b for a, b in zip(vars(second.setting).values(), vars(own).values(), strict=True)]
     assert sum(changed) == 1
