@@ -1,1 +1,1 @@
-"""Does a run fit, how long will it take, and what would be better: asked before it starts."""
+"""Does a run fit, how long will it take, what would be better: asked before it starts (a map: docs/planning.md)."""

@@ -104,6 +104,24 @@ def test_small_models_pay_zero3_in_collectives() -> None:
     assert times[1, 1].data == times[3, 1].data == 0
 
 
+def test_the_example_of_the_page() -> None:
+    """docs/planning.md: git_base on 8 H100s under ZeRO-1, by hand."""
+    planned = plan(load_run("git_base"), {"zero_optimization": {"stage": 1}}, cluster())
+    memory, time = planned.own.phases[0], planned.own.time
+    assert memory is planned.own.memory
+    assert memory.states == 153_178_170 * 2 + 19_147_272 * (4 + 8)
+    assert memory.gradients == 153_178_170 * 4
+    assert memory.communication == 500_000_000 * 4
+    assert memory.activations == 64 * 101_052_620 + 2_336
+    assert memory.logits == 64 * 39 * 30_522 * 12
+    assert memory.total == 10_530_401_244
+    assert time.compute == pytest.approx(512 * 168.07e9 / (0.33 * 989e12), rel=1e-4)
+    reduced = 6.6e-6 + 14e-6 + 2 * memory.gradients * 7 / 8 / 450e9
+    gathered = 6.6e-6 + 7e-6 + 153_178_170 * 2 * 7 / 8 / 450e9
+    assert time.data == pytest.approx(reduced + gathered)
+    assert planned.utilisation(planned.own) == pytest.approx(4096 * 167.3e9 / 0.2667 / (8 * 989e12), rel=1e-3)
+
+
 def test_what_does_not_fit_is_refused_with_settings_that_do() -> None:
     run = load_run("git_base", ["train.global_batch=256", "train.micro_batch=32"])
     needed = plan(run, {}, cluster()).own.memory.total / GIB
