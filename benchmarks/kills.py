@@ -66,7 +66,7 @@ def run(kills: int = 20, seed: int = 0) -> dict[str, Any]:
 
 
 class KilledRun:
-    """One run folder and the command that goes on in it."""
+    """Holds a run's folder and the command that goes on in it."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.folder = root / name

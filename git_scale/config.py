@@ -36,6 +36,8 @@ UserPath = Annotated[NonEmptyText, AfterValidator(expanded)]
 
 
 class Section(BaseModel):
+    """A part of the tree: unknown keys are refused, and each key's docstring is its description."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")

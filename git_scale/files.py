@@ -35,7 +35,7 @@ class FileDigest:
 
 
 class _Hashed:
-    """A file to write to that hashes what it is handed, before the file system has it."""
+    """Wraps a file to write to, and hashes what it is handed, before the file system has it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -159,7 +159,7 @@ _SAID: set[int] = set()
 
 
 class AppendedFile:
-    """Records at the end of a file, each whole or not at all; while the disk takes none they wait in memory.
+    """Appends records to a file, each whole or not at all; while the disk takes none they wait in memory.
 
     No OSError leaves it: the first one is said, and once records are written again, how many had waited. Of what
     waits beyond WAITING bytes the oldest are lost, and counted.

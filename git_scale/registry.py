@@ -21,7 +21,7 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """Entries by name. Those of the package stand as "module:attribute", so that a table imports none of them."""
+    """Finds entries by name. Those of the package stand as "module:attribute": a table imports none of them."""
 
     def __init__(self, key: str, places: Mapping[str, str]) -> None:
         """`key`: of the configuration, under which a run gives a name."""

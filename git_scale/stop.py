@@ -82,7 +82,7 @@ def request_stop() -> None:
 
 
 class BackgroundWork(threading.Thread, Generic[T]):
-    """`action`, begun in a thread of its own, so that the main thread hears signals while it lasts.
+    """Runs `action` in a thread of its own, so that the main thread hears signals while it lasts.
 
     A process that ends does not wait for it: what it writes must be whole or absent.
     """

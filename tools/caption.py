@@ -39,7 +39,7 @@ THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 m
 
 @dataclass(frozen=True)
 class CaptionInput:
-    """A picture to caption, or why it is none."""
+    """Names a picture to caption, or says why it is none."""
 
     name: str
     path: Path = Path()

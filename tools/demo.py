@@ -120,8 +120,8 @@ def call(*arguments: str) -> None:
 
 
 @dataclass(frozen=True)
-class Caption:
-    """A held-out scene and what the saved checkpoint says of it."""
+class HeldoutCaption:
+    """Holds a held-out scene and what the saved checkpoint says of it."""
 
     image: Image.Image
     kind: str
@@ -133,7 +133,7 @@ class Caption:
         return is_match(self.generated, [self.reference])
 
 
-def caption_heldout() -> list[Caption]:
+def caption_heldout() -> list[HeldoutCaption]:
     """All held-out scenes through the run's newest checkpoint, on one process, as a user of it would."""
     model = git_scale.load(RUN, device="cpu")
     heldout = open_store(DATA / "heldout")
@@ -142,11 +142,11 @@ def caption_heldout() -> list[Caption]:
         raws = [heldout.read(index) for index in range(first, min(first + BATCH, len(heldout)))]
         images = [decode(raw.image) for raw in raws if raw.image]
         for raw, image, text in zip(raws, images, model.caption(images, beams=1), strict=True):
-            captions.append(Caption(image, raw.text.meta["kind"], raw.text.captions[0], text))
+            captions.append(HeldoutCaption(image, raw.text.meta["kind"], raw.text.captions[0], text))
     return captions
 
 
-def table_by_kind(captions: list[Caption]) -> list[tuple[str, ...]]:
+def table_by_kind(captions: list[HeldoutCaption]) -> list[tuple[str, ...]]:
     kinds = {kind: [item for item in captions if item.kind == kind] for kind in {c.kind: 0 for c in captions}}
     rows = [*kinds.items(), ("all", captions)]
     return [
@@ -155,11 +155,13 @@ def table_by_kind(captions: list[Caption]) -> list[tuple[str, ...]]:
     ]
 
 
-def share_exact(captions: list[Caption]) -> float:
+def share_exact(captions: list[HeldoutCaption]) -> float:
     return sum(item.is_exact for item in captions) / len(captions)
 
 
-def summarise(train_seconds: float, captions: list[Caption], exported: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    train_seconds: float, captions: list[HeldoutCaption], exported: dict[str, Any]
+) -> dict[str, Any]:
     """What this run measured, printed and written to summary.json."""
     lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/loss" in line]
@@ -182,7 +184,7 @@ def summarise(train_seconds: float, captions: list[Caption], exported: dict[str,
     return summary
 
 
-def draw(captions: list[Caption]) -> None:
+def draw(captions: list[HeldoutCaption]) -> None:
     rows = [SheetCell(np.asarray(item.image), item.reference, item.generated) for item in captions[:SHOWN]]
     with replaced_atomically(RUN / "captions.png") as temporary:
         draw_captions(rows).save(temporary, "PNG")

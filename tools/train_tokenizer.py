@@ -80,7 +80,7 @@ def describe(args: argparse.Namespace, texts: TextsOfShards) -> Iterator[str]:
 
 
 class TextsOfShards:
-    """Every caption, question and answer of the shards; samples whose text cannot be read are left out."""
+    """Yields every caption, question and answer of the shards; samples whose text cannot be read are left out."""
 
     def __init__(self, store: SampleStore) -> None:
         self.store = store

@@ -20,7 +20,7 @@ _TINY_VIT = (
 
 @dataclass(frozen=True)
 class BenchmarkShapes:
-    """`recipes`: overrides of each recipe, none where it is measured as published."""
+    """Holds the sizes of a measurement. `recipes`: overrides of each recipe; none: it is measured as published."""
 
     recipes: dict[str, Overrides]
     text_tokens: int = 40

@@ -37,7 +37,7 @@ Measure = Callable[[BenchmarkShapes, torch.device], Iterator[Case]]
 
 @dataclass(frozen=True)
 class BenchmarkStage:
-    """`measure` yields each result as soon as it is there; None: the tests marked gpu."""
+    """Describes a stage. `measure` yields each result as soon as it is there; None: the tests marked gpu."""
 
     name: str
     set: int

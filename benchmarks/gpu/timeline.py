@@ -42,6 +42,8 @@ Span = tuple[float, float]  # microseconds
 
 
 class Kernel(NamedTuple):
+    """Says when a kernel ran, and for how long."""
+
     name: str
     span: Span
     us: float

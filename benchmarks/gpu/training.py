@@ -22,7 +22,7 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.models.build import build_model
 from git_scale.models.compiled import compile_blocks
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 from git_scale.models.git import count_parameters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.objectives.training_loss import TrainingLoss, total
@@ -193,7 +193,7 @@ def reason_to_skip(run: RunConfig, device: torch.device) -> str | None:
     return f"{parameters / 1e9:.2f}B parameters need {needed:.0f} GiB for their states, {room:.0f} GiB are usable"
 
 
-def _quick_value(deferred: Deferred, device: torch.device, name: str) -> torch.Tensor:
+def _quick_value(deferred: DeferredModel, device: torch.device, name: str) -> torch.Tensor:
     """Matrices at random on the GPU: seconds for billions of numbers, where a CPU takes a minute."""
     shape = deferred.shape(name)
     if len(shape) < 2:

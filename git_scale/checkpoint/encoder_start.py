@@ -72,7 +72,7 @@ def check_same_computation(opened: OpenedCheckpoint, encoder: EncoderConfig) -> 
 
 
 class _EncoderWeights:
-    """The encoder's tensors among a whole GIT's."""
+    """Gives the encoder's tensors among a whole GIT's."""
 
     def __init__(self, weights: Weights) -> None:
         self.shapes = {name: shape for name, shape in weights.shapes.items() if name.startswith("encoder.")}
@@ -81,6 +81,8 @@ class _EncoderWeights:
 
 
 class _WeightsInMemory:
+    """Gives tensors that are there already, as Weights."""
+
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.dropped: dict[str, str] = {}

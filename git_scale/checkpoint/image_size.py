@@ -19,7 +19,7 @@ POSITIONS = f"{ENCODER}pos_embed"
 
 
 class ResizedWeights:
-    """Weights whose table of image positions is brought to another grid."""
+    """Gives weights whose table of image positions is brought to another grid."""
 
     def __init__(
         self, weights: Weights, old: tuple[int, int], new: tuple[int, int], prefix_tokens: int

@@ -11,13 +11,13 @@ from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights, check_names, read_finite
 from git_scale.config import ModelConfig
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 
 TEMPORAL = "temporal.frames"
 
 
 class InitialWeights:
-    """What a model takes from a checkpoint, by the names of its state dict."""
+    """Gives what a model takes from a checkpoint, by the names of its state dict."""
 
     def __init__(self, weights: Weights, shapes: dict[str, torch.Size]) -> None:
         self.shapes = shapes
@@ -53,7 +53,7 @@ def initial_weights(
 
 
 def values_from(
-    deferred: Deferred, config: ModelConfig, opened: OpenedCheckpoint
+    deferred: DeferredModel, config: ModelConfig, opened: OpenedCheckpoint
 ) -> tuple[Callable[[str], Tensor], list[str]]:
     """Name -> first value: from the checkpoint where it has that tensor, else as the model starts on its own.
 

@@ -50,12 +50,12 @@ BEST, BEST_FILE = "best", "best.json"
 
 
 class RefusedError(CheckpointError):
-    """Not damaged, but not to be read either: somebody has to see to it, no older checkpoint takes its place."""
+    """It is not damaged, but not to be read either: somebody must see to it, no older checkpoint takes its place."""
 
 
 @dataclass(frozen=True)
 class BestEvaluation:
-    """The evaluation whose checkpoint is kept beside the newest ones."""
+    """Names the evaluation whose checkpoint is kept beside the newest ones."""
 
     step: int
     metric: str
@@ -80,7 +80,7 @@ class BestEvaluation:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """Where a run stands; with weights, optimizer state and random state all that is needed to go on."""
+    """Says where a run stands: with weights, optimizer state and random state all that is needed to go on."""
 
     step: int
     samples: int

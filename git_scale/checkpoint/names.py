@@ -182,7 +182,7 @@ class ForeignTensors(Protocol):
 
 
 class RenamedWeights:
-    """Weights (git_scale/checkpoint/weights.py) made of foreign tensors by a table of rules.
+    """Gives weights (git_scale/checkpoint/weights.py) made of foreign tensors by a table of rules.
 
     `shapes` are those of our model; `dropped` gives the reason for every foreign tensor that no rule takes.
     Raises CheckpointError when a foreign tensor is missing, unknown or of another shape.

@@ -42,7 +42,7 @@ ORIGIN = "origin.json"
 
 
 class NativeWeights:
-    """Weights of a model folder; a tied head is the word table, which is stored once."""
+    """Reads the weights of a model folder; a tied head is the word table, which is stored once."""
 
     def __init__(self, source: TensorSource, tied: bool) -> None:
         self.dropped: dict[str, str] = {}

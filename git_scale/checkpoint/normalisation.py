@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and deviation per channel of the pictures that a model was trained with, of values between 0 and 1."""
+    """Holds mean and deviation per channel of the pictures that a model was trained with, values from 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -119,7 +119,7 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
 
 
 class FoldedWeights:
-    """Weights whose first convolution takes pictures in git_scale's normalisation."""
+    """Gives weights whose first convolution takes pictures in git_scale's normalisation."""
 
     def __init__(
         self, weights: Weights, theirs: Normalisation, kernel: str, constant: str, prefix_tokens: int

@@ -17,14 +17,14 @@ from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import CheckpointError
 from git_scale.models.build import build_encoder, build_model
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint whose weights have not been read yet."""
+    """Holds what a checkpoint of any kind is made of; its weights have not been read yet."""
 
     kind: str
     """training, native, huggingface or microsoft; encoder: the file of an image encoder alone."""
@@ -96,7 +96,7 @@ def load_encoder(opened: OpenedCheckpoint) -> ImageEncoder:
 
 def _filled(build: Callable[[], torch.nn.Module], opened: OpenedCheckpoint, prefix: str) -> Any:
     """The module that `build` makes, with the checkpoint's tensors and the buffers that no checkpoint holds."""
-    deferred = Deferred(build, seed=0)
+    deferred = DeferredModel(build, seed=0)
     expected = {prefix + name: tensor.shape for name, tensor in deferred.module.state_dict().items()}
     found = {name: shape for name, shape in opened.weights.shapes.items() if name.startswith(prefix)}
     check_names(opened.path, expected, found)

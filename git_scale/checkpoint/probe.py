@@ -19,7 +19,7 @@ PROBE_TOKENS = 8
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from its source."""
+    """Says what was written, and how far it is from its source."""
 
     destination: Path
     tensors: int

@@ -35,7 +35,7 @@ WRAPPERS = (
 
 
 class TorchFiles:
-    """Files of torch.save, memory-mapped and held open for a while. They are read with weights_only=True."""
+    """Maps files of torch.save into memory and holds them open for a while. They are read with weights_only=True."""
 
     def __init__(self) -> None:
         self._open: dict[Path, Any] = {}
@@ -89,7 +89,7 @@ def _refuse_torchscript(path: Path) -> None:
 
 
 class TensorSource:
-    """The tensors of some files by their names there; see open_tensors."""
+    """Reads the tensors of some files by their names there; see open_tensors."""
 
     def __init__(
         self, files: dict[str, Path], shapes: dict[str, torch.Size], prefix: tuple[str, ...]
@@ -117,7 +117,7 @@ class TensorSource:
 
 
 class UnwrappedTensors:
-    """A source without what wrappers of modules have put before its names (WRAPPERS), once or several times."""
+    """Takes from a source's names what wrappers of modules have put before them (WRAPPERS), once or several times."""
 
     def __init__(self, source: TensorSource) -> None:
         names = {name: name.replace("_orig_mod.", "") for name in source.shapes}

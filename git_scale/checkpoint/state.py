@@ -113,7 +113,7 @@ def write_pieces(path: Path, tp_rank: int, held: HeldPieces) -> FileDigest:
 
 @dataclass(frozen=True)
 class _StoredPiece:
-    """A piece in a file."""
+    """Says where a piece lies in a file."""
 
     path: Path
     offset: int

@@ -19,7 +19,7 @@ OPENAI_HEAD_WIDTH = 64
 
 
 class VitSizes(NamedTuple):
-    """Measures a ViT; `hidden` is the width of the feed-forward hidden layer."""
+    """Holds the sizes of a ViT; `hidden` is the width of the feed-forward hidden layer."""
 
     patch: int
     width: int

@@ -17,7 +17,7 @@ TIED_NAME, TIED_TO = "decoder.head.weight", "decoder.embedding.words.weight"
 
 
 class Weights(Protocol):
-    """Tensors by the names of GitModel.state_dict(), one at a time."""
+    """Gives tensors by the names of GitModel.state_dict(), one at a time."""
 
     shapes: dict[str, torch.Size]
     dropped: dict[str, str]
@@ -74,7 +74,7 @@ def read_finite(weights: Weights, name: str) -> Tensor:
 
 
 class TrainingWeights:
-    """The weights of a training checkpoint; what learns comes from the fp32 master copies."""
+    """Reads the weights of a training checkpoint; what learns comes from the fp32 master copies."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.dropped: dict[str, str] = {}

@@ -35,7 +35,7 @@ MAX_CAPTION_BYTES = 8192  # of utf-8: some 2000 words; a forged megabyte would c
 
 @dataclass(frozen=True)
 class TextRecord:
-    """What is said about a sample, as it was stored: neither cleaned nor cut."""
+    """Holds what is said about a sample, as it was stored: neither cleaned nor cut."""
 
     captions: list[str]
     questions: list[dict[str, Any]] = field(default_factory=list)

@@ -27,7 +27,7 @@ picture by hand takes that tag away, as ImageOps.exif_transpose does."""
 
 @dataclass(frozen=True)
 class Clip:
-    """A picture or a clip as the model sees it: uint8 [F, 3, H, W]."""
+    """Holds a picture or a clip as the model sees it: uint8 [F, 3, H, W]."""
 
     pixels: np.ndarray
 

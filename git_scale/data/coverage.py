@@ -76,8 +76,8 @@ def coverage_of(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerCoverage
         check_stop()
         found.texts += 1
         found.characters += sum(map(len, text.split()))
-        spelling = tokenizer.spell(text)
-        for stretches, counter in ((spelling.unknown, found.unknown), (spelling.in_bytes, found.in_bytes)):
+        uncovered = tokenizer.uncovered(text)
+        for stretches, counter in ((uncovered.unknown, found.unknown), (uncovered.in_bytes, found.in_bytes)):
             for stretch in stretches:
                 counter[stretch] += 1
                 if stretch not in found.examples:

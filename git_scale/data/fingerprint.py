@@ -31,7 +31,7 @@ _NOTE = (
 
 
 class DataFingerprint(NamedTuple):
-    """Hex digests; UNKNOWN where there is none."""
+    """Stands for the data of a run, in hex digests; UNKNOWN where there is none."""
 
     listing: str
     content: str

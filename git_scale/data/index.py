@@ -37,7 +37,7 @@ BLOCK = 512  # bytes: a tar's headers and data begin at multiples
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What a start needs to know of a shard without its rows."""
+    """Says what a start needs to know of a shard without its rows."""
 
     members: int
     """All of the tar, used or not."""
@@ -52,7 +52,7 @@ class ShardSummary:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """`table`: the rows, in memory or mapped."""
+    """Says where the members of a shard lie. `table`: the rows, in memory or mapped."""
 
     table: np.ndarray
     summary: ShardSummary

@@ -53,7 +53,7 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class IndexingResult:
-    """What came of making indexes; `a | b` for the parts that several processes have made."""
+    """Says what came of making indexes; `a | b` for the parts that several processes have made."""
 
     unsaved: dict[Path, ShardIndex] = field(default_factory=dict)
     """Of shards in a folder that cannot be written."""

@@ -22,7 +22,7 @@ _ENDING = re.compile(r"\.([A-Za-z0-9_-]{1,12})$")
 
 
 class LeftOut(NamedTuple):
-    """How many members or samples are not used for one reason, with the name of the first."""
+    """Says how many members or samples are not used for one reason, with the name of the first."""
 
     reason: str
     number: int

@@ -24,7 +24,7 @@ _OTHER_ARCHIVE = re.compile(r"\.(TAR|tar\.\w+|tgz|tbz2?|txz|zip|parquet)$")
 
 
 class ShardListing(NamedTuple):
-    """`names`: of the shards, in their order. `indexed`: those of them that have a file of an index beside them."""
+    """Lists shards. `names`: in their order. `indexed`: those of them that have a file of an index beside them."""
 
     root: Path
     """What was listed: a folder, or a shard alone."""

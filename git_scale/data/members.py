@@ -25,6 +25,8 @@ _NUMBERED = re.compile(r"(?P<clip>.+)\.(?P<frame>[0-9]{1,6})", re.DOTALL)
 
 
 class MemberKind(enum.IntEnum):
+    """What a member is in its sample; END marks the last row of an index."""
+
     IMAGE = 0
     FRAME = 1
     JSON = 2
@@ -101,6 +103,8 @@ def known_parts(info: tarfile.TarInfo, reasons: LeftOutCounts) -> tuple[str, str
 
 @dataclass
 class _Sample:
+    """Collects what is known of a sample while the members of its shard go by."""
+
     number: int
     names: set[str] = field(default_factory=set)
     has_picture: bool = False

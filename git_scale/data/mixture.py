@@ -36,7 +36,7 @@ def training_sources(data: DataConfig) -> dict[str, SourceConfig]:
 
 
 class SourceSchedule:
-    """Positions dealt out to sources in proportion to their weights, by halving the list of sources again and again.
+    """Deals positions out to sources in proportion to their weights, by halving the list of sources again and again.
 
     Of the first p positions round(p * w) go to the first half, whose share of the weights is w, and the others to the
     second half. A halving is at most 0.5 off, so a source is at most half the number of halvings to it off.
@@ -88,7 +88,7 @@ def _rounded(positions: int, part: int, whole: int) -> int:
 
 
 class MixedOrder:
-    """The order of each source, at the positions that are its own."""
+    """Gives each source's order at the positions that are its own."""
 
     def __init__(self, counts: Sequence[np.ndarray], schedule: SourceSchedule, seed: int) -> None:
         self._schedule = schedule
@@ -103,7 +103,7 @@ class MixedOrder:
 
 
 class Mixture:
-    """The samples of all sources, one source's behind another's; of a single one they are as they were.
+    """Gives the samples of all sources, one source's behind another's; of a single one they are as they were.
 
     Keys of several sources begin with the source's name: `coco/train/SHARD.tar:KEY`.
     """
@@ -182,7 +182,7 @@ class Mixture:
         return DataError(f"{self._prefix(source) if begins_with_key else ''}{error}")
 
 
-class TaskOfSource:
+class PerSourceTask:
     """Turns each sample into texts as the task of its source does."""
 
     def __init__(self, tasks: Sequence[TextMaker]) -> None:

@@ -23,7 +23,7 @@ ENOUGH = 2
 
 
 class Quarantine:
-    """The samples of one folder of shards, by key."""
+    """Remembers samples of one folder of shards, by key."""
 
     def __init__(self, path: Path | None = None, data: str = "") -> None:
         """`path`: of the file; none: what happens is remembered by this process alone. `data`: train or heldout."""

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class SurveyPart(NamedTuple):
-    """What came of examining some shards."""
+    """Says what came of examining some shards."""
 
     found: ShardTable
     """Of those that the folder's index does not know, or not as they are."""
@@ -38,7 +38,7 @@ class SurveyPart(NamedTuple):
 
 
 class ShardSurvey(NamedTuple):
-    """All that a start knows of the shards of `listing`, in their order."""
+    """Holds all that a start knows of the shards of `listing`, in their order."""
 
     listing: ShardListing
     table: ShardTable

@@ -31,6 +31,8 @@ def left_out_dtype(reason_bytes: int, example_bytes: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class ShardTable:
+    """Holds what a start knows of each shard, in columns."""
+
     names: np.ndarray
     """bytes [shards], as the file system has them."""
     rows: np.ndarray

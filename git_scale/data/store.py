@@ -25,7 +25,10 @@ from git_scale.registry import Registry
 
 @dataclass(frozen=True)
 class RawSample:
-    """`key` names it in messages; `frames` are in the order of their numbers; image or frames may be missing."""
+    """Holds a sample as it is stored, under the `key` that messages name it by.
+
+    `frames` are in the order of their numbers; image or frames may be missing.
+    """
 
     key: str
     image: bytes | None
@@ -36,7 +39,7 @@ class RawSample:
 
 
 class SampleStore(Protocol):
-    """Samples by number, in parts that are read one after the other: shards, say.
+    """Gives samples by number, in parts that are read one after the other: shards, say.
 
     It is pickled and forked, so it holds no open file whose position moves.
     """

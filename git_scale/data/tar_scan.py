@@ -12,7 +12,7 @@ from typing import IO
 
 
 class DamageError(Exception):
-    """What is wrong with a shard, and the byte where its good part ends."""
+    """Says what is wrong with a shard, and the byte where its good part ends."""
 
     def __init__(self, what: str, position: int) -> None:
         super().__init__(what)

@@ -43,7 +43,7 @@ class _OpenShard:
 
 
 class TarFormat:
-    """Folders of tar shards, and single ones.
+    """Opens folders of tar shards, and single ones.
 
     Indexes that are missing or stale are made; in a folder that cannot be written they stay in memory.
     """
@@ -74,7 +74,7 @@ TAR = TarFormat()
 
 
 class TarShards:
-    """The samples of the shards of a folder, in the order of their names.
+    """Gives the samples of the shards of a folder, in the order of their names.
 
     Cheap to pickle; safe after a fork, because reading never moves a file's shared position.
     """

@@ -15,7 +15,10 @@ from git_scale.errors import DataError
 
 @dataclass(frozen=True)
 class Text:
-    """`tokens` with begin and end; `targets[t]`: tokens[t] is to be predicted from what is before it."""
+    """Holds a text to learn: `tokens` with begin and end.
+
+    `targets[t]`: tokens[t] is to be predicted from what is before it.
+    """
 
     tokens: list[int]
     targets: list[bool]
@@ -23,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of a held-out picture."""
+    """Holds what is asked of a held-out picture."""
 
     prefix: list[int]
     """What the generated text begins with: the begin token, then the question's."""

@@ -19,8 +19,8 @@ from git_scale.text_files import other_form
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """The stretches of a text that no piece of the vocabulary covers."""
+class UncoveredText:
+    """Holds the stretches of a text that no piece of the vocabulary covers."""
 
     unknown: list[str]
     """What becomes the unknown token: lost."""
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens; special ones are dropped."""
 
-    def spell(self, text: str) -> Spelling:
+    def uncovered(self, text: str) -> UncoveredText:
         """Which stretches of the text become the unknown token, and which are spelled in bytes."""
 
 
@@ -96,10 +96,10 @@ class SentencePieceTokenizer:
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(self._model.decode([int(number) for number in ids if number not in special]))
 
-    def spell(self, text: str) -> Spelling:
+    def uncovered(self, text: str) -> UncoveredText:
         ids = self._model.encode(text)
         if self._beyond.isdisjoint(ids):
-            return Spelling([], [])
+            return UncoveredText([], [])
         pieces = list(zip(ids, self._model.encode(text, out_type=str), strict=True))
         unknown = [
             piece for number, piece in pieces if number == self.unk_id
@@ -107,7 +107,7 @@ class SentencePieceTokenizer:
         spelled = bytes(
             int(piece[1:-1], 16) for number, piece in pieces if number in self._in_bytes
         )  # "<0xC3>"
-        return Spelling(unknown, list(spelled.decode("utf-8", "replace")))
+        return UncoveredText(unknown, list(spelled.decode("utf-8", "replace")))
 
 
 class WordPieceTokenizer:
@@ -142,10 +142,12 @@ class WordPieceTokenizer:
         special = (self.pad_id, self.bos_id, self.eos_id)
         return str(self._tokenizer.decode([int(number) for number in ids if number not in special]))
 
-    def spell(self, text: str) -> Spelling:
+    def uncovered(self, text: str) -> UncoveredText:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets, strict=True)
-        return Spelling([text[begin:end] for number, (begin, end) in spans if number == self._unk_id], [])
+        return UncoveredText(
+            [text[begin:end] for number, (begin, end) in spans if number == self._unk_id], []
+        )
 
 
 def _words_of_lines(data: bytes, path: Path) -> list[str]:

@@ -15,10 +15,10 @@ from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, refuse_encoder_alone, tokenizer_of
 from git_scale.config import ParallelConfig, RunConfig
 from git_scale.errors import ConfigError
-from git_scale.evaluation.evaluator import Evaluation, Evaluator
+from git_scale.evaluation.evaluator import EvaluationResult, Evaluator
 from git_scale.evaluation.health import findings
 from git_scale.models.build import build_model
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
@@ -52,7 +52,7 @@ def evaluate_checkpoint(
     overrides: list[str],
     ds_config: dict[str, Any],
     topology: Topology,
-) -> Evaluation:
+) -> EvaluationResult:
     """All samples of `data` (or the first `eval.images=N`). Collective; raises UserError, the same on all ranks."""
     opened = open_checkpoint(checkpoint)
     refuse_encoder_alone(opened)
@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     device = start_processes(topology)
     store = open_store_together(topology, data)
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
-    deferred = Deferred(lambda: build_model(run.model), run.seed)
+    deferred = DeferredModel(lambda: build_model(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)
     materialised = materialise_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(materialised, run, ds_config, topology, device)

@@ -35,8 +35,8 @@ PROGRESS: dict[str, Any] = {"desc": "evaluation", "delay": 5, "leave": False}
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The same on every rank; predictions in the order of the shards."""
+class EvaluationResult:
+    """Holds what an evaluation found, the same on every rank; predictions in the order of the shards."""
 
     metrics: dict[str, float]
     predictions: list[Prediction]
@@ -67,7 +67,7 @@ class Evaluator:
         self._task = task
         self._topology = topology
 
-    def evaluate(self, runner: Runner) -> Evaluation:
+    def evaluate(self, runner: Runner) -> EvaluationResult:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology, task = self._topology, self._task
         examination = TextGenerator(runner, task.tokenizer, self._run.eval)
@@ -97,7 +97,7 @@ class Evaluator:
         everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
         pictures = dict(item for part in parts for item in part[1])
         metrics = task.score(everything) | loss_metrics(loss for part in parts for loss in part[3])
-        return Evaluation(
+        return EvaluationResult(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,
             _draw(everything, pictures),

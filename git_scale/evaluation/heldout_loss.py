@@ -21,7 +21,7 @@ from git_scale.models.interface import Runner
 
 @dataclass(frozen=True)
 class TextLoss:
-    """Of the right texts of one sample together: -log of their probability, in nats, without label smoothing."""
+    """Measures the right texts of a sample together: -log of their probability, in nats, without label smoothing."""
 
     index: int
     """Number of the sample in the shards."""

@@ -19,14 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from git_scale.evaluation.evaluator import Evaluation
+from git_scale.evaluation.evaluator import EvaluationResult
 from git_scale.files import replaced_atomically
 from git_scale.metrics.metric import Prediction
 
 log = logging.getLogger(__name__)
 
 
-def write_results(folder: Path, evaluation: Evaluation) -> None:
+def write_results(folder: Path, evaluation: EvaluationResult) -> None:
     """All files of an evaluation; each appears whole or not at all, and replaces one of an earlier evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -37,7 +37,7 @@ def write_results(folder: Path, evaluation: Evaluation) -> None:
         raise
 
 
-def _write_all(folder: Path, evaluation: Evaluation) -> None:
+def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
     write_rows(folder / "results.json", evaluation.results)
     for problem in id_problems(evaluation.predictions):
         log.warning("%s: %s", folder / "results.json", problem)

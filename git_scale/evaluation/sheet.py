@@ -25,7 +25,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class SheetCell:
-    """One cell. image: uint8 array H x W (x 3), or a PIL picture of any mode and size."""
+    """Holds a picture and its texts. image: uint8 array H x W (x 3), or a PIL picture of any mode and size."""
 
     image: np.ndarray | Image.Image
     reference: str

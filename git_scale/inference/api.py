@@ -33,7 +33,7 @@ CLASSIFY_BEAMS = 8
 
 @dataclass(frozen=True)
 class Scored:
-    """A text and what it was ranked by: the higher the better."""
+    """Holds a text and what it was ranked by: the higher the better."""
 
     text: str
     score: float
@@ -58,7 +58,7 @@ def load(
 
 
 class ImageToText:
-    """What a trained model says of pictures. `predictor` holds model, tokenizer, recipe and `batch_size`."""
+    """Says what a trained model says of pictures. `predictor` holds model, tokenizer, recipe and `batch_size`."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor

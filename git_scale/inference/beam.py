@@ -33,7 +33,7 @@ def search_beams(
 
 
 class _Search:
-    """G prefixes with W open texts each (W grows to `beams` where the first steps offer fewer)."""
+    """Searches on for G prefixes with W open texts each (W grows to `beams` where the first steps offer fewer)."""
 
     def __init__(self, stream: TextStream, rules: TokenRules, decoding: Decoding) -> None:
         groups, device = len(stream.lengths_G), stream.lengths_G.device
@@ -98,7 +98,7 @@ class _Search:
 
 
 class _Results:
-    """The n best texts per prefix, in order; -inf where there is none yet, -1 behind a text's last token."""
+    """Keeps the n best texts per prefix, in order; -inf where there is none yet, -1 behind a text's last token."""
 
     def __init__(self, groups: int, decoding: Decoding, device: torch.device) -> None:
         self._length = decoding.max_new_tokens

@@ -28,7 +28,7 @@ TEXTS = 64  # per forward pass: the logits are 64 x 10 tokens x 30522 words x 4 
 
 @dataclass
 class Predictor:
-    """A model with the tokenizer and the recipe that it was trained with."""
+    """Asks a model, with the tokenizer and the recipe that it was trained with."""
 
     model: GitModel
     tokenizer: Tokenizer

@@ -20,7 +20,7 @@ Texts: TypeAlias = Iterable[Sequence[int]]
 
 
 class Trie:
-    """Texts as token lists without begin and end; equal ones count once.
+    """Holds texts as token lists without begin and end; equal ones count once.
 
     The edges lie sorted in one vector under the key node * base + token: any number of rows is served by a few
     binary searches, whatever the number of texts and the size of the vocabulary.

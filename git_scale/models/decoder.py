@@ -42,7 +42,7 @@ class TextPlacement:
 
 
 class GrowingRows:
-    """Text rows [B, K, N, S, H] in memory that doubles when it is full: a further one copies no earlier one."""
+    """Keeps text rows [B, K, N, S, H] in memory that doubles when it is full: a further one copies no earlier one."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -62,7 +62,7 @@ class GrowingRows:
 
 
 class LayerCache:
-    """Keys and values of one layer: image [B, N, I, H] and text [B, K, N, S, H]."""
+    """Keeps keys and values of one layer: image [B, N, I, H] and text [B, K, N, S, H]."""
 
     def __init__(self) -> None:
         self.image: KeysValues | None = None

@@ -31,8 +31,8 @@ META = torch.device("meta")
 _SILENT_ON_META = ("_no_grad_trunc_normal_", "orthogonal_", "dirac_", "sparse_")
 
 
-class Deferred:
-    """A module on `meta` and the first values of its tensors."""
+class DeferredModel:
+    """Builds a module on `meta`, and gives the first values of its tensors."""
 
     def __init__(self, build: Callable[[], nn.Module], seed: int) -> None:
         """Raises whatever `build` raises."""

@@ -22,7 +22,7 @@ MEASURE_S = 0.3  # long enough to leave turbo and cold caches behind, short enou
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device, by datasheet and custom."""
+    """Describes a device, by datasheet and custom."""
 
     name: str
     bf16: float

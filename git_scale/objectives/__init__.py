@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 OBJECTIVES: Registry[type[Objective]] = Registry(
     "train.objectives",
     {
-        "lm": "git_scale.objectives.language_model:LanguageModel",
+        "lm": "git_scale.objectives.language_model:LanguageModelObjective",
     },
 )

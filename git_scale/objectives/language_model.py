@@ -12,7 +12,7 @@ from git_scale.data.batch import Batch
 from git_scale.objectives.objective import Comm, Objective, own_columns, without_padding
 
 
-class LanguageModel(Objective):
+class LanguageModelObjective(Objective):
     """A mean over the target tokens of the global batch (paper section 3.2, with label smoothing)."""
 
     def count(self, batch: Batch) -> int:

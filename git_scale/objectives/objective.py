@@ -47,7 +47,7 @@ class Comm(Protocol):
         """The element-wise maximum, without a gradient."""
 
 
-class Alone:
+class SingleRankComm:
     """The Comm of logits that are whole."""
 
     tp, tp_rank = 1, 0

@@ -15,7 +15,7 @@ from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Alone, Comm, Objective, inputs_of
+from git_scale.objectives.objective import Comm, Objective, SingleRankComm, inputs_of
 
 
 class TrainingLoss:
@@ -59,7 +59,7 @@ def loss_alone(run: RunConfig, model: Callable[..., Any], batch: Batch, dtype: t
     """The loss of one micro-batch that is a whole step, in a process that holds the whole model."""
     loss = TrainingLoss(run)
     counts = dict(zip(loss.terms, loss.counts([batch]), strict=True))
-    return total(loss.of(model, batch, dtype, counts, Alone()))
+    return total(loss.of(model, batch, dtype, counts, SingleRankComm()))
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from git_scale.checkpoint.sharding import shard_of
 from git_scale.config import RunConfig
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.collectives import check_stop_together
 from git_scale.parallel.ds_config import merge_ds_config, zero_stage
@@ -40,7 +40,7 @@ class MaterialisedModel:
 
 
 def materialise_model(
-    deferred: Deferred,
+    deferred: DeferredModel,
     run: RunConfig,
     values: Values,
     ds_config: dict[str, Any],

@@ -27,7 +27,7 @@ def _has_caption(text: TextRecord) -> bool:
 
 
 class CaptionTask(Task):
-    """Captions of pictures; of clips where `model.frames` is above 1."""
+    """Learns and asks for captions of pictures; of clips where `model.frames` is above 1."""
 
     metrics: ClassVar = (
         *("exact_match", "distinct", "distinct_references"),

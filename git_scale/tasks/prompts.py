@@ -12,7 +12,7 @@ from git_scale.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompts:
-    """Begin, question, answer, end within `data.max_text_tokens` (paper section 3.2: no separator between them)."""
+    """Joins begin, question, answer and end within `data.max_text_tokens` (paper section 3.2: no separator)."""
 
     tokenizer: Tokenizer
     data: DataConfig

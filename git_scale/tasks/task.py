@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it needs torch, which reading a run does without
 
 @dataclass(frozen=True)
 class Need:
-    """What a task looks for in the texts of a sample: Need("captions", lambda text: bool(text.captions))."""
+    """Says what a task looks for in the texts of a sample: Need("captions", lambda text: bool(text.captions))."""
 
     what: str
     """A plural, as messages name it."""

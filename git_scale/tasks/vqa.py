@@ -24,7 +24,7 @@ def _has_answered_question(text: TextRecord) -> bool:
 
 
 class QuestionTask(Task):
-    """Questions as prefixes. One of the annotators' answers is drawn anew each epoch, as GIT does for VQAv2."""
+    """Takes questions as prefixes. One of the annotators' answers is drawn anew each epoch, as GIT does for VQAv2."""
 
     metrics: ClassVar = ("exact_match", "distinct", "distinct_references", "vqa_accuracy")
     learns_from: ClassVar = Need("questions with answers", _has_answered_question)

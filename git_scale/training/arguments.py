@@ -10,7 +10,7 @@ from git_scale.parallel.topology import is_first_rank
 
 
 class FirstRankParser(argparse.ArgumentParser):
-    """Help, usage and errors are printed by the first rank alone; the exit code is that of all."""
+    """Prints help, usage and errors on the first rank alone; the exit code is that of all."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if is_first_rank():

@@ -11,7 +11,7 @@ import torch
 from git_scale.checkpoint.layout import RunProgress
 from git_scale.config import RunConfig, check_world
 from git_scale.data.loader import build_train_loader
-from git_scale.data.mixture import Mixture, TaskOfSource, training_sources
+from git_scale.data.mixture import Mixture, PerSourceTask, training_sources
 from git_scale.data.quarantine import FILE as QUARANTINE
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
@@ -97,7 +97,7 @@ def build_trainer(
     progress = checkpoints.resume(progress) or progress
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
-    learned = TaskOfSource([build_task(str(source.task), run, tokenizer) for source in train.sources])
+    learned = PerSourceTask([build_task(str(source.task), run, tokenizer) for source in train.sources])
     place = topology.dp_rank, topology.dp, progress.samples
     order, quarantine = train.order(run.seed), _quarantine(run, "train")
     batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order))

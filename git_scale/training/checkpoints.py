@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints under RUN_DIR/checkpoints. Every public method is collective."""
+    """Saves, finds and restores the checkpoints under RUN_DIR/checkpoints. Every public method is collective."""
 
     def __init__(self, run: RunConfig, tokenizer_path: Path, engine: Engine, topology: Topology) -> None:
         self._run = run

@@ -15,7 +15,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 class StepGuards:
-    """Asked after every step."""
+    """Looks at every step for what makes going on a waste."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

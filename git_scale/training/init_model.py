@@ -17,7 +17,7 @@ from git_scale.checkpoint.initial import values_from
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 from git_scale.models.encoders import has_batch_norm
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.training.run_folder import read_recipe
@@ -47,9 +47,9 @@ def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
     return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
 
 
-def deferred_model(run: RunConfig) -> Deferred:
+def deferred_model(run: RunConfig) -> DeferredModel:
     """The model on meta; its first values are a function of (seed, name), the same on any number of ranks."""
-    deferred = Deferred(lambda: build_model(run.model), run.seed)
+    deferred = DeferredModel(lambda: build_model(run.model), run.seed)
     model = deferred.module
     if run.train.precision == "bf16" and has_batch_norm(model):
         raise ConfigError(
@@ -64,7 +64,7 @@ def deferred_model(run: RunConfig) -> Deferred:
     return deferred
 
 
-def first_values(deferred: Deferred, run: RunConfig) -> Callable[[str], Tensor]:
+def first_values(deferred: DeferredModel, run: RunConfig) -> Callable[[str], Tensor]:
     """Name -> first value: from `init_from`, else for the encoder from model.encoder.start, where these have it,
     which is logged; else the random start.
 

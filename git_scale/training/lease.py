@@ -46,7 +46,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """The content of a lease."""
+    """Says who holds a run: the content of a lease."""
 
     host: str
     job: str
@@ -117,7 +117,7 @@ def describe_lease(run_dir: Path) -> str:
 
 
 class Lease:
-    """A run's folder, held by this process. `clock`: monotonic, in seconds."""
+    """Holds a run's folder for this process. `clock`: monotonic, in seconds."""
 
     def __init__(self, path: Path, holder: LeaseHolder, file: int, clock: Clock = time.monotonic) -> None:
         self.holder = holder

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class RunOutcome(IntEnum):
-    """How a run ended: the exit codes of tools/pretrain.py and tools/finetune.py; slurm/run.sh acts on them."""
+    """Says how a run ended: the exit codes of tools/pretrain.py and tools/finetune.py; slurm/run.sh acts on them."""
 
     DONE = 0
     FAILED = 1
@@ -18,7 +18,7 @@ class RunOutcome(IntEnum):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step over all ranks."""
+    """Holds what one optimizer step did over all ranks."""
 
     loss: float
     """The weighted sum of the objectives; of a language model the mean over the target tokens of the global batch."""

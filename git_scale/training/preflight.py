@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 
 class ProblemList:
-    """What has been found so far; ConfigError holds all of it."""
+    """Collects what is wrong; ConfigError holds all of it."""
 
     def __init__(self, found: list[str]) -> None:
         self.found = found

@@ -21,7 +21,7 @@ Stamp = list[tuple[str, int, int]]
 
 
 class VerifiedCheckpoints:
-    """What this process wrote or compared with its manifest, and found whole or damaged.
+    """Remembers what this process wrote or compared with its manifest, and found whole or damaged.
 
     A file that was written to since then makes a checkpoint unknown again: sizes and times are looked at.
     """

@@ -12,7 +12,7 @@ import webdataset
 
 from git_scale.data.coverage import SAMPLES, coverage_of, report_coverage
 from git_scale.data.store import SampleStore, open_store
-from git_scale.data.tokenizer import Spelling
+from git_scale.data.tokenizer import UncoveredText
 
 
 class Ascii:
@@ -26,8 +26,8 @@ class Ascii:
     def decode(self, ids: Iterable[int]) -> str:
         raise NotImplementedError
 
-    def spell(self, text: str) -> Spelling:
-        return Spelling([c for c in text if not c.isascii()], [c for c in text if c.isdecimal()])
+    def uncovered(self, text: str) -> UncoveredText:
+        return UncoveredText([c for c in text if not c.isascii()], [c for c in text if c.isdecimal()])
 
 
 def test_characters_are_counted_and_named_with_an_example() -> None:

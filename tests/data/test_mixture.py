@@ -17,7 +17,7 @@ from git_scale.data.batch import Batch
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.data.index_folder import fill_folder
 from git_scale.data.loader import build_train_loader
-from git_scale.data.mixture import Mixture, SourceSchedule, TaskOfSource, short_names, training_sources
+from git_scale.data.mixture import Mixture, PerSourceTask, SourceSchedule, short_names, training_sources
 from git_scale.data.order import SampleOrder
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
@@ -108,7 +108,7 @@ def batches_of(
         }
     )
     store = opened(data)
-    task = TaskOfSource([build_task(str(source.task), run, tokenizer) for source in store.sources])
+    task = PerSourceTask([build_task(str(source.task), run, tokenizer) for source in store.sources])
     loader = build_train_loader(run, store, task, rank, dp, start, order=store.order(run.seed))
     return list(islice(loader, 3 * run.accumulation(dp)))
 
@@ -208,7 +208,7 @@ def batches_of_gone(store: Mixture, tokenizer: Tokenizer) -> list[list[str]]:
         {"train": {"global_batch": 8, "micro_batch": 8}, "model": {"encoder": {"image_size": 16}}}
     )
     run = run.model_copy(update={"data": DataConfig(workers=0)})
-    task = TaskOfSource([build_task("caption", run, tokenizer)] * 2)
+    task = PerSourceTask([build_task("caption", run, tokenizer)] * 2)
     loader = build_train_loader(run, store, task, 0, 1, 0, order=store.order(0))
     return [batch.problems for batch in islice(loader, 2)]
 

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 from tokenizers import BertWordPieceTokenizer
 
-from git_scale.data.tokenizer import Spelling, Tokenizer, load_tokenizer
+from git_scale.data.tokenizer import Tokenizer, UncoveredText, load_tokenizer
 from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.errors import DataError
 from git_scale.stop import Stopped, StopRequest
@@ -220,26 +220,26 @@ def test_no_character_is_lost_from_a_vocabulary_of_1000_on(
     with_bytes: Tokenizer, model: Path, text: str
 ) -> None:
     assert with_bytes.decode(with_bytes.encode(text)) == text
-    assert with_bytes.spell(text).unknown == []
+    assert with_bytes.uncovered(text).unknown == []
     small = load_tokenizer(model)  # the negative control: 30 pieces
-    assert small.decode(small.encode(text)) != text and small.spell(text).unknown != []
+    assert small.decode(small.encode(text)) != text and small.uncovered(text).unknown != []
 
 
 def test_what_has_no_piece_is_told_apart(with_bytes: Tokenizer, model: Path, vocab: Path) -> None:
-    assert with_bytes.spell("abe 3\u00b0 \u4e2d") == Spelling([], ["3", "\u00b0", "\u4e2d"])
-    assert with_bytes.spell("abe") == Spelling([], [])
-    assert load_tokenizer(model).spell("dog 3\u00b0 cat!") == Spelling(["3\u00b0", "!"], [])
-    assert load_tokenizer(vocab).spell("a Zebra dog \u4e2d") == Spelling(["Zebra", "\u4e2d"], [])
+    assert with_bytes.uncovered("abe 3\u00b0 \u4e2d") == UncoveredText([], ["3", "\u00b0", "\u4e2d"])
+    assert with_bytes.uncovered("abe") == UncoveredText([], [])
+    assert load_tokenizer(model).uncovered("dog 3\u00b0 cat!") == UncoveredText(["3\u00b0", "!"], [])
+    assert load_tokenizer(vocab).uncovered("a Zebra dog \u4e2d") == UncoveredText(["Zebra", "\u4e2d"], [])
 
 
 def test_a_small_vocabulary_keeps_every_character_that_fits(tmp_path: Path) -> None:
     """One of 9,000 characters, which the default coverage leaves out."""
     texts = ["abc cab bca"] * 1000 + ["a\u00b0"]
     train_sentencepiece(texts, tmp_path / "t.model", 10)
-    assert load_tokenizer(tmp_path / "t.model").spell("a\u00b0") == Spelling([], [])
+    assert load_tokenizer(tmp_path / "t.model").uncovered("a\u00b0") == UncoveredText([], [])
     many = ["abc cab bca"] * 10_000 + ["".join(map(chr, range(0x4E00, 0x4E00 + 30)))]
     train_sentencepiece(many, tmp_path / "s.model", 10)  # these do not fit
-    assert load_tokenizer(tmp_path / "s.model").spell("a\u4e00") == Spelling(["\u4e00"], [])
+    assert load_tokenizer(tmp_path / "s.model").uncovered("a\u4e00") == UncoveredText(["\u4e00"], [])
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from git_scale.config import RunConfig
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.evaluation import results
-from git_scale.evaluation.evaluator import Evaluation
+from git_scale.evaluation.evaluator import EvaluationResult
 from git_scale.evaluation.results import id_problems, write_results, write_rows
 from git_scale.metrics.metric import Prediction
 from git_scale.tasks import build_task
@@ -27,11 +27,11 @@ ANSWERS = [
 ]
 
 
-def evaluation(predictions: list[Prediction], sheet: Image.Image | None = None) -> Evaluation:
+def evaluation(predictions: list[Prediction], sheet: Image.Image | None = None) -> EvaluationResult:
     name = "vqa" if predictions[0].question else "caption"
     task = build_task(name, RunConfig(), cast(Tokenizer, None))
     rows = [task.result_row(item) for item in predictions]
-    return Evaluation({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [], rows)
+    return EvaluationResult({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [], rows)
 
 
 def test_captions_in_cocos_format(tmp_path: Path) -> None:

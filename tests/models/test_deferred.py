@@ -10,7 +10,7 @@ from torch import nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
 from git_scale.models.build import build_model
-from git_scale.models.deferred import Deferred
+from git_scale.models.deferred import DeferredModel
 
 DECODER = DecoderConfig(layers=1, width=32, heads=2, ffn=64)
 ENCODERS: list[dict[str, Any]] = [
@@ -29,7 +29,7 @@ def tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("encoder", ENCODERS, ids=lambda encoder: encoder["name"])
 def test_values_are_distributed_as_the_constructors_make_them(encoder: dict[str, Any]) -> None:
     config = ModelConfig(encoder=EncoderConfig(**encoder), decoder=DECODER, vocab_size=40)
-    deferred = Deferred(lambda: build_model(config), seed=3)
+    deferred = DeferredModel(lambda: build_model(config), seed=3)
     assert {tensor.device.type for tensor in tensors(deferred.module).values()} == {"meta"}
     torch.manual_seed(0)
     for name, built in tensors(build_model(config)).items():
@@ -56,7 +56,7 @@ class Pair(nn.Module):
 
 
 def test_a_value_depends_on_seed_and_name_alone() -> None:
-    one, other = Deferred(Pair, 0), Deferred(lambda: Pair(second_first=True), 0)
+    one, other = DeferredModel(Pair, 0), DeferredModel(lambda: Pair(second_first=True), 0)
     before = torch.get_rng_state()
     second, first = other.first_value("second.weight"), other.first_value("first.weight")
     assert torch.equal(torch.get_rng_state(), before)
@@ -66,11 +66,11 @@ def test_a_value_depends_on_seed_and_name_alone() -> None:
         one.first_value("tied"), one.first_value(next(iter(dict(one.module.named_parameters()))))
     )
     assert not torch.equal(first, second)
-    assert not torch.equal(first, Deferred(Pair, 1).first_value("first.weight"))
+    assert not torch.equal(first, DeferredModel(Pair, 1).first_value("first.weight"))
 
 
 def test_what_torch_does_not_show_on_meta_is_recorded_too() -> None:
-    deferred = Deferred(Pair, 0)
+    deferred = DeferredModel(Pair, 0)
     assert 0.01 < float(deferred.first_value("second.weight").std()) < 0.03  # nn.Linear's own would be 0.29
     assert deferred.first_value("count").item() == 7
     assert deferred.first_value("table").tolist() == [[3, 4, 5], [0, 1, 2]]
@@ -84,14 +84,14 @@ def test_a_value_is_that_of_the_plain_construction() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(5, 3) * 0.1)
 
-    deferred = Deferred(Alone, 0)
+    deferred = DeferredModel(Alone, 0)
     seed = deferred.seed_of("weight")
     torch.manual_seed(seed)
     assert torch.equal(deferred.first_value("weight"), Alone().weight)
 
 
 def test_blank_values_are_zeros_but_for_buffers() -> None:
-    deferred = Deferred(Pair, 0)
+    deferred = DeferredModel(Pair, 0)
     assert not deferred.blank_value("first.weight").any()
     assert deferred.blank_value("table").tolist() == [[3, 4, 5], [0, 1, 2]]
 
@@ -109,6 +109,6 @@ class Grid(nn.Module):
 @pytest.mark.parametrize("inference", [False, True])
 def test_buffers_that_no_state_dict_holds_are_filled(inference: bool) -> None:
     with torch.inference_mode(inference):
-        module = Deferred(Grid, 0).filled(lambda name: torch.ones(3))
+        module = DeferredModel(Grid, 0).filled(lambda name: torch.ones(3))
     assert module.index.tolist() == [[5], [6], [7]] and module.weight.tolist() == [1, 1, 1]
     assert not module.index.is_inference() and not any(x.is_meta for x in tensors(module).values())

@@ -8,8 +8,8 @@ from typing import Any
 
 from git_scale.data.builders.formats import CAPTIONS, SourceFormat
 from git_scale.data.builders.json_records import (
-    FormError,
     Id,
+    MalformedRecordError,
     id_of,
     not_text,
     read_object,
@@ -29,7 +29,7 @@ def read_coco(path: Path) -> list[SourceRow | Skipped]:
     """
     try:
         rows, skipped = _join(path, read_object(path))
-    except FormError as error:
+    except MalformedRecordError as error:
         raise DataError(
             f"{path}: not COCO captions ({error}); expected an object with images: [{{id, file_name}}]"
             " and annotations: [{image_id, caption}]"

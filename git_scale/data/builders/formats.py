@@ -17,7 +17,7 @@ from git_scale.registry import Registry
 
 
 @dataclass(frozen=True)
-class Option:
+class FormatOption:
     """An option of the command line: `name` is its word, in the command with -- before it and - for _."""
 
     name: str
@@ -32,7 +32,7 @@ class SourceFormat:
 
     help: str
     """One line."""
-    options: tuple[Option, ...]
+    options: tuple[FormatOption, ...]
     """Beside the folder of the pictures."""
     read: Callable[[Mapping[str, Any]], Sequence[SourceRow | Skipped]]
     """Rows from the values of the options and `source`, the folder; what cannot be used stands among them as Skipped.
@@ -56,4 +56,4 @@ SOURCE_FORMATS: Registry[SourceFormat] = Registry(
     },
 )
 
-CAPTIONS = Option("captions", "the file of the captions", is_file=True, required=True)
+CAPTIONS = FormatOption("captions", "the file of the captions", is_file=True, required=True)

@@ -19,41 +19,41 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file: {error}") from None
     if not isinstance(tree, dict):
-        raise FormError(f"it holds {kind_of(tree)}, not an object")
+        raise MalformedRecordError(f"it holds {kind_of(tree)}, not an object")
     return tree
 
 
-class FormError(Exception):
+class MalformedRecordError(Exception):
     """A record without the form of its format; the reader adds the file and what it expects."""
 
 
 def records_of(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises FormError."""
+    """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises MalformedRecordError."""
     if key not in tree:
-        raise FormError(f"no {key}")
+        raise MalformedRecordError(f"no {key}")
     if not isinstance(tree[key], list):
-        raise FormError(f"{key} is {kind_of(tree[key])}, not a list")
+        raise MalformedRecordError(f"{key} is {kind_of(tree[key])}, not a list")
     records = [(f"{key}[{number}]", record) for number, record in enumerate(tree[key])]
     for place, record in records:
         if not isinstance(record, dict):
-            raise FormError(f"{place} is {kind_of(record)}, not an object")
+            raise MalformedRecordError(f"{place} is {kind_of(record)}, not an object")
     return records
 
 
 def value_of(place: str, record: dict[str, Any], key: str) -> Any:
-    """`record[key]`, of any kind. Raises FormError when it is missing."""
+    """`record[key]`, of any kind. Raises MalformedRecordError when it is missing."""
     if key not in record:
-        raise FormError(f"{place} has no {key}")
+        raise MalformedRecordError(f"{place} has no {key}")
     return record[key]
 
 
 def id_of(place: str, record: dict[str, Any], key: str) -> Id:
-    """A number or text that identifies. Raises FormError for any other value: 1, 1.0 and true would be one key."""
+    """A number or text that identifies. Raises MalformedRecordError otherwise: 1, 1.0 and true would be one key."""
     value = value_of(place, record, key)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise FormError(f"{place}.{key} is {kind_of(value)}, not an integer or a text")
+        raise MalformedRecordError(f"{place}.{key} is {kind_of(value)}, not an integer or a text")
     if isinstance(value, str) and HALVES.search(value):
-        raise FormError(f"{place}.{key} is {value!r}, with half a character (a lone surrogate)")
+        raise MalformedRecordError(f"{place}.{key} is {value!r}, with half a character (a lone surrogate)")
     return value
 
 

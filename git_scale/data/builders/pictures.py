@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from git_scale.data.builders.parallel import map_in_order
-from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped
+from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.data.captions import HALVES, clean_caption
 from git_scale.data.images import decode
 from git_scale.errors import DataError
@@ -102,10 +102,10 @@ def make_sample(images: Path, shrink: bool, row: SourceRow | Skipped) -> list[Sa
 def _in_whole_characters(
     file: str, unit: str, texts: list[str], outcomes: list[SampleToWrite | Skipped]
 ) -> list[str]:
-    """The texts as training reads them, without halves of characters; `outcomes` takes one Changed per such text."""
+    """The texts as training reads them, without halves of characters: `outcomes` takes a ChangedItem for each."""
     whole = [HALVES.sub("", text) for text in texts]
     changed = sum(before != after for before, after in zip(texts, whole, strict=True))
-    outcomes += [Changed(file, "half a character (a lone surrogate) in it, dropped", unit)] * changed
+    outcomes += [ChangedItem(file, "half a character (a lone surrogate) in it, dropped", unit)] * changed
     return whole
 
 

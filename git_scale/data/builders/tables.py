@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from git_scale.data.builders.formats import CAPTIONS, Option, SourceFormat
+from git_scale.data.builders.formats import CAPTIONS, FormatOption, SourceFormat
 from git_scale.data.builders.pictures import SourceRow, gather
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -168,8 +168,8 @@ FORMAT = SourceFormat(
     "a folder of pictures with a CSV or TSV of captions",
     (
         CAPTIONS,
-        Option("file_column", "default: guessed from the header"),
-        Option("caption_column", "default: guessed from the header"),
+        FormatOption("file_column", "default: guessed from the header"),
+        FormatOption("caption_column", "default: guessed from the header"),
     ),
     lambda given: read_table(given["captions"], given["file_column"], given["caption_column"]),
 )

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.formats import Option, SourceFormat
+from git_scale.data.builders.formats import FormatOption, SourceFormat
 from git_scale.data.builders.json_records import (
-    FormError,
     Id,
+    MalformedRecordError,
     id_of,
     kind_of,
     not_text,
@@ -54,7 +54,7 @@ def read_vqa(
             answers = _read_annotations(annotations, skipped) if annotations else None
             asked = list(_vqa2(tree, answers, _Questions(questions, skipped)))
             name = image_name or _default_name(tree)
-    except FormError as error:
+    except MalformedRecordError as error:
         raise DataError(
             f"{questions}: not VQA questions ({error}); expected an object with questions:"
             " [{image_id, question, question_id}] (VQA v2) or data: [the same with answers] (TextVQA)"
@@ -115,7 +115,7 @@ def _textvqa(tree: dict[str, Any], asked: _Questions) -> Iterator[tuple[Id, dict
         number, image = asked.ids_of(place, record)
         given = record.get("answers", [])
         if not isinstance(given, list):
-            raise FormError(f"{place}.answers is {kind_of(given)}, not a list")
+            raise MalformedRecordError(f"{place}.answers is {kind_of(given)}, not a list")
         answers = _texts(given, number, asked.skipped)
         if given and not answers:
             asked.skipped.append(Skipped(f"question_id {number}", NO_ANSWER, "question"))
@@ -156,7 +156,7 @@ class _Questions:
 def _read_annotations(path: Path, skipped: list[Skipped]) -> dict[Id, _Annotation]:
     try:
         return _annotations(path, read_object(path), skipped)
-    except FormError as error:
+    except MalformedRecordError as error:
         raise DataError(
             f"{path}: not VQA annotations ({error}); expected an object with annotations:"
             " [{question_id, answers: [{answer}]}]"
@@ -214,9 +214,9 @@ def _namer(image_name: str) -> Callable[[Id], str]:
 FORMAT = SourceFormat(
     "VQA v2 or TextVQA JSON; keeps image_id and question_id",
     (
-        Option("questions", "the file of the questions", is_file=True, required=True),
-        Option("annotations", "VQA v2's answers; none: a test split", is_file=True),
-        Option("image_name", "default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg"),
+        FormatOption("questions", "the file of the questions", is_file=True, required=True),
+        FormatOption("annotations", "VQA v2's answers; none: a test split", is_file=True),
+        FormatOption("image_name", "default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg"),
     ),
     lambda given: read_vqa(given["questions"], given["annotations"], given["image_name"]),
 )

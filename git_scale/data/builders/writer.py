@@ -43,7 +43,7 @@ class SampleToWrite:
 
 
 class Skipped(NamedTuple):
-    """Something of the source that could not be used."""
+    """Names something of the source that could not be used."""
 
     name: str
     reason: str
@@ -51,13 +51,13 @@ class Skipped(NamedTuple):
     """What it is: a picture, caption, question, answer or annotation."""
 
 
-class Changed(Skipped):
-    """Something of the source of which a part could not be used; the rest was kept."""
+class ChangedItem(Skipped):
+    """Names something of the source of which a part could not be used; the rest was kept."""
 
 
 @dataclass
 class BuildReport:
-    """What a build wrote and what it left out."""
+    """Counts what a build wrote and what it left out."""
 
     samples: int = 0
     captions: int = 0
@@ -76,7 +76,7 @@ class BuildReport:
 
     def skip(self, item: Skipped) -> None:
         kind = (item.unit, item.reason)
-        counts = self.changed if isinstance(item, Changed) else self.skipped
+        counts = self.changed if isinstance(item, ChangedItem) else self.skipped
         counts[kind] += 1
         named = self.examples.setdefault(kind, [])
         if len(named) < EXAMPLES:

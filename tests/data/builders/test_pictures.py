@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from git_scale.data.builders.pictures import SourceRow, gather, make_sample, samples_of
-from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped
+from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.errors import DataError
 
 
@@ -63,12 +63,12 @@ def test_half_a_character_is_dropped_and_counted(images: Path) -> None:
     captions = ("a \ud83d dog", "\ud83d", "\U0001f415")
     *found, made = make_sample(images, False, SourceRow("a.jpg", captions, {}, asked))
     reason = "half a character (a lone surrogate) in it, dropped"
-    assert [item.unit for item in found if isinstance(item, Changed) and item.reason == reason] == [
+    assert [item.unit for item in found if isinstance(item, ChangedItem) and item.reason == reason] == [
         "caption",
         "question",
         "answer",
     ]
-    assert [item for item in found if not isinstance(item, Changed)] == [
+    assert [item for item in found if not isinstance(item, ChangedItem)] == [
         Skipped("a.jpg", "empty caption", "caption")
     ]
     assert made.text["captions"] == ["a  dog", "\U0001f415"]

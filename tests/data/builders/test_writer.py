@@ -15,7 +15,7 @@ import xxhash
 
 from git_scale.data import index
 from git_scale.data.builders import writer
-from git_scale.data.builders.writer import Changed, SampleToWrite, Skipped, describe_skipped, write_shards
+from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped, describe_skipped, write_shards
 from git_scale.data.indexing import fill, scan
 from git_scale.data.members import MemberKind
 from git_scale.data.store import open_store
@@ -189,7 +189,7 @@ def test_a_half_surrogate_does_not_stop_a_build(tmp_path: Path) -> None:
 
 
 def test_what_was_changed_is_told_apart_from_what_was_skipped(tmp_path: Path) -> None:
-    items = [sample(0), Changed("a.jpg", "half of it", "caption"), Skipped("a.jpg", "empty", "caption")]
+    items = [sample(0), ChangedItem("a.jpg", "half of it", "caption"), Skipped("a.jpg", "empty", "caption")]
     report = write_shards(items, tmp_path / "set")
     assert report.skipped.total() == report.changed.total() == 1
     assert describe_skipped(report) == [
