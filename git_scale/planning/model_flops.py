@@ -39,7 +39,7 @@ class ModelFlops:
         return frames * encoder + TRAIN_TO_FORWARD * decoder
 
     def image_tokens(self, height: int, width: int) -> int:
-        """Tokens per picture; raises ConfigError when the encoder does not take pictures of this size."""
+        """Tokens per image; raises ConfigError when the encoder does not take images of this size."""
         if (height, width) not in self._image_tokens:
             name = self._config.encoder.name
             self._image_tokens[height, width] = count_image_tokens(self._encoder, name, height, width)

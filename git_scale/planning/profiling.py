@@ -23,12 +23,12 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import DeviceKind, device_kernels
-from git_scale.planning.local_model import Local, Parameter, build_local, largest_picture, parameters_of
+from git_scale.planning.local_model import Local, Parameter, build_local, largest_image, parameters_of
 from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
 PRIME_BATCH = 1_000_003
-"""Pictures in the batch that is run: so large a prime that it divides no size but those that grow with the batch."""
+"""Images in the batch that is run: so large a prime that it divides no size but those that grow with the batch."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MicroBatchProfile:
 
 
 def profile_micro_batch(run: RunConfig, kind: DeviceKind) -> MicroBatchProfile:
-    """Texts and pictures are taken at their largest. Profiles are cached.
+    """Texts and images are taken at their largest. Profiles are cached.
 
     Raises ConfigError when parallel.tp cannot split the model.
     """
@@ -74,7 +74,7 @@ def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
     run = RunConfig.model_validate(yaml.safe_load(recipe))
     local = build_local(run)
     tracker = _AllocationTracker(local.model)
-    ranks = local.group.size  # over which pictures are divided
+    ranks = local.group.size  # over which images are divided
     pictures = ranks * PRIME_BATCH
     with device_kernels(kind), tracker:
         with _tp_sums(local, run.train.activation_checkpointing) as summed:
@@ -97,7 +97,7 @@ def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
 
 def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
     """The loss of a micro-batch, as the trainer computes it."""
-    height, width = largest_picture(run)
+    height, width = largest_image(run)
     texts, length = run.data.texts_per_image, run.data.max_text_tokens
     images = torch.empty(pictures, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
     tokens = torch.empty(pictures, texts, length, dtype=torch.long, device="meta")
