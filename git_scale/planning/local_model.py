@@ -120,6 +120,7 @@ def largest_image(run: RunConfig) -> tuple[int, int]:
     return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
 
 
+@lru_cache(maxsize=256)  # as encoder_forward_flops, which is asked for the same sizes
 def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int) -> int:
     """Tokens per image of an encoder on meta; raises ConfigError when it does not take images of this size."""
     try:

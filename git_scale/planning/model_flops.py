@@ -16,7 +16,6 @@ class ModelFlops:
         self._dp = dp
         self._encoder_passes = TRAIN_TO_FORWARD if encoder_learns else 1
         self._encoder = whole_model(config).encoder
-        self._image_tokens: dict[tuple[int, int], int] = {}
 
     def of_step(self, batches: list[Batch]) -> int:
         """A step of these micro-batches takes so many on all ranks, if the others' texts are as long as ours."""
@@ -40,10 +39,7 @@ class ModelFlops:
 
     def image_tokens(self, height: int, width: int) -> int:
         """Tokens per image; raises ConfigError when the encoder does not take images of this size."""
-        if (height, width) not in self._image_tokens:
-            name = self._config.encoder.name
-            self._image_tokens[height, width] = count_image_tokens(self._encoder, name, height, width)
-        return self._image_tokens[height, width]
+        return count_image_tokens(self._encoder, self._config.encoder.name, height, width)
 
     def _of_batch(self, batch: Batch) -> int:
         images, frames, _, height, width = batch.images.shape
