@@ -112,12 +112,12 @@ WORLD, DP, TP = Group(), Group(), Group(is_alone=True)
 
 
 def form_groups(topology: Topology) -> None:
-    """Fills DP and TP once all processes have joined. Collective.
+    """Fills DP and TP once all processes have joined; a second call in a process changes nothing. Collective.
 
     megatron-core makes them, since its layers look for their group where it has put it; it is needed, and imported,
     for tensor parallelism alone.
     """
-    if topology.tp == 1:
+    if topology.tp == 1 or not TP.is_alone:
         return
     # It misses Transformer Engine for optimizers that are not used here, and a CUDA setting that slurm/env.sh weighs.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")

@@ -42,7 +42,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalModel:
     """One rank's share of a model and what it exchanges with its tensor-parallel group."""
 
     model: Any
@@ -74,7 +74,7 @@ def _build(config: ModelConfig, freeze: tuple[str, ...]) -> GitModel:
     return model
 
 
-def build_local(run: RunConfig) -> Local:
+def build_local(run: RunConfig) -> LocalModel:
     """Parameters in the run's precision, frozen ones marked.
 
     Raises ConfigError for what parallel.tp cannot split, and when nothing learns.
@@ -93,7 +93,7 @@ def build_local(run: RunConfig) -> Local:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(DTYPES[run.train.precision])
     model.set_activation_checkpointing(run.train.activation_checkpointing)
-    return Local(model.train(), columns, rows, group)
+    return LocalModel(model.train(), columns, rows, group)
 
 
 def parameters_of(model: Any) -> tuple[Parameter, ...]:

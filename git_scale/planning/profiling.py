@@ -23,7 +23,7 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import DeviceKind, device_kernels
-from git_scale.planning.local_model import Local, Parameter, build_local, largest_image, parameters_of
+from git_scale.planning.local_model import LocalModel, Parameter, build_local, largest_image, parameters_of
 from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
@@ -107,7 +107,7 @@ def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
 
 
 @contextmanager
-def _tp_sums(local: Local, twice: bool) -> Iterator[list[int]]:
+def _tp_sums(local: LocalModel, twice: bool) -> Iterator[list[int]]:
     """Collects the bytes of each all-reduce of the tensor-parallel group; `twice`: those of the forward pass."""
     sizes: list[int] = []
 
