@@ -48,7 +48,7 @@ def decoder_forward_flops(
 
 @lru_cache(maxsize=256)  # one entry per image size of multi-scale training or of data.resize=fit
 def encoder_forward_flops(encoder: nn.Module, height: int, width: int) -> int:
-    """FLOPs of one image through an encoder that was built on the meta device; cached."""
+    """FLOPs of one picture through an encoder that was built on the meta device; cached."""
     return count_forward_flops(encoder, torch.empty(1, 3, height, width, device="meta"))
 
 

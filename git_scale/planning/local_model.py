@@ -114,22 +114,22 @@ def parameters_of(model: Any) -> tuple[Parameter, ...]:
     )
 
 
-def largest_image(run: RunConfig) -> tuple[int, int]:
-    """Height and width of the largest image that training will see."""
+def largest_picture(run: RunConfig) -> tuple[int, int]:
+    """Height and width of the largest picture that training will see."""
     size = max(run.train_image_sizes)
     return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
 
 
 @lru_cache(maxsize=256)  # as encoder_forward_flops, which is asked for the same sizes
 def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int) -> int:
-    """Tokens per image of an encoder on meta; raises ConfigError when it does not take images of this size."""
+    """Tokens per picture of an encoder on meta; raises ConfigError when it does not take pictures of this size."""
     try:
         with torch.no_grad(), CachedOperations():
             return int(encoder(torch.empty(1, 3, height, width, device="meta")).shape[1])
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             [
-                f"{name} does not take images of {height} x {width} ({error}); a ViT does with"
+                f"{name} does not take pictures of {height} x {width} ({error}); a ViT does with"
                 " model.encoder.options.dynamic_img_size=true"
             ]
         ) from None
