@@ -9,7 +9,6 @@ from git_scale.config import RunConfig
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import largest_picture
 from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
-from git_scale.planning.meta import CachedOperations
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.partition_sizes import partition_sizes
 from git_scale.planning.profiling import profile_micro_batch
@@ -102,7 +101,6 @@ def flops_per_sample(run: RunConfig) -> int:
     Raises ConfigError when the encoder does not take pictures of that size.
     """
     flops, texts, length = ModelFlops(run.model), run.data.texts_per_image, run.data.max_text_tokens
-    with CachedOperations():
-        return flops.of_sample(
-            run.model.frames, *largest_picture(run), texts, length, target_tokens=texts * (length - 1)
-        )
+    return flops.of_sample(
+        run.model.frames, *largest_picture(run), texts, length, target_tokens=texts * (length - 1)
+    )

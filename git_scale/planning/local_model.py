@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from git_scale.checkpoint.sharding import local_shape
@@ -15,13 +14,12 @@ from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import longest_side
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
-from git_scale.models.encoders import ImageEncoder
 from git_scale.models.git import GitModel
 from git_scale.models.interface import tower_of
 from git_scale.parallel.rules import ColumnParallel, RowParallel, make_local
 from git_scale.parallel.sequence import column_forward, divide_stream, row_forward
 from git_scale.parallel.splits import split_modules, splits_of, tie_parameters, tied_parameters
-from git_scale.planning.meta import CachedOperations, GroupOnMeta, on_meta
+from git_scale.planning.meta import GroupOnMeta, on_meta
 from git_scale.precision import DTYPES
 
 
@@ -118,21 +116,6 @@ def largest_picture(run: RunConfig) -> tuple[int, int]:
     """Height and width of the largest picture that training will see."""
     size = max(run.train_image_sizes)
     return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
-
-
-@lru_cache(maxsize=256)  # as encoder_forward_flops, which is asked for the same sizes
-def count_image_tokens(encoder: ImageEncoder, name: str, height: int, width: int) -> int:
-    """Tokens per picture of an encoder on meta; raises ConfigError when it does not take pictures of this size."""
-    try:
-        with torch.no_grad(), CachedOperations():
-            return int(encoder(torch.empty(1, 3, height, width, device="meta")).shape[1])
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            [
-                f"{name} does not take pictures of {height} x {width} ({error}); a ViT does with"
-                " model.encoder.options.dynamic_img_size=true"
-            ]
-        ) from None
 
 
 def _localise(model: Any, run: RunConfig) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -89,10 +89,16 @@ run_cached = OperationCache()
 
 
 class CachedOperations(TorchDispatchMode):
-    """Within it, operations on `meta` are carried out by `run_cached`."""
+    """Within it, operations on `meta` are carried out by `run_cached`, and their FLOPs counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run_cached(func, args, kwargs or {})[0]
+        result, flops = run_cached(func, args, kwargs or {})
+        self.flops += flops
+        return result
 
 
 def _signature(value: Any) -> Any:

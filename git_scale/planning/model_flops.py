@@ -1,11 +1,77 @@
-"""Model FLOPs of training, without recomputation: those that utilisation (MFU) counts, in a plan and in the log."""
+"""Model FLOPs of training, those that utilisation (MFU) counts, in a plan and in the log: 2 per multiply-add.
+
+What activation checkpointing computes again does not count; causal attention counts as full attention, as is the
+custom of this field. The decoder is counted by formula (it runs on ragged shapes every step), the encoder by running it
+on `meta`. Norms, activations and softmax are left out, as everywhere: together they are below one percent.
+"""
 
 from __future__ import annotations
 
-from git_scale.config import ModelConfig
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from git_scale.config import DecoderConfig, ModelConfig
 from git_scale.data.batch import Batch
-from git_scale.monitoring.flops import TRAIN_TO_FORWARD, decoder_forward_flops, encoder_forward_flops
-from git_scale.planning.local_model import count_image_tokens, whole_model
+from git_scale.errors import ConfigError
+from git_scale.planning.local_model import whole_model
+from git_scale.planning.meta import CachedOperations
+
+TRAIN_TO_FORWARD = 3
+"""Training costs three forwards: each product once forward and twice backward (inputs, weights)."""
+
+
+def decoder_forward_flops(
+    decoder: DecoderConfig,
+    vocab_size: int,
+    encoder_width: int,
+    image_tokens: int,
+    texts: int,
+    text_tokens: int,
+    target_tokens: int,
+) -> int:
+    """FLOPs of the projection, the decoder and the word head for one image with `texts` texts.
+
+    image_tokens: rows of the image stream, summed over frames. text_tokens: padded length of each text.
+    target_tokens: positions at which logits are computed, summed over the image's texts.
+    """
+    width, image, text = decoder.width, image_tokens, texts * text_tokens
+    dense = 8 * width**2 + 4 * width * decoder.ffn  # per row: q, k, v, o projections and the two of the ffn
+    project = 2 * image * encoder_width * width
+    image_layer = dense * image + 4 * image**2 * width
+    image_keys = 4 * width**2 * image  # all that the last layer needs of the image rows
+    text_layer = dense * text + 4 * width * text * (image + text_tokens)
+    head = 2 * target_tokens * width * vocab_size
+    return project + (decoder.layers - 1) * image_layer + image_keys + decoder.layers * text_layer + head
+
+
+class EncoderPass(NamedTuple):
+    """One picture through an encoder."""
+
+    tokens: int
+    flops: int
+    """Of the forward pass."""
+
+
+@lru_cache(maxsize=256)  # one entry per image size of multi-scale training or of data.resize=fit
+def encoder_pass(encoder: nn.Module, name: str, height: int, width: int) -> EncoderPass:
+    """`encoder` is on meta; raises ConfigError when it does not take pictures of this size."""
+    picture = torch.empty(1, 3, height, width, device="meta")
+    try:
+        # Fused attentions differ by device; of the plain form the two products are seen everywhere.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), CachedOperations() as operations:
+            tokens = encoder(picture).shape[1]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            [
+                f"{name} does not take pictures of {height} x {width} ({error}); a ViT does with"
+                " model.encoder.options.dynamic_img_size=true"
+            ]
+        ) from None
+    return EncoderPass(tokens, operations.flops)
 
 
 class ModelFlops:
@@ -25,21 +91,21 @@ class ModelFlops:
         self, frames: int, height: int, width: int, texts: int, text_tokens: int, target_tokens: int
     ) -> int:
         """`text_tokens` are those of each text, `target_tokens` those of all together."""
+        encoder = self.encoder_pass(height, width)
         decoder = decoder_forward_flops(
             self._config.decoder,
             self._config.vocab_size,
             self._encoder.width,
-            image_tokens=frames * self.image_tokens(height, width),
+            image_tokens=frames * encoder.tokens,
             texts=texts,
             text_tokens=text_tokens,
             target_tokens=target_tokens,
         )
-        encoder = self._encoder_passes * encoder_forward_flops(self._encoder, height, width)
-        return frames * encoder + TRAIN_TO_FORWARD * decoder
+        return frames * self._encoder_passes * encoder.flops + TRAIN_TO_FORWARD * decoder
 
-    def image_tokens(self, height: int, width: int) -> int:
-        """Tokens per image; raises ConfigError when the encoder does not take images of this size."""
-        return count_image_tokens(self._encoder, self._config.encoder.name, height, width)
+    def encoder_pass(self, height: int, width: int) -> EncoderPass:
+        """Raises ConfigError when the encoder does not take images of this size."""
+        return encoder_pass(self._encoder, self._config.encoder.name, height, width)
 
     def _of_batch(self, batch: Batch) -> int:
         images, frames, _, height, width = batch.images.shape

@@ -86,7 +86,7 @@ def build_trainer(
     meters = Meters(run.train.steps, len(train), topology.world_size, peak, device)
     flops = ModelFlops(run.model, topology.dp, encoder_learns(materialised.model))
     for shape in training_shapes(run):
-        flops.image_tokens(*shape)  # an error now, not at the first step that draws this size
+        flops.encoder_pass(*shape)  # an error now, not at the first step that draws this size
     evaluator = (
         Evaluator(run, heldout, task, topology, _quarantine(run, "heldout")) if heldout is not None else None
     )

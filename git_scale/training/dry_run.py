@@ -47,7 +47,7 @@ def dry_run(
     problems.of(lambda: freeze(model, run.train.freeze))
     if problems.of(lambda: check_image_sizes(run, model.encoder)):
         model_flops = ModelFlops(run.model)
-        problems.of(lambda: [model_flops.image_tokens(*shape) for shape in training_shapes(run)])
+        problems.of(lambda: [model_flops.encoder_pass(*shape) for shape in training_shapes(run)])
     opened = [_opened(source.path, problems) for source in training_sources(run.data).values()]
     train = [store for store in opened if store is not None]
     if len(train) == len(opened) and not is_elsewhere:
