@@ -6,7 +6,7 @@ order. So a rule serves import (concatenate) and export (cut) alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,30 @@ from git_scale.config import ModelConfig
 from git_scale.errors import CheckpointError
 
 ENCODER = "encoder.backbone."
+
+# Within a block, our name of a layer -> theirs.
+CLIP_LAYERS = {
+    "attn.proj": "attn.out_proj",
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+HUGGINGFACE_LAYERS = {
+    "attn.proj": "self_attn.out_proj",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+BERT_LAYERS = {
+    "query": "attention.self.query",
+    "out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,12 @@ def weight_and_bias(ours: str, theirs: str) -> Iterator[NameRule]:
         yield NameRule(f"{ours}.{kind}", (f"{theirs}.{kind}",))
 
 
+def weights_and_biases(ours: str, theirs: str, names: Mapping[str, str]) -> Iterator[NameRule]:
+    """`names`: of layers below the two prefixes, ours -> theirs."""
+    for our_name, their_name in names.items():
+        yield from weight_and_bias(f"{ours}.{our_name}", f"{theirs}.{their_name}")
+
+
 def joined_weight_and_bias(ours: str, theirs: tuple[str, ...]) -> Iterator[NameRule]:
     for kind in ("weight", "bias"):
         yield NameRule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in theirs))
@@ -63,11 +93,7 @@ def clip_rules(layers: int, prefix: str) -> Iterator[NameRule]:
         ours, theirs = f"{ENCODER}blocks.{number}", f"{prefix}transformer.resblocks.{number}"
         for kind in ("weight", "bias"):
             yield NameRule(f"{ours}.attn.qkv.{kind}", (f"{theirs}.attn.in_proj_{kind}",))
-        yield from weight_and_bias(f"{ours}.attn.proj", f"{theirs}.attn.out_proj")
-        yield from weight_and_bias(f"{ours}.norm1", f"{theirs}.ln_1")
-        yield from weight_and_bias(f"{ours}.norm2", f"{theirs}.ln_2")
-        yield from weight_and_bias(f"{ours}.mlp.fc1", f"{theirs}.mlp.c_fc")
-        yield from weight_and_bias(f"{ours}.mlp.fc2", f"{theirs}.mlp.c_proj")
+        yield from weights_and_biases(ours, theirs, CLIP_LAYERS)
 
 
 def huggingface_encoder_rules(layers: int, prefix: str) -> Iterator[NameRule]:
@@ -93,11 +119,7 @@ def _huggingface_vit_rules(layers: int, prefix: str) -> Iterator[NameRule]:
         yield from joined_weight_and_bias(
             f"{ours}.attn.qkv", tuple(f"{attention}.{part}_proj" for part in "qkv")
         )
-        yield from weight_and_bias(f"{ours}.attn.proj", f"{attention}.out_proj")
-        yield from weight_and_bias(f"{ours}.norm1", f"{theirs}.layer_norm1")
-        yield from weight_and_bias(f"{ours}.norm2", f"{theirs}.layer_norm2")
-        yield from weight_and_bias(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
-        yield from weight_and_bias(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2")
+        yield from weights_and_biases(ours, theirs, HUGGINGFACE_LAYERS)
 
 
 def bert_rules(layers: int, prefix: str) -> Iterator[NameRule]:
@@ -105,13 +127,8 @@ def bert_rules(layers: int, prefix: str) -> Iterator[NameRule]:
     for number in range(layers):
         ours, theirs = f"decoder.layers.{number}", f"{prefix}encoder.layer.{number}"
         attention = f"{theirs}.attention.self"
-        yield from weight_and_bias(f"{ours}.query", f"{attention}.query")
         yield from joined_weight_and_bias(f"{ours}.key_value", (f"{attention}.key", f"{attention}.value"))
-        yield from weight_and_bias(f"{ours}.out", f"{theirs}.attention.output.dense")
-        yield from weight_and_bias(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
-        yield from weight_and_bias(f"{ours}.fc1", f"{theirs}.intermediate.dense")
-        yield from weight_and_bias(f"{ours}.fc2", f"{theirs}.output.dense")
-        yield from weight_and_bias(f"{ours}.ffn_norm", f"{theirs}.output.LayerNorm")
+        yield from weights_and_biases(ours, theirs, BERT_LAYERS)
 
 
 def huggingface_rules(

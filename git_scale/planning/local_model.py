@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -12,8 +11,8 @@ from torch import nn
 from git_scale.checkpoint.sharding import local_shape
 from git_scale.config import ModelConfig, RunConfig
 from git_scale.data.images import longest_side
-from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
+from git_scale.models.freezing import freeze
 from git_scale.models.git import GitModel
 from git_scale.models.interface import tower_of
 from git_scale.parallel.rules import ColumnParallel, RowParallel, make_local
@@ -52,34 +51,33 @@ class LocalModel:
     """Notes what sequence parallelism exchanges instead."""
 
 
-def whole_model(config: ModelConfig, freeze: tuple[str, ...] = ()) -> GitModel:
-    """The model on meta, in evaluation mode and with frozen parameters marked: to be looked at, not changed, as all
-    who look get the same one. GIT2 takes half a second to build."""
-    return _whole_model(config.model_dump_json(), freeze)
+def whole_model(config: ModelConfig, frozen: tuple[str, ...] = ()) -> GitModel:
+    """The model on meta, in evaluation mode and with frozen parameters marked; GIT2 takes half a second to build.
+
+    To be looked at, not changed: all who look get the same one. Raises ConfigError for a pattern in `frozen` that
+    matches nothing, and when nothing learns.
+    """
+    return _whole_model(config.model_dump_json(), frozen)
 
 
 @lru_cache(maxsize=2)  # a run's with what it freezes, and as it is
-def _whole_model(model: str, freeze: tuple[str, ...]) -> GitModel:
-    return _build(ModelConfig.model_validate_json(model), freeze).eval()
+def _whole_model(model: str, frozen: tuple[str, ...]) -> GitModel:
+    return _build(ModelConfig.model_validate_json(model), frozen).eval()
 
 
-def _build(config: ModelConfig, freeze: tuple[str, ...]) -> GitModel:
+def _build(config: ModelConfig, frozen: tuple[str, ...]) -> GitModel:
     with on_meta():
         model = build_model(config)
-    for pattern in freeze:
-        for name in fnmatch.filter(dict(model.named_parameters()), pattern):
-            model.get_parameter(name).requires_grad_(False)
+    freeze(model, frozen)
     return model
 
 
 def build_local(run: RunConfig) -> LocalModel:
     """Parameters in the run's precision, frozen ones marked.
 
-    Raises ConfigError for what parallel.tp cannot split, and when nothing learns.
+    Raises ConfigError for what parallel.tp cannot split, and for what train.freeze gets wrong.
     """
     model = _build(run.model, run.train.freeze)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError([f"train.freeze={list(run.train.freeze)} leaves nothing to learn"])
     columns, rows = _localise(model, run) if run.parallel.tp > 1 else ([], [])
     group = GroupOnMeta(run.parallel.tp if run.parallel.sequence else 1)
     if group.size > 1:

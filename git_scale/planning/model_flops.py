@@ -1,8 +1,8 @@
 """Model FLOPs of training, those that utilisation (MFU) counts, in a plan and in the log: 2 per multiply-add.
 
 What activation checkpointing computes again does not count; causal attention counts as full attention, as is the
-custom of this field. The decoder is counted by formula (it runs on ragged shapes every step), the encoder by running it
-on `meta`. Norms, activations and softmax are left out, as everywhere: together they are below one percent.
+custom of this field. The decoder is counted by formula (it runs on ragged shapes every step), the encoder by
+running it on `meta`. Norms, activations and softmax are left out: together they are below one percent.
 """
 
 from __future__ import annotations

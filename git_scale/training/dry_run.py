@@ -21,7 +21,7 @@ from git_scale.planning.local_model import whole_model
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.plan import Plan, plan, refuse_if_memory_too_small
 from git_scale.planning.report import describe_plan
-from git_scale.training.init_model import freeze, parameter_counts
+from git_scale.training.init_model import parameter_counts
 from git_scale.training.preflight import (
     ProblemList,
     check_data,
@@ -41,10 +41,10 @@ def dry_run(
     """
     cluster = _cluster(run, topology, is_elsewhere)
     problems.of(lambda: check_ds_config(ds_config, run, cluster.world_size, cluster.kind == "cuda"))
-    model = problems.of(lambda: whole_model(run.model, run.train.freeze))
+    model = problems.of(lambda: whole_model(run.model))
     if model is None:
         return ""
-    problems.of(lambda: freeze(model, run.train.freeze))
+    model = problems.of(lambda: whole_model(run.model, run.train.freeze)) or model
     if problems.of(lambda: check_image_sizes(run, model.encoder)):
         model_flops = ModelFlops(run.model)
         problems.of(lambda: [model_flops.encoder_pass(*shape) for shape in training_shapes(run)])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.detect import open_checkpoint
@@ -19,6 +18,7 @@ from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.models.deferred import DeferredModel
 from git_scale.models.encoders import has_batch_norm
+from git_scale.models.freezing import freeze
 from git_scale.models.git import GitModel, count_parameters
 from git_scale.training.run_folder import read_recipe
 
@@ -89,29 +89,6 @@ def first_values(deferred: DeferredModel, run: RunConfig) -> Callable[[str], Ten
     for line in lines:
         log.info("%s: %s", origin, line)
     return values
-
-
-def freeze(model: GitModel, patterns: tuple[str, ...]) -> None:
-    """Parameters that match a pattern do not learn. Raises ConfigError for a pattern that matches none."""
-    named = dict(model.named_parameters())
-    idle = [pattern for pattern in patterns if not fnmatch.filter(named, pattern)]
-    if idle:
-        raise ConfigError(
-            [
-                f"train.freeze: {pattern!r} matches no parameter; names are like {', '.join(list(named)[:2])}"
-                for pattern in idle
-            ]
-        )
-    for pattern in patterns:
-        for name in fnmatch.filter(named, pattern):
-            named[name].requires_grad_(False)
-    for module in model.modules():
-        learns = [parameter.requires_grad for parameter in module.parameters()]
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and learns and not any(learns):
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign, misc]
-            module.training = False  # its statistics stay as well
-    if not any(parameter.requires_grad for parameter in named.values()):
-        raise ConfigError([f"train.freeze={list(patterns)} leaves nothing to learn"])
 
 
 def parameter_counts(model: GitModel) -> list[tuple[str, int]]:

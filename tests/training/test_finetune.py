@@ -142,7 +142,7 @@ def test_values_of_two_metrics_are_not_compared(squares: Path, tmp_path: Path, t
 
 def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     from git_scale.config import ModelConfig
-    from git_scale.training.init_model import freeze
+    from git_scale.models.freezing import freeze
 
     options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     encoder = {"name": "resnet18", "image_size": 32, "options": options}
