@@ -98,13 +98,16 @@ def _validated(tree: dict[str, Any], problems: list[str], plugins: Any) -> tuple
     """
     if isinstance(plugins, list):  # else the tree says what is wrong with it
         problems = problems + list(import_plugins(name for name in plugins if isinstance(name, str) and name))
+    wrong: list[tuple[int | str, ...]] = []
     try:
         run = RunConfig.model_validate(tree)
     except ValidationError as error:
         problems = problems + [_explain(item) for item in error.errors()]
         # The rest, with defaults in the place of what is wrong, may hold contradictions to report as well.
-        run = RunConfig.model_validate(_without(tree, [item["loc"] for item in error.errors()]))
-    return run, problems + list(contradictions(run))
+        wrong = [item["loc"] for item in error.errors()]
+        run = RunConfig.model_validate(_without(tree, wrong))
+    of_defaults = tuple(".".join(map(str, place[:2])) + "=" for place in wrong)
+    return run, problems + [problem for problem in contradictions(run) if not problem.startswith(of_defaults)]
 
 
 def _read_recipe(recipe: str) -> tuple[dict[str, Any], list[str]]:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from git_scale.errors import ConfigError
 
@@ -23,10 +23,12 @@ Entry = TypeVar("Entry")
 class Registry(Generic[Entry]):
     """Finds entries by name. Those of the package stand as "module:attribute": a table imports none of them."""
 
-    def __init__(self, key: str, places: Mapping[str, str]) -> None:
-        """`key`: of the configuration, under which a run gives a name."""
+    def __init__(self, key: str, places: Mapping[str, str], flaw_of: str = "") -> None:
+        """`key`: of the configuration, under which a run gives a name; `flaw_of`: "module:function" that says what is
+        wrong with an entry that was added, empty where it is sound."""
         self.key = key
         self._places = dict(places)
+        self._flaw_of = flaw_of
         self._added: dict[str, Entry] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -36,13 +38,12 @@ class Registry(Generic[Entry]):
         return name in self._places or name in self._added
 
     def __getitem__(self, name: str) -> Entry:
-        """Raises ConfigError, naming the nearest, for a name that is not there."""
-        if name in self._added:
-            return self._added[name]
+        """Raises ConfigError, naming the nearest, for a name that is not there, and for an entry with a flaw."""
         if problem := self.problem_of(name):
             raise ConfigError([problem])
-        module, _, attribute = self._places[name].partition(":")
-        entry: Entry = getattr(importlib.import_module(module), attribute)
+        if name in self._added:
+            return self._added[name]
+        entry: Entry = _attribute(self._places[name])
         return entry
 
     def add(self, name: str, entry: Entry) -> None:
@@ -53,12 +54,29 @@ class Registry(Generic[Entry]):
 
     def problem_of(self, name: str) -> str:
         """Why `name` cannot be used; empty for one that is there."""
+        if name in self._added and self._flaw_of:
+            flaw = _attribute(self._flaw_of)(self._added[name])
+            return f"{self.key}={name}: {flaw}" if flaw else ""
         if name in self:
             return ""
         return (
             f"{self.key}={name!r}: there is none of that name{did_you_mean(name, self)}; there are"
             f" {', '.join(self)}, and those of your own modules: plugins=[MODULE]"
         )
+
+
+def _attribute(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def lacks(entry: object, base: type, attributes: Iterable[str] = ()) -> str:
+    """What a class that was added to a table lacks to be one of `base`; empty where it lacks nothing."""
+    if not (isinstance(entry, type) and issubclass(entry, base)):
+        return f"{entry!r} is no subclass of {base.__module__}.{base.__name__}"
+    missing = [*sorted(base.__abstractmethods__ & entry.__abstractmethods__)]  # type: ignore[attr-defined]
+    missing += [name for name in attributes if not hasattr(entry, name)]
+    return f"{entry.__module__}.{entry.__name__} does not say {', '.join(missing)}" if missing else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -83,14 +101,24 @@ def import_plugins(modules: Iterable[str]) -> Iterator[str]:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a user's module raises
             yield f"plugins: {name}: {type(error).__name__}: {_said_by(error, name)}"
+            continue
+        own = Path.cwd() / f"{name}.py"
+        found = getattr(sys.modules[name], "__file__", None)
+        if own.is_file() and (found is None or not own.samefile(found)):
+            yield (
+                f"plugins: {name} is {found or 'a module of Python itself'}, and {own} was not imported:"
+                " give your file another name"
+            )
 
 
 def _said_by(error: BaseException, name: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
-        return f"{error}: it lies neither on PYTHONPATH nor in {Path.cwd()}"
+        nearest = did_you_mean(name, (file.stem for file in Path.cwd().glob("*.py")))
+        return f"{error}: it lies neither on PYTHONPATH nor in {Path.cwd()}{nearest}"
     if isinstance(error, SyntaxError):
-        return str(error)  # with its file and line
-    libraries = ("<frozen", sys.prefix, sys.base_prefix)
+        return f"{error.msg} ({error.filename or f'{name}.py'}, line {error.lineno})"
+    libraries = ("<frozen", sys.prefix, sys.base_prefix, str(Path(__file__).parent))
     frames = traceback.extract_tb(error.__traceback__)
-    last = [frame for frame in frames if not frame.filename.startswith(libraries)][-1]  # the user's own
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    last = (own or frames)[-1]  # a plugin that is installed is a library itself
     return f"{error} ({last.filename}, line {last.lineno})"

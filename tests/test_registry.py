@@ -75,7 +75,7 @@ def test_plugins_that_fail_are_said_with_their_files_beside_other_problems(folde
     assert "not_installed_anywhere" in of_d
     assert "my_plugin_d.py, line 1" in of_d
     assert "my_plugin_e: ModuleNotFoundError: No module named 'my_plugin_e'" in of_e
-    assert of_e.endswith(f"it lies neither on PYTHONPATH nor in {folder}")
+    assert of_e.endswith(f"it lies neither on PYTHONPATH nor in {folder}; did you mean my_plugin_d?")
     assert of_steps.startswith("train.steps=0")
 
 
@@ -104,3 +104,38 @@ def test_a_path_is_no_modules_name(folder: Path, name: str) -> None:
     (folder / "my_plugin_i.py").write_text("raise RuntimeError\n")
     with pytest.raises(ConfigError, match=r"is no module's name: mine stands for mine\.py"):
         load_run("demo", [f"plugins=[{name}]"])
+
+
+def test_a_name_given_twice_is_the_plugins_fault(folder: Path) -> None:
+    (folder / "my_plugin_j.py").write_text("from git_scale.tasks import TASKS\n\nTASKS.add('caption', int)\n")
+    with pytest.raises(ConfigError, match=r"caption is there already.*my_plugin_j\.py, line 3"):
+        load_run("demo", ["plugins=[my_plugin_j]"])
+
+
+def test_a_misspelt_plugin_is_answered_with_the_nearest(folder: Path) -> None:
+    (folder / "my_plugin_k.py").write_text("")
+    with pytest.raises(ConfigError, match=r"did you mean my_plugin_k\?"):
+        load_run("demo", ["plugins=[my_plugin_kk]"])
+
+
+def test_a_file_behind_a_module_of_that_name_is_not_passed_over(folder: Path) -> None:
+    (folder / "colorsys.py").write_text("")
+    with pytest.raises(ConfigError, match=r"colorsys is .*, and .*colorsys\.py was not imported"):
+        load_run("demo", ["plugins=[colorsys]"])
+
+
+def test_a_plugin_that_is_installed_is_said_with_its_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "my_plugin_l.py").write_text("1 / 0\n")
+    monkeypatch.setattr(sys, "prefix", str(folder))
+    with pytest.raises(ConfigError, match=r"ZeroDivisionError: .*my_plugin_l\.py, line 1"):
+        load_run("demo", ["plugins=[my_plugin_l]"])
+
+
+def test_a_section_with_a_mistake_is_not_said_to_be_empty_as_well() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(
+            "demo", ["data.train=null", "data.sources=[{path: a, weight: -1}]", "train.objectives={lm: 0}"]
+        )
+    assert len(caught.value.problems) == 2

@@ -57,7 +57,7 @@ class Batch:
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The DataLoader's hook: copies from pinned memory run beside the computation."""
+        """Copies from pinned memory run beside the computation."""
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:

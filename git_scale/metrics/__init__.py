@@ -27,4 +27,5 @@ METRICS: Registry[Metric] = Registry(
         "segmented_by_character": "git_scale.metrics.caption_metrics:SEGMENTED_BY_CHARACTER",
         "vqa_accuracy": "git_scale.metrics.vqa_accuracy:VQA_ACCURACY",
     },
+    flaw_of="git_scale.metrics.metric:flaw_of",
 )

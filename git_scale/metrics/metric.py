@@ -63,3 +63,18 @@ class Metric:
     """None: it describes the texts and judges nothing, so that checkpoint.best cannot name it."""
     needs_references: bool = True
     """Whether it is taken over the predictions alone that have a right text."""
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower", None):
+            raise ValueError(
+                f"better={self.better!r}: a metric is better when it is 'higher' or 'lower', or None"
+            )
+
+
+def flaw_of(entry: object) -> str:
+    """Why an entry of METRICS cannot be used; empty for one that can."""
+    return (
+        ""
+        if isinstance(entry, Metric)
+        else f"{entry!r} is no Metric: give METRICS.add(NAME, Metric(FUNCTION))"
+    )

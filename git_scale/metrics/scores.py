@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 from git_scale.metrics import METRICS
-from git_scale.metrics.metric import Prediction, Predictions
+from git_scale.metrics.metric import Metric, Prediction, Predictions
 
 HELDOUT_LOSS = "loss"
 """What every evaluation measures beside the metrics of its task; the lower the better."""
@@ -22,10 +23,21 @@ def score(names: Iterable[str], predictions: Sequence[Prediction]) -> dict[str, 
     for name in names:
         metric = METRICS[name]
         texts = known if metric.needs_references else everything
-        if texts and (value := metric.compute(texts)) is not None:
+        if texts and (value := _value(name, metric, texts)) is not None:
             found[name] = value
     images = len({item.index for item in predictions})
     return found | {"images": float(images), "texts": float(len(predictions))}
+
+
+def _value(name: str, metric: Metric, texts: Predictions) -> float | None:
+    try:
+        value = metric.compute(texts)
+    except Exception as error:
+        error.add_note(f"in the metric {name}")
+        raise
+    if value is not None and not isinstance(value, Real):
+        raise TypeError(f"the metric {name} gave {value!r}: a number is wanted, or None")
+    return value
 
 
 def judges(names: Iterable[str]) -> list[str]:

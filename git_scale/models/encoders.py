@@ -68,6 +68,9 @@ def declare_torchvision_operators() -> None:
     _TORCHVISION_STAND_IN.append(library)
 
 
+declare_torchvision_operators()  # here, as a plugin may import timm before any encoder is built
+
+
 class QuickGelu(nn.Module):
     """x * sigmoid(1.702 x), CLIP's activation.
 
@@ -175,7 +178,6 @@ class ImageEncoder(nn.Module):
 
 
 def _create_timm_model(config: EncoderConfig, published: bool) -> Any:
-    declare_torchvision_operators()
     import timm
 
     if not timm.is_model(config.name):

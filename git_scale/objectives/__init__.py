@@ -14,4 +14,5 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     {
         "lm": "git_scale.objectives.language_model:LanguageModelObjective",
     },
+    flaw_of="git_scale.objectives.objective:flaw_of",
 )

@@ -17,6 +17,7 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
 from git_scale.models.interface import Runner
+from git_scale.registry import lacks
 
 
 class ModelInputs(NamedTuple):
@@ -87,6 +88,11 @@ class Objective(ABC):
         representations come into `batch.extras`. Most objectives leave the batches as they are.
         """
         return batches
+
+
+def flaw_of(entry: object) -> str:
+    """Why an entry of OBJECTIVES cannot be used; empty for one that can."""
+    return lacks(entry, Objective)
 
 
 def own_columns(logits: Tensor, vocab_size: int, comm: Comm) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ class TrainingLoss:
 
     def counts(self, batches: list[Batch]) -> list[int]:
         """Of each term, over this rank's micro-batches of a step."""
-        return [sum(map(term.count, batches)) for term in self.terms.values()]
+        return [sum(_count(name, term, batch) for batch in batches) for name, term in self.terms.items()]
 
     def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
         """The micro-batches as the terms want them. Collective where a term asks the model something."""
-        for term in self.terms.values():
-            batches = term.prepare(runner, batches)
+        for name, term in self.terms.items():
+            prepared = term.prepare(runner, batches)
+            if not isinstance(prepared, list) or len(prepared) != len(batches):
+                raise _misbehaves(name, "prepare", prepared, f"the {len(batches)} micro-batches of the step")
+            batches = prepared
         return batches
 
     def of(
@@ -49,7 +53,7 @@ class TrainingLoss:
         """
         logits = forward(*inputs_of(batch, dtype))
         return {
-            name: term.sum(logits, batch, comm) / (counts[name] / self.weights[name])
+            name: _sum(name, term, logits, batch, comm) / (counts[name] / self.weights[name])
             for name, term in self.terms.items()
             if counts[name]
         }
@@ -58,8 +62,30 @@ class TrainingLoss:
 def loss_alone(run: RunConfig, model: Callable[..., Any], batch: Batch, dtype: torch.dtype) -> Tensor:
     """The loss of one micro-batch that is a whole step, in a process that holds the whole model."""
     loss = TrainingLoss(run)
-    counts = dict(zip(loss.terms, loss.counts([batch]), strict=True))
+    # What `prepare` adds is not there, and may be all that a term counts: it is run nevertheless.
+    counts = {name: max(1, count) for name, count in zip(loss.terms, loss.counts([batch]), strict=True)}
     return total(loss.of(model, batch, dtype, counts, SingleRankComm()))
+
+
+def _count(name: str, term: Objective, batch: Batch) -> int:
+    count = term.count(batch)
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
+        raise _misbehaves(name, "count", count, "a whole number from 0 on")
+    return int(count)
+
+
+def _sum(name: str, term: Objective, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    value = term.sum(logits, batch, comm)
+    if not isinstance(value, Tensor) or value.ndim > 0:
+        raise _misbehaves(name, "sum", value, "a tensor without dimensions")
+    if logits.requires_grad and not value.requires_grad:
+        raise _misbehaves(name, "sum", value, "a tensor with a gradient, made of the logits")
+    return value
+
+
+def _misbehaves(name: str, method: str, given: object, wanted: str) -> ConfigError:
+    shown = f"a tensor of {list(given.shape)}" if isinstance(given, Tensor) else repr(given)[:80]
+    return ConfigError([f"train.objectives: {method} of {name} gave {shown}: {wanted} is wanted"])
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

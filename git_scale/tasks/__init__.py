@@ -20,6 +20,7 @@ TASKS: Registry[type[Task]] = Registry(
         "caption": "git_scale.tasks.caption:CaptionTask",
         "vqa": "git_scale.tasks.vqa:QuestionTask",
     },
+    flaw_of="git_scale.tasks.task:flaw_of",
 )
 
 

@@ -18,6 +18,7 @@ from git_scale.data.texts import Query, Text
 from git_scale.data.tokenizer import Tokenizer
 from git_scale.metrics.metric import Prediction
 from git_scale.metrics.scores import score
+from git_scale.registry import lacks
 from git_scale.tasks.prompts import Prompts
 
 if TYPE_CHECKING:  # it needs torch, which reading a run does without
@@ -86,6 +87,15 @@ class Task(ABC):
     def score(self, predictions: list[Prediction]) -> dict[str, float]:
         """The metrics by name, from the predictions of all samples in the order of the shards."""
         return score(self.metrics, predictions)
+
+
+def flaw_of(entry: Any) -> str:
+    """Why an entry of TASKS cannot be used; empty for one that can."""
+    if flaw := lacks(entry, Task, ("metrics", "learns_from", "asks_about")):
+        return flaw
+    if isinstance(entry.metrics, str):
+        return f"metrics = {entry.metrics!r} is a text: names are given as ({entry.metrics!r},)"
+    return ""
 
 
 def identity_of(given: object, key: str) -> int | str:

@@ -176,7 +176,9 @@ def _problem_of_task(
     """What a look at some samples says of the task and model.frames; empty when one of them serves, or none says."""
     numbers = _some(store)
     texts = [text for number in numbers if (text := _read(store.read_text, number)) is not None]
-    needs: dict[str, Need] = {task: getattr(TASKS[task], kind) for task in TASKS}
+    needs: dict[str, Need] = {
+        task: getattr(TASKS[task], kind) for task in TASKS if not TASKS.problem_of(task)
+    }
     served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]
     if texts and wanted not in served:
         setting = "its task" if key.startswith("data.sources") else "data.task"

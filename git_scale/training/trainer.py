@@ -166,10 +166,10 @@ class Trainer:
         losses, report = self._update(batches, counts)
         bad_here = [problem for batch in batches for problem in batch.problems]
         bad, stop_votes, *losses = self._sum_over_dp(len(bad_here), int(stop), *losses)
-        self.guards.check(self.step, sum(counts), report.skipped, batches, self.lr_factor())
+        terms = dict(zip(self.loss.terms, losses, strict=True))
+        self.guards.check(self.step, sum(counts), terms, report.skipped, batches, self.lr_factor())
         self.unusable.record(self.run.train.global_batch, int(bad), bad_here)
         stopped = stop_votes > 0 or self.data_is_unusable
-        terms = dict(zip(self.loss.terms, losses, strict=True))
         result = StepResult(sum(losses), terms, report.grad_norm, report.skipped, targets, int(bad), stopped)
         self.skipped_steps += result.skipped
         self.bad_samples += result.bad_samples

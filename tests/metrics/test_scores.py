@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from git_scale.errors import ConfigError
 from git_scale.metrics import METRICS
 from git_scale.metrics.caption_metrics import caption_metrics
 from git_scale.metrics.metric import Metric, Predictions
@@ -68,3 +69,17 @@ def test_a_metric_without_need_of_references_sees_every_text(monkeypatch: pytest
 def test_what_only_describes_texts_does_not_judge_them() -> None:
     assert judges(CAPTIONS) == ["exact_match", "cider", "loss"]
     assert lower_is_better("loss") and not lower_is_better("cider")
+
+
+def test_a_metric_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"raises": Metric(lambda texts: 1 / 0), "talks": Metric(lambda texts: "high")}  # type: ignore[arg-type, return-value]
+    monkeypatch.setattr(METRICS, "_added", wrong | {"none": print})
+    with pytest.raises(ZeroDivisionError) as caught:
+        score(["raises"], [Said(0, "a", ["a"])])
+    assert caught.value.__notes__ == ["in the metric raises"]
+    with pytest.raises(TypeError, match="the metric talks gave 'high'"):
+        score(["talks"], [Said(0, "a", ["a"])])
+    with pytest.raises(ConfigError, match=r"metric=none: .* is no Metric"):
+        score(["none"], [Said(0, "a", ["a"])])
+    with pytest.raises(ValueError, match="better='bigger'"):
+        Metric(lambda texts: 1.0, better="bigger")  # type: ignore[arg-type]

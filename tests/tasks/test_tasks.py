@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from git_scale.evaluation.checkpoint_evaluation import evaluation_run
 from git_scale.recipes import load_run
 from git_scale.tasks import TASKS, build_task, check_metric
 from git_scale.tasks.caption import CaptionTask
+from git_scale.tasks.task import Task
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import draw_square
 
@@ -95,3 +96,24 @@ def test_a_model_whose_task_is_not_loaded_speaks_and_is_not_evaluated(
     )
     with pytest.raises(ConfigError, match="RuntimeError: imported"):
         evaluation_run(opened, Path("heldout"), None, ["plugins=[my_counting_task]"])
+
+
+class WithoutNeeds(CaptionTask):
+    metrics = "cider"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (WithoutNeeds, r"metrics = 'cider' is a text: names are given as \('cider',\)"),
+        (type("Incomplete", (Task,), {}), r"Incomplete does not say queries, .*, learns_from, asks_about"),
+        (int, r"is no subclass of git_scale\.tasks\.task\.Task"),
+    ],
+)
+def test_a_task_with_a_flaw_is_refused_where_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, entry: Any, said: str
+) -> None:
+    monkeypatch.setattr(TASKS, "_added", {"mine": entry})
+    with pytest.raises(ConfigError, match=said):
+        load_run("demo", ["data.task=mine"])
+    load_run("demo", ["data.task=caption"])
