@@ -22,6 +22,9 @@ VERSION = 1
 WORTH = 100
 """Shards from which on a start writes the file by itself; it opens fewer of them in hundredths of a second."""
 
+MIN_SAMPLE_BYTES = 1024
+"""A sample is one member at least, and a member a header and a block of 512 bytes."""
+
 
 def load(folder: Path) -> ShardTable:
     """The table of a folder, empty where there is none. Raises ValueError where something else lies there."""
@@ -68,6 +71,7 @@ def _is_well_formed(table: ShardTable) -> bool:
         left_out.dtype == left_out_dtype(*widths)
         and left_out.ndim == 1
         and (rows["samples"] > 0).all()
+        and (rows["samples"] <= rows["size"] // MIN_SAMPLE_BYTES).all()
         and ((shards >= 0) & (shards < len(names))).all()
         and (np.diff(shards) >= 0).all()
     )

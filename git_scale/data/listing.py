@@ -93,7 +93,8 @@ def list_shards(path: Path) -> ShardListing:
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every entry below a folder, with the path to it (`a/b/`); links that lead back up are not followed."""
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    top = folder.stat()
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset({(top.st_dev, top.st_ino)}))]
     while waiting:
         below, above = waiting.pop()
         try:

@@ -131,6 +131,9 @@ def broken(path: Path, how: str) -> None:
         path.with_name("part").rename(path)
     elif how == "pickled":
         np.savez(path, **{**arrays, "names": arrays["names"].astype(object)})
+    elif how == "boastful":
+        arrays["rows"]["samples"][0] = 10**12
+        np.savez(path, **arrays)
     else:
         arrays["left_out"]["shard"] = 99
         np.savez(path, **arrays)
@@ -138,7 +141,17 @@ def broken(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["cut", "other", "flipped", "compressed", "of another version", "without a column", "pickled", "forged"],
+    [
+        "cut",
+        "other",
+        "flipped",
+        "compressed",
+        "of another version",
+        "without a column",
+        "pickled",
+        "forged",
+        "boastful",
+    ],
 )
 def test_anything_else_in_its_place_is_said_once_and_replaced(
     indexed: Path, how: str, caplog: pytest.LogCaptureFixture
