@@ -131,7 +131,7 @@ def form_groups(topology: Topology) -> None:
         raise RuntimeError(f"megatron-core's groups {found} are others than git_scale's {topology}")
 
 
-class Comm:
+class TensorParallelComm:
     """What objectives may ask of the ranks of `group`, with the gradients that follow (objectives/objective.py)."""
 
     def __init__(self, group: Group) -> None:

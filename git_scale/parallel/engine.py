@@ -26,7 +26,7 @@ from git_scale.checkpoint.weights import check_names
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest
 from git_scale.parallel import buffers
-from git_scale.parallel.comm import DP, TP, Comm, Group, form_groups
+from git_scale.parallel.comm import DP, TP, Group, TensorParallelComm, form_groups
 from git_scale.parallel.ds_config import (
     averages_gradients,
     merge_ds_config,
@@ -115,7 +115,7 @@ class Engine:
         self.base_learning_rates = {group["name"]: group["lr"] for group in groups}
         self._materialised = materialised
         self._topology = topology
-        self.comm = Comm(TP if run.parallel.decoder else Group(is_alone=True))
+        self.comm = TensorParallelComm(TP if run.parallel.decoder else Group(is_alone=True))
         optimizer = build_adamw(groups, run.optimizer, device, offloads_optimizer(ds_config))
         config = merge_ds_config(ds_config, run, topology.dp)
         # DeepSpeed keeps no norm and skips no step for stage 0: there both are done here.

@@ -53,7 +53,7 @@ def make_tensor_parallel(model: Any, parallel: ParallelConfig) -> None:
     for _, module, rule in split_modules(model, parallel):
         with torch.device("meta"):
             for child, cut in rule.children.items():
-                _exchange(module, child, cut, parallel, config)
+                _replace_with_split_layer(module, child, cut, parallel, config)
         make_local(module, rule, parallel.tp)
         if not parallel.sequence:
             _separate_dropouts(module, rule)
@@ -63,7 +63,7 @@ def make_tensor_parallel(model: Any, parallel: ParallelConfig) -> None:
             tower.forward = _with_own_random_state(tower, tower.forward)
 
 
-def _exchange(
+def _replace_with_split_layer(
     module: nn.Module, child: str, cut: Cut, parallel: ParallelConfig, config: ModelParallelConfig
 ) -> None:
     old: Any = getattr(module, child)

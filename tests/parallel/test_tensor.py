@@ -10,7 +10,7 @@ import torch
 
 from git_scale.checkpoint.sharding import Split, shard_of
 from git_scale.objectives.language_model import language_model_loss, vocabulary_parallel_loss
-from git_scale.parallel.comm import TP, Comm
+from git_scale.parallel.comm import TP, TensorParallelComm
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 
@@ -47,7 +47,7 @@ def loss_and_gradients(
     hidden, _, _, labels = tensors(words)
     hidden.requires_grad_()
     head = head_of(topology, words).train()
-    loss = vocabulary_parallel_loss(head(hidden), labels, smoothing, words, Comm(TP))
+    loss = vocabulary_parallel_loss(head(hidden), labels, smoothing, words, TensorParallelComm(TP))
     loss.backward()
     assert hidden.grad is not None
     return float(loss), hidden.grad.numpy(), head.weight.grad.numpy()
