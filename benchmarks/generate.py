@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \\
         python tools/benchmark.py generate --json benchmarks/results/generate_cpu.json
 
-Both sides search 8 pictures at 224 with 4 beams for exactly 20 new tokens (least = most), in fp32: one caption per
-picture, then the answers to 5 questions per picture. transformers knows one text per picture, so its pictures are
+Both sides search 8 images at 224 with 4 beams for exactly 20 new tokens (least = most), in fp32: one caption per
+image, then the answers to 5 questions per image. transformers knows one text per image, so its images are
 repeated for each question, as its users must. The four take turns within one run, so that other work on the
 machine slows all alike; where it comes and goes, the CPU time says more than the wall clock.
 """
@@ -31,7 +31,7 @@ from git_scale.recipes import load_run
 PAD, BEGIN, END = 0, 101, 102  # of the BERT vocabulary
 AIMS = {"captions, ratio": ">= 4", "5 questions, ratio": ">= 10"}
 CPU = torch.device("cpu")
-Action = Callable[[int], list[list[int]]]  # number of pictures -> new tokens of each text
+Action = Callable[[int], list[list[int]]]  # number of images -> new tokens of each text
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     budget_s: float = 300,
     device: torch.device = CPU,
 ) -> dict[str, Any]:
-    """Pictures per second and ratios: medians over the rounds that fit `budget_s`, after a picture to warm up.
+    """Images per second and ratios: medians over the rounds that fit `budget_s`, after an image to warm up.
 
     Raises UserError when transformers is missing.
     """
@@ -85,7 +85,7 @@ def run(
 
 
 def draw_prompts(config: ModelConfig, images: int, shapes: dict[str, tuple[int, int]]) -> dict[str, Prefixes]:
-    """By name: (texts per picture, random words behind the begin token)."""
+    """By name: (texts per image, random words behind the begin token)."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: [
@@ -123,7 +123,7 @@ def build_actions(
 def summarise(
     names: list[str], images: int, times: dict[str, list[tuple[float, float]]], clock: int
 ) -> dict[str, float]:
-    """Pictures per second from the medians of wall (clock 0) or CPU seconds, and how many times theirs is ours."""
+    """Images per second from the medians of wall (clock 0) or CPU seconds, and how many times theirs is ours."""
     rates = {key: images / statistics.median(pair[clock] for pair in values) for key, values in times.items()}
     ratios = {name: rates[f"{name}, git_scale"] / rates[f"{name}, transformers"] for name in names}
     return {

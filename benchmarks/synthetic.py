@@ -11,7 +11,7 @@ from git_scale.data.batch import Batch
 def synthetic_batch(
     model: ModelConfig, images: int, texts: int, text_tokens: int, generator: torch.Generator
 ) -> Batch:
-    """`images` pictures with `texts` texts of full length each: every token but the first is a target."""
+    """`images` images with `texts` texts of full length each: every token but the first is a target."""
     size = model.encoder.image_size
     pixels = torch.randint(256, (images, model.frames, 3, size, size), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(model.vocab_size, (images, texts, text_tokens), generator=generator)

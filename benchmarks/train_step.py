@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \\
         python tools/benchmark.py train_step --json benchmarks/results/train_step_cpu.json
 
-A step is forward + backward + AdamW in fp32, dropout as in the recipe, one micro-batch of synthetic pictures.
+A step is forward + backward + AdamW in fp32, dropout as in the recipe, one micro-batch of synthetic images.
 Steps with 1 and with 5 texts per image take turns with the products, so that other work on the machine slows
 all three alike; where it comes and goes, the CPU time says more than the wall clock. Passive waiting keeps
 threads from burning that time at barriers while their partner is not scheduled.

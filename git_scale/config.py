@@ -64,7 +64,7 @@ class EncoderConfig(Section):
     asked when init_from brings an encoder, nor when a run goes on."""
     position_std: float | None = Field(None, gt=0)
     """Standard deviation of the first values of a ViT's table of positions. None: timm's 0.02, which is small beside
-    the embeddings of patches. With 0.5 a ViT that starts from scratch on few pictures learns sooner: its attention
+    the embeddings of patches. With 0.5 a ViT that starts from scratch on few images learns sooner: its attention
     tells places apart from the first step on."""
     options: dict[str, Any] = {}
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
@@ -93,7 +93,7 @@ class ModelConfig(Section):
     vocab_size: int = Field(30522, ge=5, le=10_000_000)
     """Rows of the tied word table; must equal the tokenizer's size. 30522: BERT, uncased."""
     frames: int = Field(1, ge=1, le=1000)
-    """Pictures per sample: 1, or the frames of a clip, each with its learned temporal embedding."""
+    """Images per sample: 1, or the frames of a clip, each with its learned temporal embedding."""
 
 
 class SourceConfig(Section):
@@ -124,11 +124,11 @@ class DataConfig(Section):
     image_sizes: tuple[int, ...] = ()
     """Multi-scale training: each step draws one of these sides; the paper's is 160..224 in steps of 16."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
-    """Share of the picture's area that RandomResizedCrop keeps (ratio 1, bicubic)."""
+    """Share of the image's area that RandomResizedCrop keeps (ratio 1, bicubic)."""
     resize: Literal["crop", "pad", "fit"] = "crop"
-    """How a picture meets model.encoder.image_size. crop: shorter side to it, then a square (random in training).
+    """How an image meets model.encoder.image_size. crop: shorter side to it, then a square (random in training).
     pad: longer side to it, the rest of the square black. fit: shorter side to it unless the longer one would exceed
-    data.max_side; no crop, no padding, so that each picture has its own shape (needs train.micro_batch=1)."""
+    data.max_side; no crop, no padding, so that each image has its own shape (needs train.micro_batch=1)."""
     max_side: int | None = Field(None, ge=8, le=2 * MAX_IMAGE_SIZE)
     """Of resize=fit, in pixels; none: 4/3 of the image size (GIT's VQA models: 480 and 640)."""
     max_bad_share: float = Field(0.01, gt=0, le=1)
@@ -186,7 +186,7 @@ class TrainConfig(Section):
     """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
     objectives: dict[NonEmptyText, Annotated[float, Field(gt=0)]] = {"lm": 1.0}
-    """What is learned, each with its weight in the loss. lm: the paper's, every word from the picture and the words
+    """What is learned, each with its weight in the loss. lm: the paper's, every word from the image and the words
     before it. `train.objective=NAME` is short for one of weight 1."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     freeze: tuple[NonEmptyText, ...] = ()
@@ -212,7 +212,7 @@ class ParallelConfig(Section):
     decoder: bool = True
     """Split the text decoder with its vocabulary."""
     sequence: bool = False
-    """Sequence parallelism: what lies between split layers is divided over a group as well, by pictures, in training.
+    """Sequence parallelism: what lies between split layers is divided over a group as well, by images, in training.
     Activations take less memory and ranks exchange a little more; tp must divide train.micro_batch."""
 
 

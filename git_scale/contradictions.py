@@ -49,7 +49,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
     yield from _of_task(run)
     if data.resize == "fit" and train.micro_batch > 1:
         yield (
-            f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each picture"
+            f"train.micro_batch={train.micro_batch} cannot be stacked with data.resize=fit, which gives each image"
             " its own shape: set train.micro_batch=1 or data.resize=pad"
         )
     yield from _of_objectives(run)
@@ -57,7 +57,7 @@ def contradictions(run: RunConfig) -> Iterator[str]:
     if run.parallel.sequence and train.micro_batch % run.parallel.tp:
         yield (
             f"train.micro_batch={train.micro_batch} is no multiple of parallel.tp={run.parallel.tp}, over which"
-            f" parallel.sequence divides its pictures: set"
+            f" parallel.sequence divides its images: set"
             f" train.micro_batch={-(-train.micro_batch // run.parallel.tp) * run.parallel.tp} or"
             " parallel.sequence=false"
         )
@@ -95,7 +95,7 @@ def _of_sources(run: RunConfig) -> Iterator[str]:
         return
     if not data.sources and data.train is None:
         yield "data.sources=[]: nothing to train on; name a source, or give data.train"
-    # a folder may serve two tasks: captions and questions about the same pictures
+    # a folder may serve two tasks: captions and questions about the same images
     places = [(os.path.realpath(source.path), source.task or data.task) for source in data.sources]
     for number, (source, place) in enumerate(zip(data.sources, places, strict=True)):
         if place in places[:number]:
@@ -130,7 +130,7 @@ def _of_computation(run: RunConfig) -> Iterator[str]:
         )
     if train.compile and run.data.resize == "fit":
         yield (
-            "train.compile=true with data.resize=fit would compile for every shape of picture: set"
+            "train.compile=true with data.resize=fit would compile for every shape of image: set"
             " train.compile=false or data.resize=pad"
         )
 

@@ -22,7 +22,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Shards, pictures or captions that cannot be used."""
+    """Shards, images or captions that cannot be used."""
 
 
 class LoaderError(UserError):

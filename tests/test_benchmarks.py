@@ -50,7 +50,7 @@ def test_a_replay_runs_each_product_as_often_as_it_was_recorded() -> None:
 
 
 def test_the_step_of_git_base_is_its_products() -> None:
-    """All but the picture's patches (a convolution), and the gradient of the pixels that nobody asks for."""
+    """All but the image's patches (a convolution), and the gradient of the pixels that nobody asks for."""
     config = load_run("git_base")
     batch = synthetic_batch(config.model, 4, 1, 20, torch.Generator())
     flops = train_step.ModelFlops(config.model).of_step([batch])

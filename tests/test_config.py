@@ -161,7 +161,7 @@ def test_a_crop_range_outside_0_to_1_is_refused(value: str) -> None:
     assert problem.endswith("is no range within (0, 1]: the paper's is [0.8, 1.0]")
 
 
-def test_questions_pictures_and_the_best_checkpoint_fit_together() -> None:
+def test_questions_images_and_the_best_checkpoint_fit_together() -> None:
     (positions,) = problems_of("data.task=vqa", "model.decoder.positions=64", "eval.max_new_tokens=30")
     assert "data.max_text_tokens=40 (question) + eval.max_new_tokens=30 (answer) exceed" in positions
     (stacked,) = problems_of("data.resize=fit", "train.micro_batch=2")
@@ -309,7 +309,7 @@ def test_reading_a_run_imports_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_pictures_have_a_largest_side() -> None:
+def test_images_have_a_largest_side() -> None:
     assert "image_size=4097: input should be less than or equal to 4096" in " ".join(
         problems_of("model.encoder.image_size=4097", "data.image_sizes=[]")
     )

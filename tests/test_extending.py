@@ -149,7 +149,7 @@ def test_a_task_with_choices_and_a_metric_of_its_own_train_and_evaluate(
     names = ",".join(PLUGINS)
     again, rows = run_distributed(evaluate, world_size, plugins, tmp_path, None, names)[0]
     assert again == said
-    assert rows == [{"picture": key, "colour": text} for key, text, _ in said]
+    assert rows == [{"image": key, "colour": text} for key, text, _ in said]
     captions, _ = run_distributed(evaluate, 1, plugins, tmp_path, "caption", "")[0]
     assert not {text for _, text, _ in captions} <= set(COLOURS), "left alone it says other things"
 
@@ -314,7 +314,7 @@ def test_a_source_of_ones_own_is_trained_on(squares: Path, tmp_path: Path) -> No
     keys = [key for _, batches in found for key in batches]
     assert {key.partition(":")[0] for key in keys} == {"captions.csv"}
     assert len(keys) == 2 * 3 * 4
-    assert found[0][0] == found[1][0] > 0, "the picture that is not there was counted on all ranks"
+    assert found[0][0] == found[1][0] > 0, "the image that is not there was counted on all ranks"
 
 
 def seen(topology: Topology, device: torch.device, plugins: Path, recipe: Path) -> tuple[int, list[str]]:

@@ -55,7 +55,7 @@ def draw_tiny_inputs(B: int = 2, F: int = 1, K: int = 1, T: int = 6) -> tuple[Te
 
 @pytest.fixture
 def draw_inputs() -> DrawInputs:
-    """Pictures [B, F, 3, 16, 16] and tokens [B, K, T] for it."""
+    """Images [B, F, 3, 16, 16] and tokens [B, K, T] for it."""
     return draw_tiny_inputs
 
 
@@ -65,7 +65,7 @@ def vocabulary() -> int:
 
 
 class Oracle:
-    """A model whose logits are a table: random for each picture (its first pixel) and all that a row sees.
+    """A model whose logits are a table: random for each image (its first pixel) and all that a row sees.
 
     It knows a row's text only through what the placements let the row see, and checks the positions by that.
     """
@@ -80,12 +80,12 @@ class Oracle:
         self.texts: list[Texts] = []  # of each call, what its rows saw
         self.saw_images: list[bool] = []
 
-    def logits(self, picture: int, text: tuple[int, ...]) -> Tensor:
-        if (picture, *text) not in self._table:
-            noise = torch.Generator().manual_seed(hash((self._seed, picture, *text)) % 2**63)
+    def logits(self, image: int, text: tuple[int, ...]) -> Tensor:
+        if (image, *text) not in self._table:
+            noise = torch.Generator().manual_seed(hash((self._seed, image, *text)) % 2**63)
             drawn = torch.randn(self.vocab_size, generator=noise, dtype=torch.float64)
-            self._table[picture, *text] = self._spread * drawn
-        return self._table[picture, *text]
+            self._table[image, *text] = self._spread * drawn
+        return self._table[image, *text]
 
     def __call__(
         self,
@@ -97,14 +97,14 @@ class Oracle:
     ) -> Tensor:
         self.saw_images.append(images is not None)
         if images is not None:
-            self._pictures = images[:, 0, 0, 0, 0].long().tolist()
+            self._images = images[:, 0, 0, 0, 0].long().tolist()
             self._spoken = tokens[:, :, :0]
         self._spoken = torch.cat([self._spoken, tokens], dim=2)
         K, T = tokens.shape[1:]
         places = [(row // (K * T), row // T % K, row % T) for row in rows.tolist()]
         texts = [self._text(place, placement) for place in places]
         self.texts.append(texts)
-        pictures = [self._pictures[b] for b, _, _ in places]
+        pictures = [self._images[b] for b, _, _ in places]
         return torch.stack([self.logits(*pair) for pair in zip(pictures, texts, strict=True)])
 
     def _text(self, place: tuple[int, int, int], placement: TextPlacement | None) -> tuple[int, ...]:
@@ -125,6 +125,6 @@ def make_oracle() -> type[Oracle]:
 
 
 @pytest.fixture
-def number_pictures() -> Callable[[int], Tensor]:
-    """Pictures [B, 1, 3, 8, 8] that an Oracle knows as 0..B-1."""
+def number_images() -> Callable[[int], Tensor]:
+    """Images [B, 1, 3, 8, 8] that an Oracle knows as 0..B-1."""
     return lambda count: torch.arange(count).view(-1, 1, 1, 1, 1).expand(-1, 1, 3, 8, 8).float()

@@ -1,10 +1,10 @@
-"""Captions pictures and videos with a trained model, or answers questions about them.
+"""Captions images and videos with a trained model, or answers questions about them.
 
     python tools/caption.py --checkpoint runs/demo photo.jpg folder/of/pictures clip.mp4
     python tools/caption.py --checkpoint runs/vqa --question "what colour?" --question "how many?" --json *.jpg
 
 The checkpoint is a run or checkpoint of git_scale, an imported model, a Hugging Face or a Microsoft GIT. Folders are
-searched to the bottom. Results come on stdout in the order of the pictures; what cannot be used is named on stderr
+searched to the bottom. Results come on stdout in the order of the images; what cannot be used is named on stderr
 and does not stop the others. Exit code 2 when nothing could be captioned.
 """
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import git_scale
 from git_scale.console import path, tool, whole
-from git_scale.data.images import ENDINGS as PICTURE_ENDINGS
+from git_scale.data.images import ENDINGS as IMAGE_ENDINGS
 from git_scale.data.video import ENDINGS as VIDEO_ENDINGS
 from git_scale.errors import DataError
 from git_scale.paths import ADDRESS, expanded
@@ -39,7 +39,7 @@ THREADS = 4  # that read and resize: one photograph of 12 megapixels takes 100 m
 
 @dataclass(frozen=True)
 class CaptionInput:
-    """Names a picture to caption, or says why it is none."""
+    """Names an image to caption, or says why it is none."""
 
     name: str
     path: Path = Path()
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_inputs(name: str) -> Iterator[CaptionInput]:
-    """The picture or video of a path or file:// address, or all of them in a folder and below, sorted."""
+    """The image or video of a path or file:// address, or all of them in a folder and below, sorted."""
     try:
         path = _path_of(name)
     except ValueError as error:
@@ -64,7 +64,7 @@ def find_inputs(name: str) -> Iterator[CaptionInput]:
     if not path.is_dir():
         yield CaptionInput(name, path)
         return
-    endings = (*PICTURE_ENDINGS, *VIDEO_ENDINGS)
+    endings = (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
     if not files:
         yield CaptionInput(name, problem=f"no file in this folder ends in {' '.join(endings)}")
@@ -90,7 +90,7 @@ def caption(
     done = 0
     pool = ThreadPoolExecutor(THREADS)
     try:
-        with tqdm(total=len(inputs), unit="picture", disable=None) as bar:  # None: shown on a terminal only
+        with tqdm(total=len(inputs), unit="image", disable=None) as bar:  # None: shown on a terminal only
             for batch in _batches(_opened(model, inputs, pool)):
                 clips = [opened for _, opened in batch if not isinstance(opened, str)]
                 said = iter(ask(model, clips, questions, beams))
@@ -169,10 +169,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--beams", type=whole(1), default=4, help="width of the search (%(default)s; 1: greedy)"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per picture")
+    parser.add_argument("--json", action="store_true", help="one JSON object per image")
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
-    parser.add_argument("images", nargs="+", metavar="PICTURE", help="pictures, videos, folders")
+    parser.add_argument("images", nargs="+", metavar="PICTURE", help="images, videos, folders")
     return parser.parse_args(argv)
 
 

@@ -129,7 +129,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--tokenizer", type=path, help="vocab.txt, tokenizer.json or tokenizer.model of the model"
     )
     into.add_argument(
-        "--image-size", type=whole(1), help="interpolate the table of positions for pictures of this side"
+        "--image-size", type=whole(1), help="interpolate the table of positions for images of this side"
     )
     out = commands.add_parser("export", help="from a run, a checkpoint or a model folder")
     out.set_defaults(command=run_export)
@@ -137,7 +137,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     out.add_argument(
         "--crop",
         action="store_true",
-        help="of a model that was trained on padded or uncropped pictures: let it see the middle of them",
+        help="of a model that was trained on padded or uncropped images: let it see the middle of them",
     )
     again = commands.add_parser("reshape", help="a run's checkpoint for another tensor-parallel degree")
     again.set_defaults(command=run_reshape)

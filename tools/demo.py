@@ -37,8 +37,8 @@ VIT_RUN = Path("runs/demo_vit")
 DATA = Path("runs/demo-data")
 PROCESSES = 2
 DS_CONFIG = "ds_configs/zero3.json"
-BATCH = 100  # pictures per forward pass of the evaluation
-SHOWN = 24  # pictures in captions.png
+BATCH = 100  # images per forward pass of the evaluation
+SHOWN = 24  # images in captions.png
 
 # Two processes share two cores: one thread each, no spinning while one waits for the other, and memory that
 # glibc keeps instead of handing every large tensor back to the kernel (a sixth of the time otherwise).
@@ -64,12 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     print()
     print(
         format_table(
-            table_by_kind(captions), ("held-out scenes", "pictures", "distinct captions", "exact match")
+            table_by_kind(captions), ("held-out scenes", "images", "distinct captions", "exact match")
         )
     )
     print()
     print(format_table([(key, str(value)) for key, value in summary.items()], ("measured in this run", "")))
-    print(f"\npictures with their captions   {RUN / 'captions.png'}")
+    print(f"\nimages with their captions   {RUN / 'captions.png'}")
     print(f"the ViT for transformers       {VIT_RUN / 'hf'}")
     print(f"curves                         {sys.executable} -m tensorboard.main --logdir {RUN}/tensorboard")
     print(f"all of it took                 {(time.monotonic() - started) / 60:.1f} minutes")

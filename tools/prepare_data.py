@@ -9,7 +9,7 @@
     python tools/prepare_data.py vqa train_images/ data/textvqa/train --questions TextVQA_0.5.1_train.json
     python tools/prepare_data.py index shards_from_elsewhere/
 
-Pictures keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
+Images keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from git_scale.console import path, tool, whole
 from git_scale.data.builders.digits import digit_scenes
 from git_scale.data.builders.formats import SOURCE_FORMATS
 from git_scale.data.builders.new_folder import new_shard_folder
-from git_scale.data.builders.pictures import samples_of
+from git_scale.data.builders.source_images import samples_of
 from git_scale.data.builders.writer import BuildReport, describe_skipped, write_shards
 from git_scale.data.index_folder import describe_folder, fill_folder
 from git_scale.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.format == "index":
             print(*describe_folder(fill_folder(args.folder, args.workers)), sep="\n")
             return 0
-        reports = build_digits(args) if args.format == "digits" else build_pictures(args)
+        reports = build_digits(args) if args.format == "digits" else build_images(args)
     print_summary(reports)
     return 0
 
@@ -53,14 +53,14 @@ def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
     return reports
 
 
-def build_pictures(args: argparse.Namespace) -> dict[str, BuildReport]:
+def build_images(args: argparse.Namespace) -> dict[str, BuildReport]:
     if args.source.resolve() in args.destination.resolve().parents:
-        raise DataError(f"{args.destination}: lies in the folder of the pictures; choose another folder")
+        raise DataError(f"{args.destination}: lies in the folder of the images; choose another folder")
     form, given = SOURCE_FORMATS[args.format], vars(args)
     rows = form.read(given)
     if not rows:
         raise DataError(
-            f"{form.texts_file(given)}: no picture and no text in it, so nothing to build; is it the right file?"
+            f"{form.texts_file(given)}: no image and no text in it, so nothing to build; is it the right file?"
         )
     samples = samples_of(rows, args.source, args.shrink, args.workers)
     report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
@@ -109,7 +109,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def add_format(formats: Any, name: str) -> argparse.ArgumentParser:
-    """The command of a format whose pictures lie in a folder."""
+    """The command of a format whose images lie in a folder."""
     form = SOURCE_FORMATS[name]
     command: argparse.ArgumentParser = formats.add_parser(name, help=form.help)
     for option in form.options:
@@ -120,7 +120,7 @@ def add_format(formats: Any, name: str) -> argparse.ArgumentParser:
             help=option.help,
             metavar="FILE" if option.is_file else None,
         )
-    command.add_argument("source", type=path, metavar="SOURCE", help="folder of the pictures")
+    command.add_argument("source", type=path, metavar="SOURCE", help="folder of the images")
     command.add_argument(
         "--shrink", action="store_true", help="to at most 384 (shorter) x 640 (longer) pixels"
     )

@@ -64,7 +64,7 @@ def _fitting(
             optimizer.zero_grad()
             torch.cuda.empty_cache()
             micro_batch //= 2
-    yield case | {"skipped": "out of memory with one picture"}
+    yield case | {"skipped": "out of memory with one image"}
 
 
 def _measure(

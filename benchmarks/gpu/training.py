@@ -1,7 +1,7 @@
 """Training steps on one GPU through the DeepSpeed engine: images/s, model FLOP utilisation, peak memory.
 
-bf16, ZeRO stage 1, synthetic pictures at the recipe's size, texts of 40 tokens, dropout as in the recipe, four
-micro-batches per step. The pictures lie on the GPU already: no loader is involved.
+bf16, ZeRO stage 1, synthetic images at the recipe's size, texts of 40 tokens, dropout as in the recipe, four
+micro-batches per step. The images lie on the GPU already: no loader is involved.
 """
 
 from __future__ import annotations

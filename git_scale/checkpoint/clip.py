@@ -77,9 +77,9 @@ def open_encoder(path: Path, name: str | None) -> OpenedCheckpoint | None:
     name = name or (beside["architecture"] if isinstance(beside.get("architecture"), str) else None)
     if name is None:
         return None
-    pictures = beside.get("pretrained_cfg")
-    pictures = pictures if isinstance(pictures, dict) else {}
-    return _alone(path, *_open_timm(path, source, _timm_name(name), "", {}, None, pictures))
+    images = beside.get("pretrained_cfg")
+    images = images if isinstance(images, dict) else {}
+    return _alone(path, *_open_timm(path, source, _timm_name(name), "", {}, None, images))
 
 
 def _file_in(folder: Path) -> Path | None:
@@ -120,7 +120,7 @@ def _open_clip(
     dropped["visual.proj"] = "CLIP's projection into the space it shares with texts"
     rules = list(clip_rules(sizes.layers, "visual."))
     weights = RenamedWeights(source, rules, _shapes(encoder), dropped, path)
-    return encoder, fold_normalisation(weights, encoder, _open_clip_pictures(config, file), path)
+    return encoder, fold_normalisation(weights, encoder, _open_clip_images(config, file), path)
 
 
 def _told(path: Path, source: UnwrappedTensors, config: dict[str, Any], name: str | None) -> VitDetails:
@@ -187,17 +187,17 @@ def _open_trunk(
         )
     dropped = _text_tower(source)
     dropped |= {key: POOLING for key in source.shapes if key.startswith("visual.head.")}
-    pictures = _section(config, "preprocess_cfg")
-    return _open_timm(path, source, _timm_name(name), TRUNK, dropped, vision.get("image_size"), pictures)
+    images = _section(config, "preprocess_cfg")
+    return _open_timm(path, source, _timm_name(name), TRUNK, dropped, vision.get("image_size"), images)
 
 
 def _text_tower(source: UnwrappedTensors) -> dict[str, str]:
     return {key: "CLIP's text tower" for key in source.shapes if re.fullmatch(TEXT_TOWER, key)}
 
 
-def _open_clip_pictures(config: dict[str, Any], file: Path) -> Normalisation:
-    pictures = _section(config, "preprocess_cfg")
-    return read_normalisation(pictures.get("mean"), pictures.get("std"), CLIP, file)
+def _open_clip_images(config: dict[str, Any], file: Path) -> Normalisation:
+    images = _section(config, "preprocess_cfg")
+    return read_normalisation(images.get("mean"), images.get("std"), CLIP, file)
 
 
 def _open_timm(
@@ -207,7 +207,7 @@ def _open_timm(
     prefix: str,
     dropped: dict[str, str],
     image_size: Any,
-    pictures: dict[str, Any],
+    images: dict[str, Any],
 ) -> tuple[EncoderConfig, Weights]:
     """timm's names under `prefix`; mean and deviation of `pictures` go before those that timm has for the name."""
     import timm
@@ -225,7 +225,7 @@ def _open_timm(
     rules = [NameRule(key, (prefix + key.removeprefix(ENCODER),)) for key in shapes]
     weights = RenamedWeights(source, rules, shapes, dropped, path)
     default = Normalisation(tuple(published.mean), tuple(published.std))
-    theirs = read_normalisation(pictures.get("mean"), pictures.get("std"), default, path)
+    theirs = read_normalisation(images.get("mean"), images.get("std"), default, path)
     return encoder, fold_normalisation(weights, encoder, theirs, path)
 
 

@@ -116,8 +116,8 @@ def _published(encoder: EncoderConfig) -> OpenedCheckpoint:
     weights: Weights = _WeightsInMemory(
         {f"encoder.{name}": tensor.float() for name, tensor in tensors.items()}
     )
-    pictures = Normalisation(tuple(published.mean), tuple(published.std))
-    weights = fold_normalisation(weights, config, pictures, Path(TIMM))
+    images = Normalisation(tuple(published.mean), tuple(published.std))
+    weights = fold_normalisation(weights, config, images, Path(TIMM))
     run = RunConfig(model=ModelConfig(encoder=config))
     return OpenedCheckpoint(
         kind="encoder", path=Path(TIMM), run=run, tokenizer=None, weights=weights, step=None

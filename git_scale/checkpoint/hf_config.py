@@ -46,7 +46,7 @@ VISION_DEFAULTS = {
 
 
 def vision_sizes(vision: dict[str, Any], defaults: dict[str, int], path: Path) -> tuple[VitSizes, int]:
-    """The sizes of a ViT and the side of its pictures. Raises CheckpointError."""
+    """The sizes of a ViT and the side of its images. Raises CheckpointError."""
     number = {key: whole_number(vision, key, defaults, path) for key in defaults}
     sizes = VitSizes(
         patch=number["patch_size"],

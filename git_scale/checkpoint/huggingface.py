@@ -104,7 +104,7 @@ def _dropped(
             for name in temporal:
                 dropped |= drop_single_temporal(source, name, folder)
         dropped = (
-            dict.fromkeys(temporal, "a model of one frame, where single pictures have no temporal embedding")
+            dict.fromkeys(temporal, "a model of one frame, where single images have no temporal embedding")
             | dropped
         )
     return dropped
@@ -166,7 +166,7 @@ def _dropout(config: dict[str, Any], path: Path) -> float:
 
 
 def _compare_preprocessing(folder: Path) -> None:
-    """Warns when the pictures were normalised otherwise: the weights are right, captions may be worse."""
+    """Warns when the images were normalised otherwise: the weights are right, captions may be worse."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return

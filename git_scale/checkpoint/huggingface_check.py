@@ -28,7 +28,7 @@ def check_as_a_user(folder: Path, opened: OpenedCheckpoint) -> None:
 
     side, frames = opened.run.model.encoder.image_size, opened.run.model.frames
     noise = np.random.default_rng(0).integers(0, 255, (side + side // 4, side, 3), np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     call = "loading it"
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
@@ -36,7 +36,7 @@ def check_as_a_user(folder: Path, opened: OpenedCheckpoint) -> None:
         ours, begin = load_model(opened).eval(), tokenizer_of(opened).bos_id
         for text in ({}, {"text": PROMPT}):
             call = f"processor({', '.join(['images', *text])})"
-            inputs = dict(processor(images=[picture] * frames, return_tensors="pt", **text))
+            inputs = dict(processor(images=[image] * frames, return_tensors="pt", **text))
             if frames > 1:
                 inputs["pixel_values"] = inputs["pixel_values"][None]
             given = inputs["input_ids"].shape[1] if text else 1
@@ -48,7 +48,7 @@ def check_as_a_user(folder: Path, opened: OpenedCheckpoint) -> None:
                 _compare_greedy(ours, inputs["pixel_values"], ids[0], given)
         if frames == 1:
             call = "the image-text-to-text pipeline"
-            _run_pipeline(theirs, processor, picture)
+            _run_pipeline(theirs, processor, image)
     except CheckpointError:
         raise
     except Exception as error:  # whatever transformers raises is a folder that does not work there
@@ -72,10 +72,10 @@ def _compare_greedy(ours: Any, pixels: torch.Tensor, ids: torch.Tensor, given: i
         raise ValueError("it generates other texts than git_scale does from the same weights")
 
 
-def _run_pipeline(theirs: Any, processor: Any, picture: Image.Image) -> None:
+def _run_pipeline(theirs: Any, processor: Any, image: Image.Image) -> None:
     from transformers import pipeline
 
     run = pipeline("image-text-to-text", model=theirs, processor=processor)
-    (found,) = run(images=picture, text=PROMPT, max_new_tokens=NEW_TOKENS)
+    (found,) = run(images=image, text=PROMPT, max_new_tokens=NEW_TOKENS)
     if not isinstance(found.get("generated_text"), str):
         raise TypeError(f"it gives {found} instead of a generated_text")

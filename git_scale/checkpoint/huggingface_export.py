@@ -49,7 +49,7 @@ def export_huggingface(opened: OpenedCheckpoint, destination: Path, force: bool 
     if opened.run.data.resize != "crop":
         raise CheckpointError(
             f"{opened.path}: data.resize={opened.run.data.resize} has no like in transformers' image processor, whose"
-            " pictures are cropped: take --format native, or --crop if the middle of the pictures will do"
+            " images are cropped: take --format native, or --crop if the middle of the images will do"
         )
     tokenizer = tokenizer_of(opened)
     with torch.device("meta"):

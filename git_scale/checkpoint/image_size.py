@@ -1,4 +1,4 @@
-"""The same model for pictures of another size: its table of positions, where it has one, is interpolated."""
+"""The same model for images of another size: its table of positions, where it has one, is interpolated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ResizedWeights:
 
 
 def with_image_size(opened: OpenedCheckpoint, image_size: int) -> OpenedCheckpoint:
-    """The same model for pictures of another size: its table of positions, where it has one, is interpolated.
+    """The same model for images of another size: its table of positions, where it has one, is interpolated.
 
     Raises CheckpointError for a size of which the encoder would see a part, or that no model is for.
     """

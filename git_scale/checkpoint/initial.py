@@ -1,4 +1,4 @@
-"""The first weights of a run out of another checkpoint, which may have seen other pictures."""
+"""The first weights of a run out of another checkpoint, which may have seen other images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def initial_weights(
     """The weights that `model`, built from `config` (on meta, it may be), takes from a checkpoint; and a line on
     everything that is not simply taken.
 
-    The table of image positions follows the picture's size. A model of pictures becomes one of clips: its temporal
+    The table of image positions follows the image's size. A model of images becomes one of clips: its temporal
     embeddings start at zero, as in the paper. Raises CheckpointError, naming them, when other tensors do not fit.
     """
     size, old_size = config.encoder.image_size, opened.run.model.encoder.image_size
@@ -71,7 +71,7 @@ def _match_frames(expected: dict[str, torch.Size], found: dict[str, torch.Size])
         return [f"the temporal embeddings of {ours[0]} frames start at zero"]
     if theirs and not ours:
         del found[TEMPORAL]
-        return [f"its temporal embeddings of {theirs[0]} frames are left out: pictures have none"]
+        return [f"its temporal embeddings of {theirs[0]} frames are left out: images have none"]
     if ours and theirs and ours[0] < theirs[0]:
         found[TEMPORAL] = ours
         return [f"the temporal embeddings of its first {ours[0]} frames of {theirs[0]}"]

@@ -75,7 +75,7 @@ def _open(path: Path) -> OpenedCheckpoint:
     weights = RenamedWeights(source, microsoft_rules(model, sizes.layers), ours, dropped, path)
     data = DataConfig(resize="fit", max_side=crop[1]) if crop[1] else DataConfig()
     tokenizer = next((file for file in [path.parent / "vocab.txt"] if file.is_file()), None)
-    # pictures of their own shapes pass one by one
+    # images of their own shapes pass one by one
     train = TrainConfig(micro_batch=1) if data.resize == "fit" else TrainConfig()
     run = RunConfig(model=model, data=data, train=train)
     return OpenedCheckpoint("microsoft", path, run, tokenizer, weights, None)

@@ -184,7 +184,7 @@ def drop_single_temporal(source: ForeignTensors, name: str, path: Path) -> dict[
     if bool(source.read(name).any()):
         raise CheckpointError(
             f"{path}: {name} is the temporal embedding of clips of a single frame (num_image_with_embedding=1), which"
-            " git_scale's models of one picture have not. To use it on pictures, which never see it, take that tensor"
+            " git_scale's models of one image have not. To use it on images, which never see it, take that tensor"
             " out of the file (and num_image_with_embedding out of config.json)"
         )
     return {name: "a temporal embedding of zeros"}

@@ -1,6 +1,6 @@
-"""Image encoders that were trained with pictures normalised otherwise: the difference goes into their first layer.
+"""Image encoders that were trained with images normalised otherwise: the difference goes into their first layer.
 
-git_scale normalises every picture with CLIP's mean and deviation (git_scale/data/images.py). Of a channel
+git_scale normalises every image with CLIP's mean and deviation (git_scale/data/images.py). Of a channel
 with the value p, ours is x = (p - M) / S and theirs y = (p - m) / s = x S / s + (M - m) / s. A convolution without
 padding sees the same sum for y as one with weights w S / s sees for x, but for the constant sum of w (M - m) / s,
 which goes to its bias; of a ViT without that bias, to the positions of its patches.
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Holds mean and deviation per channel of the pictures that a model was trained with, values from 0 to 1."""
+    """Holds mean and deviation per channel of the images that a model was trained with, values from 0 to 1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -48,7 +48,7 @@ def read_normalisation(mean: Any, std: Any, default: Normalisation, path: Path) 
     found = Normalisation(*(_triple(v, d, path) for v, d in ((mean, default.mean), (std, default.std))))
     if min(found.std) <= 0:
         raise CheckpointError(
-            f"{path}: a standard deviation of {min(found.std)} of the pictures; it must be above 0"
+            f"{path}: a standard deviation of {min(found.std)} of the images; it must be above 0"
         )
     return found
 
@@ -65,7 +65,7 @@ def _triple(value: Any, default: tuple[float, ...], path: Path) -> tuple[float, 
 def fold_normalisation(
     weights: Weights, encoder: EncoderConfig, theirs: Normalisation, path: Path
 ) -> Weights:
-    """The weights for pictures as git_scale normalises them; the same features as theirs for theirs.
+    """The weights for images as git_scale normalises them; the same features as theirs for theirs.
 
     Where that cannot be had exactly, because the first convolution pads or is not alone, the weights stay as they are
     and a warning says so.
@@ -75,7 +75,7 @@ def fold_normalisation(
     with torch.device("meta"):
         backbone = build_encoder(encoder).backbone
     target = _first_convolution(backbone)
-    what = f"{path}: trained with pictures of mean {_short(theirs.mean)} and deviation {_short(theirs.std)}"
+    what = f"{path}: trained with images of mean {_short(theirs.mean)} and deviation {_short(theirs.std)}"
     if target is None:
         log.warning(
             "%s, not CLIP's: this encoder's first layer cannot take the difference; its features start off as those"
@@ -119,7 +119,7 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
 
 
 class FoldedWeights:
-    """Gives weights whose first convolution takes pictures in git_scale's normalisation."""
+    """Gives weights whose first convolution takes images in git_scale's normalisation."""
 
     def __init__(
         self, weights: Weights, theirs: Normalisation, kernel: str, constant: str, prefix_tokens: int

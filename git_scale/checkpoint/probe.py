@@ -33,7 +33,7 @@ class ExportReport:
 
 
 def probe_inputs(model: ModelConfig) -> tuple[Tensor, Tensor]:
-    """A picture (or clip) of noise [1, F, 3, H, W] and a short text [1, 1, T]; always the same."""
+    """An image (or clip) of noise [1, F, 3, H, W] and a short text [1, 1, T]; always the same."""
     random = torch.Generator().manual_seed(0)
     side = model.encoder.image_size
     length = min(PROBE_TOKENS, model.decoder.positions)

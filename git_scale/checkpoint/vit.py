@@ -48,7 +48,7 @@ SIGLIP = "vit_base_patch16_siglip_224"
 
 
 def clip_encoder(sizes: VitSizes, image_size: int, quick_gelu: bool) -> EncoderConfig:
-    """The timm architecture of a CLIP ViT; it takes pictures of any size where the patch divides this one."""
+    """The timm architecture of a CLIP ViT; it takes images of any size where the patch divides this one."""
     declare_torchvision_operators()
     import timm
 

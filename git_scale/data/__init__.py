@@ -1,1 +1,1 @@
-"""Shards, their order, pictures, captions, tokens and batches."""
+"""Shards, their order, images, captions, tokens and batches."""

@@ -83,7 +83,7 @@ class EvalSample:
     texts: list[Text] = field(default_factory=list)
     """The right texts as training has them: what the held-out loss is measured on."""
     other: np.ndarray | None = None
-    """The picture of another sample, of which other texts are right; None where none was looked for or found."""
+    """The image of another sample, of which other texts are right; None where none was looked for or found."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class EvalBatch:
     problems: list[str]
     """One message per sample that could not be used."""
     texts: Batch
-    """The same pictures with their right texts as training has them; none for a slot without queries."""
+    """The same images with their right texts as training has them; none for a slot without queries."""
     others: Tensor
-    """uint8 [B, F, 3, H, W]: of each sample another one's picture, its own where `has_other` is False."""
+    """uint8 [B, F, 3, H, W]: of each sample another one's image, its own where `has_other` is False."""
     has_other: list[bool]
 
 
 def black(frames: int, size: int) -> np.ndarray:
-    """The picture of a slot that is not used: uint8 [F, 3, H, W]."""
+    """The image of a slot that is not used: uint8 [F, 3, H, W]."""
     return np.zeros((frames, 3, size, size), np.uint8)
 
 

@@ -25,7 +25,7 @@ from git_scale.stop import BackgroundWork, Stopped, check_stop
 
 log = logging.getLogger(__name__)
 
-PREFETCH = 4  # batches per worker: rides out a slow read, at 5 MB per batch of 32 pictures
+PREFETCH = 4  # batches per worker: rides out a slow read, at 5 MB per batch of 32 images
 POLL_S = 0.5  # between two looks at the stop request
 MAX_DEATHS, WITHIN = 10, 1_000  # workers that may die within so many batches
 

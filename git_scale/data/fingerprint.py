@@ -5,7 +5,7 @@
     LISTING                               the whole of the older form, which checkpoints from before hold
 
 LISTING covers names, sizes and counts of the shards; CONTENT what a scan sees: names and sizes of the members, the
-texts and the last bytes of every picture; DIGESTS every byte. What one side does not know can't be compared: digests
+texts and the last bytes of every image; DIGESTS every byte. What one side does not know can't be compared: digests
 that are filled in later make no other data. Times of files are no part of it.
 """
 
@@ -22,7 +22,7 @@ from git_scale.data.shard_table import ShardTable
 VERSION = "v2"
 UNKNOWN = "-"
 
-_OTHER = ("other shards (names, sizes or numbers of samples)", "other texts or pictures", "other pictures")
+_OTHER = ("other shards (names, sizes or numbers of samples)", "other texts or images", "other images")
 _OTHER_MIXTURE = "another mixture (number, order, weights or tasks of data.sources)"
 _NOTE = (
     "names, sizes and counts of the shards are the same; their contents are not compared, since the checkpoint"

@@ -26,7 +26,7 @@ def spaced(start: float, end: float, count: int, offset: float = 0.5) -> list[fl
     return [start + (part + offset) * (end - start) / count for part in range(count)]
 
 
-def check_one_size(pictures: Sequence[Image.Image]) -> None:
+def check_one_size(images: Sequence[Image.Image]) -> None:
     """Raises DataError for frames that cannot be stacked."""
-    if len({picture.size for picture in pictures}) > 1:
+    if len({image.size for image in images}) > 1:
         raise DataError("the frames of the clip differ in size")

@@ -1,4 +1,4 @@
-"""From the bytes of a picture to the pixels of the model's input, uint8 until they are on the device."""
+"""From the bytes of an image to the pixels of the model's input, uint8 until they are on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from git_scale.config import DataConfig
 from git_scale.data.jpeg import check_scans, decode_jpeg
 from git_scale.errors import DataError
 
-if TYPE_CHECKING:  # who builds shards or lists pictures waits for no torch
+if TYPE_CHECKING:  # who builds shards or lists images waits for no torch
     import torch
     from torch import Tensor
 
@@ -28,7 +28,7 @@ MAX_SIDE = 15_000
 MAX_CHUNKS = 70_000
 
 ORIENTATION = 0x0112  # EXIF's tag
-TURNS = {  # what makes a picture upright, by the value of the tag
+TURNS = {  # what makes an image upright, by the value of the tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,16 +38,16 @@ TURNS = {  # what makes a picture upright, by the value of the tag
     8: Image.Transpose.ROTATE_90,
 }
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 CROP_ATTEMPTS = 10  # torchvision's
-MAX_OBLONG = 8  # sides of a picture; of a longer strip only the middle is looked at
+MAX_OBLONG = 8  # sides of an image; of a longer strip only the middle is looked at
 FIT_LONGER_SIDE = 4 / 3  # of the image size: GIT's VQA models take 480 and 640, 420 and 560
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in RGB, upright, transparent parts on white.
+    """The image in RGB, upright, transparent parts on white.
 
     Raises DataError, and nothing else, for anything but a whole JPEG, PNG or WEBP of reasonable size and cost.
     """
@@ -65,19 +65,19 @@ def decode(data: bytes) -> Image.Image:
     except Exception as error:  # decoders raise nearly anything: OSError, SyntaxError, struct.error, ...
         # its own message holds the address of an object
         reason = f"no {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"the picture ({len(data)} bytes) cannot be decoded: {reason}") from None
+        raise DataError(f"the image ({len(data)} bytes) cannot be decoded: {reason}") from None
 
 
 def check_size(width: int, height: int) -> None:
     """Raises DataError when a header claims more than is decoded here."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise DataError(
-            f"a picture of {width} x {height} pixels: at most {MAX_PIXELS} and sides of {MAX_SIDE} are read"
+            f"an image of {width} x {height} pixels: at most {MAX_PIXELS} and sides of {MAX_SIDE} are read"
         )
 
 
 def _check_chunks(data: bytes) -> None:
-    """Raises DataError for a PNG of more chunks than any picture needs."""
+    """Raises DataError for a PNG of more chunks than any image needs."""
     if not data.startswith(PNG):
         return
     at, chunks = len(PNG), 0
@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     """`rgb` as the EXIF of `source`, which has been read to its end, says it is to be seen.
 
-    The tag does not stay with the picture, so that nobody turns it a second time.
+    The tag does not stay with the image, so that nobody turns it a second time.
     """
     try:
         turn = TURNS.get(source.getexif().get(ORIENTATION, 1))
@@ -128,9 +128,9 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def random_box(width: int, height: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """The square of torchvision's RandomResizedCrop with ratio 1: `scale` is its share of the picture's area.
+    """The square of torchvision's RandomResizedCrop with ratio 1: `scale` is its share of the image's area.
 
-    In a picture too oblong for such a square it is the largest centered one, as there (and so in GIT's code).
+    In an image too oblong for such a square it is the largest centered one, as there (and so in GIT's code).
     """
     for _ in range(CROP_ATTEMPTS):
         side = round(math.sqrt(width * height * rng.uniform(*scale)))
@@ -143,7 +143,7 @@ def random_box(width: int, height: int, scale: tuple[float, float], rng: np.rand
 
 
 def crop_resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
-    """uint8 [3, size, size]: the part `box` of the picture, bicubic with antialiasing."""
+    """uint8 [3, size, size]: the part `box` of the image, bicubic with antialiasing."""
     # cropped first: the filter then sees no pixel outside of the box, as in torchvision
     return _to_array(image.crop(box).resize((size, size), Image.Resampling.BICUBIC))
 
@@ -159,7 +159,7 @@ def resize_center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def prepare(image: Image.Image, data: DataConfig, size: int) -> np.ndarray:
-    """uint8 [3, H, W]: an RGB picture as the model sees it in every evaluation, by `data.resize` (bicubic)."""
+    """uint8 [3, H, W]: an RGB image as the model sees it in every evaluation, by `data.resize` (bicubic)."""
     if data.resize == "crop":
         return resize_center_crop(image, size)
     if data.resize == "pad":
@@ -185,7 +185,7 @@ def resize_pad(image: Image.Image, size: int) -> np.ndarray:
 def resize_fit(image: Image.Image, size: int, max_side: int) -> np.ndarray:
     """uint8 [3, H, W]: shorter side resized to `size`, or less where the longer one would exceed `max_side`.
 
-    The whole picture in its own proportions, as GIT tests its VQA models. An encoder of patches does not look
+    The whole image in its own proportions, as GIT tests its VQA models. An encoder of patches does not look
     at what remains beyond its last whole patch at the right and the bottom. The shorter side is at least a
     quarter of `size`, so that patches are left: of a strip too long for that only the middle is looked at.
     """

@@ -42,9 +42,9 @@ class ShardSummary:
     members: int
     """All of the tar, used or not."""
     complete: int
-    """Samples with both a picture (image or frames) and a text."""
+    """Samples with both an image (image or frames) and a text."""
     content: str = ""
-    """Hex, of names, sizes, texts and the last bytes of the pictures; empty for an index of the older form."""
+    """Hex, of names, sizes, texts and the last bytes of the images; empty for an index of the older form."""
     digests: str = ""
     """Hex, of all bytes of all members in use; empty while a digest is missing."""
     left_out: tuple[LeftOut, ...] = ()
@@ -131,7 +131,7 @@ def has_kind(table: np.ndarray, kinds: Sequence[MemberKind]) -> np.ndarray:
 
 
 def is_complete(table: np.ndarray) -> np.ndarray:
-    """Whether each sample has both a picture and a text, [samples] bool."""
+    """Whether each sample has both an image and a text, [samples] bool."""
     return has_kind(table, PICTURES) & has_kind(table, TEXTS)
 
 

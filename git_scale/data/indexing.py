@@ -1,6 +1,6 @@
 """From a shard to its index: headers and texts alone, or every byte.
 
-scan    headers, texts and the last bytes of each picture; digests where the caller has written the shard
+scan    headers, texts and the last bytes of each image; digests where the caller has written the shard
 make    a scan that keeps what an older index knows
 fill    every byte: the digests that are missing
 """
@@ -22,7 +22,7 @@ from numpy.lib import recfunctions
 
 from git_scale.data import index, tar_scan
 from git_scale.data.index import ShardIndex, ShardSummary
-from git_scale.data.left_out import NO_PICTURE, NO_TEXT, SECOND_IMAGE, LeftOutCounts
+from git_scale.data.left_out import NO_IMAGE, NO_TEXT, SECOND_IMAGE, LeftOutCounts
 from git_scale.data.members import (
     PICTURES,
     TEXT_ENDINGS,
@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 MAX_KEY_BYTES = 255  # keys have a fixed width in the table: one forged long name must not blow it up
-MAX_TEXT = 1 << 20  # bytes of a text that a scan reads; of what is longer it reads the end, as of a picture
-PROBE = 64  # bytes at the end of a picture that a scan reads: a PNG's checksum, a JPEG's last blocks
+MAX_TEXT = 1 << 20  # bytes of a text that a scan reads; of what is longer it reads the end, as of an image
+PROBE = 64  # bytes at the end of an image that a scan reads: a PNG's checksum, a JPEG's last blocks
 
 Tick = Callable[[], None]
 
@@ -135,7 +135,7 @@ def make(shard: Path, tick: Tick = check_stop) -> ShardIndex:
 
 
 def scan(shard: Path, digests: Mapping[str, int] | None = None, tick: Tick = check_stop) -> ShardIndex:
-    """Reads every header and text of `shard`, and the end of every picture. `tick` is called at every member.
+    """Reads every header and text of `shard`, and the end of every image. `tick` is called at every member.
 
     `digests`: of the bytes that were meant, by the names of the members, where the caller has written them.
     Raises DataError when the shard is damaged (with the place), changes meanwhile, or holds no sample.
@@ -209,7 +209,7 @@ def _scan_open(
     if not known:
         left_out = reasons.describe(0, count)
         raise DataError(
-            f"{shard}: no sample inside (pictures .jpg .jpeg .png .webp, texts .json .txt)"
+            f"{shard}: no sample inside (images .jpg .jpeg .png .webp, texts .json .txt)"
             f"{f'; {left_out}' if left_out else ''}"
         )
     return _index_of(known, count, end, size, reasons)
@@ -234,12 +234,12 @@ def _index_of(known: list[Member], members: int, end: int, size: int, reasons: L
     table = _rows(placed, end, size)
     rows = table[:-1]
     keys = rows["key"][np.searchsorted(rows["sample"], np.arange(placed[-1].sample + 1))]
-    pictures = rows[np.isin(rows["kind"], PICTURES)]
-    _, first_ones = np.unique(pictures[["sample", "kind", "frame"]], return_index=True)
+    images = rows[np.isin(rows["kind"], PICTURES)]
+    _, first_ones = np.unique(images[["sample", "kind", "frame"]], return_index=True)
     for reason, names in (
         (NO_TEXT, keys[~index.has_kind(table, TEXTS)]),
-        (NO_PICTURE, keys[~index.has_kind(table, PICTURES)]),
-        (SECOND_IMAGE, np.delete(pictures["key"], first_ones)),
+        (NO_IMAGE, keys[~index.has_kind(table, PICTURES)]),
+        (SECOND_IMAGE, np.delete(images["key"], first_ones)),
     ):
         if len(names):
             reasons.add(reason, names[0].decode("utf-8", "replace"), len(names))

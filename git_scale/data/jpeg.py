@@ -1,6 +1,6 @@
 """JPEGs, decoded by libjpeg-turbo with its warnings as errors, and bounded in what they may cost.
 
-Pillow decodes with the same library and drops its warnings: of pictures with 64 random bytes inside, four fifths then
+Pillow decodes with the same library and drops its warnings: of images with 64 random bytes inside, four fifths then
 pass with other pixels. What passes here (a quarter of them) reads as a valid JPEG; only a digest finds it.
 """
 
@@ -26,7 +26,7 @@ PADDING = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 def check_scans(data: bytes, pixels: int) -> None:
-    """Raises DataError for more scans than a picture of so many pixels may have."""
+    """Raises DataError for more scans than an image of so many pixels may have."""
     most = max(1, MAX_SCANNED_PIXELS // pixels)
     # counting bytes first: exact for nearly all, and too high only where another JPEG lies inside
     if data.count(bytes([0xFF, SCAN])) > most and count_scans(data) > most:

@@ -11,12 +11,12 @@ MAX_EXAMPLE = 120  # characters
 MAX_REASONS = 8  # endings of unknown kinds that are told apart: a forged shard may have any number
 
 # of samples; all others are of members
-NO_TEXT, NO_PICTURE = "no text of the picture's name", "no picture of the text's name"
+NO_TEXT, NO_IMAGE = "no text of the image's name", "no image of the text's name"
 SAME_NAME, OTHER_SHARDS = "name of another sample of the shard", "name of a sample of another shard"
 SECOND_IMAGE = "second image of one name"
 OTHER_TEXT = "text beside another that is read in its place"
 SEVERAL_LINES = "text of several lines, read as one caption (one caption per line belongs in a json list)"
-OF_SAMPLES = (NO_TEXT, NO_PICTURE, SAME_NAME, OTHER_SHARDS, SECOND_IMAGE, OTHER_TEXT, SEVERAL_LINES)
+OF_SAMPLES = (NO_TEXT, NO_IMAGE, SAME_NAME, OTHER_SHARDS, SECOND_IMAGE, OTHER_TEXT, SEVERAL_LINES)
 
 _ENDING = re.compile(r"\.([A-Za-z0-9_-]{1,12})$")
 
@@ -56,7 +56,7 @@ class LeftOutCounts:
         )
 
     def describe(self, samples: int, members: int) -> str:
-        """`no text of the picture's name: 12 of 30 samples (40 %), e.g. 'a'; hidden file: ...`; empty for nothing."""
+        """`no text of the image's name: 12 of 30 samples (40 %), e.g. 'a'; hidden file: ...`; empty for nothing."""
         parts = []
         for reason, number, example in self.listed():
             noun, total = ("samples", samples) if reason in OF_SAMPLES else ("members", members)

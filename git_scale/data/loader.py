@@ -33,7 +33,7 @@ from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Text, TextMaker, check_choices
 from git_scale.errors import DataError
 
-GAIN_IMAGES = 256  # looked at with a wrong picture too: the gain's error is then a few hundredths of a nat
+GAIN_IMAGES = 256  # looked at with a wrong image too: the gain's error is then a few hundredths of a nat
 OTHERS_TRIED = 16  # next samples among which one with other texts is looked for
 
 
@@ -64,7 +64,7 @@ class TrainDataset:
 
     def _prepare(self, raw: RawSample, size: int, rng: np.random.Generator) -> Sample:
         with naming(raw.key):
-            pictures = decode_pictures(raw, self.run.model.frames, float(rng.random()))
+            pictures = decode_images(raw, self.run.model.frames, float(rng.random()))
             images = np.stack(self._pixels(pictures, size, rng))
             texts = self.task.texts(raw, rng)
         return Sample(raw.key, images, self._fill(texts))
@@ -99,19 +99,19 @@ class EvalDataset:
         except DataError as error:
             return EvalSample(index, self.reader.key(index), black(self.frames, self.size), [], str(error))
         queries = sample.queries if index < self.asked else []  # the others are for the held-out loss alone
-        other = self._other_picture(sample) if index < GAIN_IMAGES else None
+        other = self._other_image(sample) if index < GAIN_IMAGES else None
         return replace(sample, queries=queries, other=other)
 
     def _prepare(self, index: int) -> EvalSample:
         raw = self.reader.read(index)
         with naming(raw.key):
-            pictures = decode_pictures(raw, self.frames, 0.5)
+            pictures = decode_images(raw, self.frames, 0.5)
             images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
             texts, queries = self.task.reference_texts(raw), self.task.queries(raw)
             check_choices(queries, self.new_tokens, self.task.tokenizer.eos_id)
             return EvalSample(index, raw.key, images, queries, texts=texts)
 
-    def _other_picture(self, sample: EvalSample) -> np.ndarray | None:
+    def _other_image(self, sample: EvalSample) -> np.ndarray | None:
         """That of the next usable sample with other texts: the same for any number of ranks and workers."""
         for step in range(1, min(self.count, OTHERS_TRIED + 1)):
             try:
@@ -128,7 +128,7 @@ def scored_images(run: RunConfig, store: SampleStore) -> int:
     return min(len(store), max(run.eval.images, GAIN_IMAGES))
 
 
-def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
+def decode_images(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
     """The image, or `frames` equally spaced frames of the clip, all of the first one's size.
 
     `offset` in [0, 1) places each within its part of the clip: 0.5 for the middle, random in training.
@@ -145,7 +145,7 @@ def decode_pictures(raw: RawSample, frames: int, offset: float) -> list[Image.Im
 
 
 def step_image_size(run: RunConfig, start: int) -> int:
-    """The side of all pictures of the step that starts at position `start`."""
+    """The side of all images of the step that starts at position `start`."""
     sizes = run.train_image_sizes
     return sizes[int(np.random.default_rng((run.seed, start)).integers(len(sizes)))]
 

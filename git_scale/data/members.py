@@ -1,8 +1,8 @@
 """Groups the members of a shard into samples, by their names.
 
-    a.jpg a.json | sub/b.png sub/b.txt       picture and text of one name, wherever they lie in the shard
+    a.jpg a.json | sub/b.png sub/b.txt       image and text of one name, wherever they lie in the shard
     photo.v1.0001.png photo.v1.0001.txt      a name may hold dots: the last one begins the kind
-    c.0.jpg c.1.jpg c.txt                    a numbered picture is a frame of the clip c ...
+    c.0.jpg c.1.jpg c.txt                    a numbered image is a frame of the clip c ...
     cam1.0004.jpg cam1.0004.txt              ... unless it has a text of its own: then it is an image
 
 Samples are numbered in the order of their first members. A second image of a name begins another sample.
@@ -107,12 +107,12 @@ class _Sample:
 
     number: int
     names: set[str] = field(default_factory=set)
-    has_picture: bool = False
+    has_image: bool = False
     has_text: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.has_picture and self.has_text
+        return self.has_image and self.has_text
 
     def fits(self, other: _Sample) -> bool:
         """Whether both are parts of one sample: two that are whole, or have a member in common, are not."""
@@ -120,7 +120,7 @@ class _Sample:
 
     def take(self, other: _Sample) -> None:
         self.names |= other.names
-        self.has_picture |= other.has_picture
+        self.has_image |= other.has_image
         self.has_text |= other.has_text
 
 
@@ -175,7 +175,7 @@ def _parts(run: list[PlacedMember]) -> Iterator[tuple[_Sample, list[PlacedMember
             yield part, placed
             part, placed = _Sample(-1), []
         part.names.add(name)
-        part.has_picture |= item.kind in PICTURES
+        part.has_image |= item.kind in PICTURES
         part.has_text |= item.kind in TEXTS
         placed.append(item)
     yield part, placed

@@ -45,7 +45,7 @@ def announce(survey: ShardSurvey) -> None:
         log.warning("%s: the same samples lie in %s", root, " and ".join(names))
     if unknown := int((table.rows["digests"] == 0).sum()):
         log.info(
-            "%s: the indexes of %d of %d shards have no digests, so damage inside a picture may pass;"
+            "%s: the indexes of %d of %d shards have no digests, so damage inside an image may pass;"
             " tools/prepare_data.py index %s reads everything once and adds them",
             *(root, unknown, len(table), root),
         )

@@ -62,7 +62,7 @@ class SampleStore(Protocol):
         """The name of sample `number` in messages, also where it cannot be read."""
 
     def read(self, number: int) -> RawSample:
-        """Sample `number`. Raises DataError, naming the sample, when it has no picture or no valid text."""
+        """Sample `number`. Raises DataError, naming the sample, when it has no image or no valid text."""
 
     def read_text(self, number: int) -> TextRecord:
         """The text of sample `number` alone. Raises DataError naming the sample."""

@@ -61,7 +61,7 @@ class TarFormat:
         found = survey(path, prepared)
         if not found.table.rows["complete"].any():
             raise DataError(
-                f"{path}: no sample has both a picture and a text (same name, .jpg and .json or .txt, in one shard):"
+                f"{path}: no sample has both an image and a text (same name, .jpg and .json or .txt, in one shard):"
                 f" {left_out_of(found)}"
             )
         if number := len(found.unsaved):
@@ -125,13 +125,13 @@ class TarShards:
             return f"{self.shards.name(shard)}#{local}"
 
     def read(self, number: int) -> RawSample:
-        """Sample `number`. Raises DataError naming the sample when it has no picture or no valid text."""
+        """Sample `number`. Raises DataError naming the sample when it has no image or no valid text."""
         shard, rows = self._locate(number)
         with naming(self._key(shard, rows)) as key:
             images = self._of_kind(shard, rows, MemberKind.IMAGE)
             frames = self._of_kind(shard, rows, MemberKind.FRAME)
             if not images and not frames:
-                raise DataError("no picture beside the text")
+                raise DataError("no image beside the text")
             return RawSample(key, images[0] if images else None, frames, self._text(shard, rows))
 
     def read_text(self, number: int) -> TextRecord:
@@ -199,7 +199,7 @@ class TarShards:
             return record
         txts = [decode_text(data) for data in self._of_kind(shard, rows, MemberKind.TXT)]
         if not jsons and not txts:
-            raise DataError("no text (.json or .txt) beside the picture")
+            raise DataError("no text (.json or .txt) beside the image")
         return replace(record, captions=txts)
 
 

@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Query:
-    """Holds what is asked of a held-out picture."""
+    """Holds what is asked of a held-out image."""
 
     prefix: list[int]
     """What the generated text begins with: the begin token, then the question's."""
@@ -35,13 +35,13 @@ class Query:
     question: str = ""
     """Empty for a caption."""
     identity: int | str = ""
-    """The evaluation server's number of the picture or question, else a name that is unique in the data."""
+    """The evaluation server's number of the image or question, else a name that is unique in the data."""
     choices: Mapping[tuple[int, ...], str] = field(default_factory=dict)
     """The only texts that may be generated, each under its tokens without begin and end; none: any text may."""
 
 
 class TextMaker(Protocol):
-    """Turns what is stored beside a picture into tokens: every task of git_scale/tasks is one."""
+    """Turns what is stored beside an image into tokens: every task of git_scale/tasks is one."""
 
     tokenizer: Tokenizer
 

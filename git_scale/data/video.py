@@ -85,7 +85,7 @@ def _read_at(container: Any, times: list[int], count: int) -> list[Image.Image]:
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
     targets = spaced(times[0], times[-1] + mean_duration, count)
     shown = [times[bisect.bisect_right(times, target) - 1] for target in targets]
-    pictures = {pts: _to_picture(_frame_at(container, pts)) for pts in sorted(set(shown))}
+    pictures = {pts: _to_image(_frame_at(container, pts)) for pts in sorted(set(shown))}
     return [pictures[pts] for pts in shown]
 
 
@@ -110,7 +110,7 @@ def _read_in_order(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Ima
     shown = pick_frames(range(total), count)
     with _open(av, file) as container:
         frames = enumerate(_decode(container))
-        pictures = {number: _to_picture(frame) for number, frame in frames if number in shown}
+        pictures = {number: _to_image(frame) for number, frame in frames if number in shown}
     return [pictures[number] for number in shown]
 
 
@@ -122,6 +122,6 @@ def _decode(container: Any) -> Iterator[Any]:
         yield frame
 
 
-def _to_picture(frame: Any) -> Image.Image:
+def _to_image(frame: Any) -> Image.Image:
     picture: Image.Image = frame.to_image()
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture

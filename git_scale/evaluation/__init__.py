@@ -1,1 +1,1 @@
-"""Metrics of generated texts and pictures of them."""
+"""Metrics of generated texts and images of them."""

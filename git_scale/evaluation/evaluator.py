@@ -1,4 +1,4 @@
-"""What a model says of held-out pictures, asked on all ranks, and what that is worth."""
+"""What a model says of held-out images, asked on all ranks, and what that is worth."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Evaluator:
             if first < self._run.eval.images:
                 predictions += task.predict(batch, examination)
             first += self._run.train.micro_batch * topology.dp
-            shown += self._pictures_to_show(batch)
+            shown += self._images_to_show(batch)
             problems += batch.problems
         runner.model.train()
         parts = DP.gather_objects((predictions, shown, problems, losses))
@@ -117,7 +117,7 @@ class Evaluator:
             )
         log.warning("%s", said)
 
-    def _pictures_to_show(self, batch: EvalBatch) -> list[tuple[int, np.ndarray]]:
+    def _images_to_show(self, batch: EvalBatch) -> list[tuple[int, np.ndarray]]:
         return [
             (index, image[0].permute(1, 2, 0).numpy())
             for index, image in zip(batch.indices, batch.images, strict=True)
@@ -126,7 +126,7 @@ class Evaluator:
 
 
 def _draw(predictions: list[Prediction], pictures: dict[int, np.ndarray]) -> Image.Image | None:
-    """The first text of each picture to show, beside what was asked."""
+    """The first text of each image to show, beside what was asked."""
     first = {item.index: item for item in reversed(predictions)}
     rows = [
         SheetCell(

@@ -66,7 +66,7 @@ class TextGenerator:
         return not (running if runner.is_whole_on_each_rank else collectives.any_rank(running, runner.device))
 
     def _prefixes(self, batch: EvalBatch) -> list[list[list[int]]]:
-        """As many for each picture: where others have more questions, a bare begin token fills the place."""
+        """As many for each image: where others have more questions, a bare begin token fills the place."""
         bare = [self._tokenizer.bos_id]
         return _filled([[query.prefix for query in queries] for queries in batch.queries], bare)
 

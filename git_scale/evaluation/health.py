@@ -8,7 +8,7 @@ Metrics = Mapping[str, float | None]
 """Of one evaluation, by their names in the log; None: it was not finite."""
 
 LEAST_GAIN = 0.05
-"""Nats per token that the right picture saves in a model that looks at its pictures, at the least."""
+"""Nats per token that the right image saves in a model that looks at its images, at the least."""
 
 LEAST_DISTINCT = 0.1
 """Distinct generated texts, as a share of the distinct references."""
@@ -35,16 +35,16 @@ def findings(evaluations: Sequence[Metrics], in_a_row: int = IN_A_ROW) -> list[s
     return [say(last[-1]) for is_wrong, say in _CHECKS if all(map(is_wrong, last))]
 
 
-def _ignores_pictures(metrics: Metrics) -> bool:
+def _ignores_images(metrics: Metrics) -> bool:
     gain = metrics.get("eval/image_gain")
     return gain is not None and gain < LEAST_GAIN
 
 
-def _say_ignores_pictures(metrics: Metrics) -> str:
+def _say_ignores_images(metrics: Metrics) -> str:
     return (
-        f"the pictures are not used: the right one saves {_shown(metrics, 'eval/image_gain')} nats per token against"
+        f"the images are not used: the right one saves {_shown(metrics, 'eval/image_gain')} nats per token against"
         f" another sample's (less than {LEAST_GAIN}). Usual reasons: learning rates that are too high, captions that"
-        " do not belong to their pictures, an image encoder that is frozen or from random weights, too few steps"
+        " do not belong to their images, an image encoder that is frozen or from random weights, too few steps"
     )
 
 
@@ -59,7 +59,7 @@ def _says_the_same(metrics: Metrics) -> bool:
 
 def _say_says_the_same(metrics: Metrics) -> str:
     return (
-        f"nearly the same text for every picture: {metrics['eval/distinct']:.1%} of the generated texts are distinct,"
+        f"nearly the same text for every image: {metrics['eval/distinct']:.1%} of the generated texts are distinct,"
         f" {metrics['eval/distinct_references']:.1%} of the references. Usual reasons: learning rates that are too"
         " high, too few steps, a set of captions that mostly say the same"
     )
@@ -77,7 +77,7 @@ def _say_overfits(metrics: Metrics) -> str:
 
 
 _CHECKS: tuple[tuple[Callable[[Metrics], bool], Callable[[Metrics], str]], ...] = (
-    (_ignores_pictures, _say_ignores_pictures),
+    (_ignores_images, _say_ignores_images),
     (_says_the_same, _say_says_the_same),
     (_overfits, _say_overfits),
 )

@@ -1,7 +1,7 @@
-"""The held-out loss, and what the right picture saves of it.
+"""The held-out loss, and what the right image saves of it.
 
-A captioner that has learned the language and ignores its pictures scores well enough on words to look healthy. Its
-loss does not change when the picture of a text is exchanged for another one: the image gain is then 0.
+A captioner that has learned the language and ignores its images scores well enough on words to look healthy. Its
+loss does not change when the image of a text is exchanged for another one: the image gain is then 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextLoss:
     """That are predicted, end tokens included."""
     nats: float
     nats_with_other: float | None
-    """With another sample's picture in the place of their own; None where that was not looked at."""
+    """With another sample's image in the place of their own; None where that was not looked at."""
 
 
 def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[TextLoss]:
@@ -62,7 +62,7 @@ def _samples_of_rows(texts: Batch) -> Tensor:
 
 
 def loss_metrics(losses: Iterable[TextLoss]) -> dict[str, float]:
-    """`loss` in nats per token; `image_gain`: nats per token that a text's own picture saves against another one.
+    """`loss` in nats per token; `image_gain`: nats per token that a text's own image saves against another one.
 
     What nothing was measured of is left out.
     """

@@ -3,7 +3,7 @@
     metrics.json         {"eval/cider": 1.23, ...}
     results.json         the rows of the task: [{"image_id": 42, "caption": "..."}, ...]
     predictions.jsonl    one line per text: key, identity, question, generated, references
-    captions.png         the first pictures with reference and text
+    captions.png         the first images with reference and text
 
 The ids are `image_id` of a sample's json and `question_id` of its questions. Where they are missing the sample's key
 stands instead, "coco-000000.tar:42", and "coco-000000.tar:42#1" for its second question; no server takes those.

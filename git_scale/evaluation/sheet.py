@@ -1,4 +1,4 @@
-"""A contact sheet: pictures with their reference (grey) and generated caption (green if equal, else red)."""
+"""A contact sheet: images with their reference (grey) and generated caption (green if equal, else red)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from git_scale.errors import DataError
 from git_scale.metrics.exact_match import is_match
 
-SIDE = 224  # pixels of a picture on the sheet
+SIDE = 224  # pixels of an image on the sheet
 GAP = 16  # between cells, and around the sheet
 CELL_PADDING = 12
 TEXT_SIZE, HEADER_SIZE, LINE_HEIGHT, HEADER_HEIGHT = 15, 20, 20, 36
@@ -25,7 +25,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class SheetCell:
-    """Holds a picture and its texts. image: uint8 array H x W (x 3), or a PIL picture of any mode and size."""
+    """Holds an image and its texts. image: uint8 array H x W (x 3), or a PIL image of any mode and size."""
 
     image: np.ndarray | Image.Image
     reference: str
@@ -33,7 +33,7 @@ class SheetCell:
 
 
 def draw_captions(rows: Sequence[SheetCell], columns: int = 4) -> Image.Image:
-    """The rows' pictures in reading order under a header with their exact match; RGB.
+    """The rows' images in reading order under a header with their exact match; RGB.
 
     Raises DataError when there are no rows.
     """
@@ -96,7 +96,7 @@ def _cell_height(texts: tuple[list[str], list[str]]) -> int:
 
 
 def _frame(image: np.ndarray | Image.Image) -> Image.Image:
-    """The picture in a thin frame of SIDE x SIDE, centred; tiny ones keep their pixels visible."""
+    """The image in a thin frame of SIDE x SIDE, centred; tiny ones keep their pixels visible."""
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     inner = SIDE - 2
     scale = inner / max(picture.size)
@@ -110,7 +110,7 @@ def _frame(image: np.ndarray | Image.Image) -> Image.Image:
 
 
 def _wrap(text: str, font: Font) -> list[str]:
-    """Lines that fit under a picture, at least one and at most MAX_LINES."""
+    """Lines that fit under an image, at least one and at most MAX_LINES."""
     lines = [""]
     for word in text[:MAX_CHARACTERS].split() or ["(empty)"]:
         for piece in _break_word(word, font):

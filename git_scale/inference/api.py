@@ -1,9 +1,9 @@
 """A trained model in Python: `git_scale.load(folder)`, then caption, answer, score, classify.
 
-Everywhere, `images` is one picture or a list of them, and a list of results in the same order comes back. A picture
-is a path, bytes, a PIL picture, an array [H, W, 3] or a tensor [3, H, W], see git_scale/data/clips.py; for a video
+Everywhere, `images` is one image or a list of them, and a list of results in the same order comes back. An image
+is a path, bytes, a PIL image, an array [H, W, 3] or a tensor [3, H, W], see git_scale/data/clips.py; for a video
 model also the path of a video or a list of frames (so the frames of one clip are a list within the list).
-A result depends neither on the pictures beside it nor on the size of the batches.
+A result depends neither on the images beside it nor on the size of the batches.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def load(
 
 
 class ImageToText:
-    """Says what a trained model says of pictures. `predictor` holds model, tokenizer, recipe and `batch_size`."""
+    """Says what a trained model says of images. `predictor` holds model, tokenizer, recipe and `batch_size`."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -67,7 +67,7 @@ class ImageToText:
         self._prompts = Prompts(predictor.tokenizer, predictor.run.data)
 
     def prepare(self, image: ClipLike) -> Clip:
-        """One picture or clip as the model sees it, which every method takes too. May run in threads.
+        """One image or clip as the model sees it, which every method takes too. May run in threads.
 
         Raises DataError for what is unreadable or of another kind.
 
@@ -84,7 +84,7 @@ class ImageToText:
         max_new_tokens: int | None = None,
         prefix: str = "",
     ) -> list[str]:
-        """One caption per picture, the best of a beam search (beams=1: greedy).
+        """One caption per image, the best of a beam search (beams=1: greedy).
 
         Captions begin with the words of `prefix`. `max_new_tokens` is by default the recipe's eval.max_new_tokens.
 
@@ -103,7 +103,7 @@ class ImageToText:
         max_new_tokens: int | None = None,
         prefix: str = "",
     ) -> list[list[Scored]]:
-        """The `count` best captions in each picture's beam search, best first, scored as the search ranks them.
+        """The `count` best captions in each image's beam search, best first, scored as the search ranks them.
 
         `count` is at most `beams`. Raises ConfigError for numbers that are no search, as `caption` and `answer` do.
 
@@ -129,7 +129,7 @@ class ImageToText:
         prefix: str = "",
         seed: int = 0,
     ) -> list[list[str]]:
-        """`count` captions per picture, drawn at random: the same for the same picture and seed.
+        """`count` captions per image, drawn at random: the same for the same image and seed.
 
         >>> model.sample("photo.png", count=2, temperature=0.1)
         [['a big red square', 'a big red square']]
@@ -160,9 +160,9 @@ class ImageToText:
         length_penalty: float = 0.6,
         max_new_tokens: int | None = None,
     ) -> list[str] | list[list[str]]:
-        """Answers to one question for all pictures, one for each, or a list for each; in the questions' shape.
+        """Answers to one question for all images, one for each, or a list for each; in the questions' shape.
 
-        The questions about a picture share its image pass. Of a question's first data.max_text_tokens tokens (40 for
+        The questions about an image share its image pass. Of a question's first data.max_text_tokens tokens (40 for
         GIT) all but two count, the last ones, as in the authors' code.
 
         >>> model.answer("photo.png", "what colour?")
@@ -187,9 +187,9 @@ class ImageToText:
     def score(
         self, images: Images, texts: str | list[str] | list[list[str]], question: str = ""
     ) -> list[float] | list[list[float]]:
-        """Natural log-probabilities of one text for all pictures, one for each, or a list for each.
+        """Natural log-probabilities of one text for all images, one for each, or a list for each.
 
-        Of the whole text, its end included. As captions, or as answers to a `question`. The texts about a picture
+        Of the whole text, its end included. As captions, or as answers to a `question`. The texts about an image
         share its image pass.
 
         >>> right, wrong = model.score("photo.png", [["a big red square", "a tiny blue square"]])[0]

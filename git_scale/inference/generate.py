@@ -1,4 +1,4 @@
-"""Generation: texts about pictures, each continuing a prefix, by greedy search, beams or sampling."""
+"""Generation: texts about images, each continuing a prefix, by greedy search, beams or sampling."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def generate(
 ) -> list[list[list[GeneratedText]]]:
     """Texts [B][K][n_best], best first, without prefix and end token.
 
-    prefixes[b][k]: the tokens that a text begins with, of any length, the begin token first; K for each picture.
+    prefixes[b][k]: the tokens that a text begins with, of any length, the begin token first; K for each image.
     With a trie the generated part is one of its texts; roots[b][k] is where that of a prefix begins, which chooses
     among the sets of the trie, or FREE for any text. Sampling is repeatable through `generator`, which lives
-    on the pictures' device.
+    on the images' device.
 
     `is_finished` is asked after each token, with a bool tensor of the texts that are done. Under ZeRO-3 every
     forward pass is collective: there it must give the same answer on all ranks, and a rank whose own texts are
@@ -75,9 +75,7 @@ def _check_prefixes(model: Decodable, images: Tensor, prefixes: Prefixes) -> Non
     if images.ndim != 5 or not len(prefixes) == len(images) > 0:
         raise ValueError(f"{len(prefixes)} lists of prefixes for images of shape {tuple(images.shape)}")
     if len({len(row) for row in prefixes}) > 1 or not prefixes[0]:
-        raise ValueError(
-            f"not the same number of prefixes for each picture: {[len(row) for row in prefixes]}"
-        )
+        raise ValueError(f"not the same number of prefixes for each image: {[len(row) for row in prefixes]}")
     for prefix in (prefix for row in prefixes for prefix in row):
         if not prefix or min(prefix) < 0 or max(prefix) >= model.vocab_size:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures of any shapes and any numbers of texts about them, run through a model in batches; results in order."""
+"""Images of any shapes and any numbers of texts about them, run through a model in batches; results in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 from git_scale.data.clips import Clip
 from git_scale.errors import UserError
 
-WINDOW = 16  # batches of pictures in memory at a time, among which those of one shape are found
+WINDOW = 16  # batches of images in memory at a time, among which those of one shape are found
 
 Query = TypeVar("Query")
 Result = TypeVar("Result")

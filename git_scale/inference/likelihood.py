@@ -1,4 +1,4 @@
-"""How likely a model finds given texts: teacher-forced, K texts of a picture in one pass."""
+"""How likely a model finds given texts: teacher-forced, K texts of an image in one pass."""
 
 from __future__ import annotations
 

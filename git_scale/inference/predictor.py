@@ -1,4 +1,4 @@
-"""A model out of a checkpoint, ready for pictures of any kind, in batches on one device."""
+"""A model out of a checkpoint, ready for images of any kind, in batches on one device."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Predictor:
     device: torch.device
     dtype: torch.dtype
     batch_size: int = 16
-    """Pictures per forward pass, at most."""
+    """Images per forward pass, at most."""
 
     def prepare(self, image: ClipLike) -> Clip:
-        """One picture or clip as the model sees it. Raises DataError."""
+        """One image or clip as the model sees it. Raises DataError."""
         run = self.run
         return prepare_clip(image, run.model.frames, run.data, run.model.encoder.image_size)
 

@@ -34,7 +34,7 @@ class Decodable(Protocol):
 class TextStream:
     """Feeds the model; G = B*K prefixes, W beams each.
 
-    A picture is encoded once for all its prefixes and beams, a prefix once for all its beams. A beam is a row of
+    An image is encoded once for all its prefixes and beams, a prefix once for all its beams. A beam is a row of
     T in the model's terms: the keys of all beams of a prefix lie in one cache, and each row sees those of its
     own ancestors. Shorter prefixes are padded at their end; no row ever sees the padding.
     """

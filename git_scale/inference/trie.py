@@ -28,7 +28,7 @@ class Trie:
     """
 
     def __init__(self, texts: Texts, end_token: int, others: Iterable[Texts] = ()) -> None:
-        """`others`: further sets, of which texts about other pictures are chosen; their trees begin at `roots`."""
+        """`others`: further sets, of which texts about other images are chosen; their trees begin at `roots`."""
         sets = [_unique(items, end_token) for items in (texts, *others)]
         every = [text for unique in sets for text in unique]
         self.end_token = end_token

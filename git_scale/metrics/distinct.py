@@ -1,4 +1,4 @@
-"""How many different texts there are: a model that says one thing of every picture has nearly none."""
+"""How many different texts there are: a model that says one thing of every image has nearly none."""
 
 from __future__ import annotations
 

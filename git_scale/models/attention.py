@@ -2,7 +2,7 @@
 
 The same numbers as timm's own forwards, to the bit. Queries, keys and values are cut off that layer's last dimension,
 so that the backward pass joins their gradients in one copy; timm stacks them in front, and copies once more to bring
-the stack in order. And nothing is read off the input: heads may be fewer and pictures more than there
+the stack in order. And nothing is read off the input: heads may be fewer and images more than there
 (git_scale/parallel).
 """
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from git_scale.models.interface import TrainableModel
 
-# Blocks of one class share their code, and with it the versions that torch keeps of it: one per width, picture size
+# Blocks of one class share their code, and with it the versions that torch keeps of it: one per width, image size
 # and rate of stochastic depth. Beyond torch's own limit of 8 it would fall back to the plain code without a word.
 RECOMPILE_LIMIT = 64
 
@@ -20,7 +20,7 @@ def compile_blocks(model: TrainableModel, backend: str | Callable[..., Any] = "i
     """Compiles the blocks in place, each at its first training step; evaluation runs the plain code.
 
     Block by block, not the model: minutes become seconds, and activation checkpointing stays what it is. Encoder
-    blocks are compiled per picture size, of which there are few; text lengths, which are many, become symbols.
+    blocks are compiled per image size, of which there are few; text lengths, which are many, become symbols.
     """
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for block in model.blocks():

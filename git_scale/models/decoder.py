@@ -3,7 +3,7 @@
 Image rows see all image rows; text row t sees all image rows and the text rows up to t. The image stream thus
 never depends on the text, so that
 
-- one pass of the image rows serves K texts (captions, questions, beams) of the same picture;
+- one pass of the image rows serves K texts (captions, questions, beams) of the same image;
 - generation keeps the image keys and values of each layer and never runs the image rows again;
 - beams are further text rows: a row stands where its TextPlacement says and sees its own ancestors only, so that no
   key or value is ever copied from beam to beam, and a prefix is stored once for all of them;

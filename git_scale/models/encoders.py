@@ -23,7 +23,7 @@ Grid = tuple[int, int]
 # Keyword arguments of timm.create_model that are no option of an architecture, and who has them instead
 TAKEN_OPTIONS = {
     "img_size": "set model.encoder.image_size",
-    "in_chans": "pictures have three channels",
+    "in_chans": "images have three channels",
     "num_classes": "a GIT has no classifier",
     "global_pool": "a GIT takes all tokens",
     "features_only": "a GIT takes the last features",
@@ -75,7 +75,7 @@ class QuickGelu(nn.Module):
     """x * sigmoid(1.702 x), CLIP's activation.
 
     As a SiLU it keeps one tensor for the backward pass where the plain form keeps two: 3 of 23.5 GiB in bf16
-    for 64 pictures through ViT-L/14.
+    for 64 images through ViT-L/14.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def resize_positions(table_1IC: Tensor, old: Grid, new: Grid, prefix_tokens: int
     """A learned table of grid positions (rows, columns) for another grid; the leading class token is untouched.
 
     Bicubic without antialiasing and with align_corners=False, as GIT's own code and transformers do; timm's own
-    filters, which for smaller pictures gives other features than the published ones.
+    filters, which for smaller images gives other features than the published ones.
     """
     if old == new:
         return table_1IC
@@ -108,7 +108,7 @@ def _add_positions(vit: Any, x_BHWC: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """A timm model without its classifier: pictures to normalised feature tokens.
+    """A timm model without its classifier: images to normalised feature tokens.
 
     A ViT keeps its class token (GIT uses all tokens after the last norm); a feature grid is read row by row.
     """
@@ -142,7 +142,7 @@ class ImageEncoder(nn.Module):
             )
             raise ConfigError(
                 [
-                    f"model.encoder.name={self._name!r} gives {found} for a picture, neither feature tokens nor a"
+                    f"model.encoder.name={self._name!r} gives {found} for an image, neither feature tokens nor a"
                     " feature grid: take an encoder of another family"
                 ]
             )
@@ -151,7 +151,7 @@ class ImageEncoder(nn.Module):
         return features
 
     def problem_of_size(self, side: int) -> str:
-        """Why it would see a part of such pictures, and the nearest sides that it sees whole; empty when it does."""
+        """Why it would see a part of such images, and the nearest sides that it sees whole; empty when it does."""
         step = self.size_step
         if side % step == 0 or side in self.own_sizes:
             return ""
@@ -254,7 +254,7 @@ def _size_step(backbone: Any) -> int:
 
 
 def _own_sizes(backbone: Any) -> set[int]:
-    """Sides of the pictures it was published for: some families (LeViT, SHViT) pad 224 to tokens of 64 pixels."""
+    """Sides of the images it was published for: some families (LeViT, SHViT) pad 224 to tokens of 64 pixels."""
     known = backbone.pretrained_cfg
     return {known[key][-1] for key in ("input_size", "test_input_size") if known.get(key)}
 

@@ -26,7 +26,7 @@ class TemporalEmbedding(nn.Module):
 
 
 class GitModel(nn.Module):
-    """Logits for texts about pictures. Plain torch: it does not know whether it runs in parallel.
+    """Logits for texts about images. Plain torch: it does not know whether it runs in parallel.
 
     Shapes: B batch, F frames, I image tokens of all frames, K texts per image, T text tokens, V vocabulary.
     """

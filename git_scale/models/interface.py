@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
     module: nn.Module
     sizes_vary: bool
-    """Whether its inputs have any length, as texts do; pictures have few sizes."""
+    """Whether its inputs have any length, as texts do; images have few sizes."""
 
 
 class Stream(NamedTuple):

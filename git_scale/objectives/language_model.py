@@ -1,4 +1,4 @@
-"""The paper's objective: each word of a text from the picture and the words before it."""
+"""The paper's objective: each word of a text from the image and the words before it."""
 
 from __future__ import annotations
 

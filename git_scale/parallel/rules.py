@@ -2,7 +2,7 @@
 
 A rule belongs to a class and names its children, so that it fits every architecture built of that class (timm's
 Attention and Mlp serve a dozen). What lies between split modules - norms, convolutions, embeddings of positions,
-residual sums - sees the same numbers on every rank of a group, or other pictures on each, and stays whole on all of
+residual sums - sees the same numbers on every rank of a group, or other images on each, and stays whole on all of
 them. docs/parallelism.md says how to add an architecture.
 """
 
@@ -112,7 +112,7 @@ class Rule:
     """Children on the residual stream, which stay as they are."""
     forward: Callable[..., Tensor] | None = None
     """Stands in for a forward that takes the width between the layers, or (under sequence parallelism) the number of
-    pictures there, for the input's. Those of models/attention.py do not."""
+    images there, for the input's. Those of models/attention.py do not."""
 
 
 @functools.cache
@@ -177,7 +177,7 @@ def make_local(module: Any, rule: Rule, tp: int) -> None:
 
 
 def _biased_window_attention(module: Any, x_BLC: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Swin's. `mask`: [W, L, L] of the W windows of a picture, added to the scores of each picture's."""
+    """Swin's. `mask`: [W, L, L] of the W windows of an image, added to the scores of each image's."""
     query, key, value = split_heads(module.qkv(x_BLC), module.num_heads)
     scores = (query * module.scale) @ key.transpose(-2, -1) + module._get_rel_pos_bias()
     if mask is not None:

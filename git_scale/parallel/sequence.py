@@ -3,7 +3,7 @@
 Plain tensor parallelism computes what lies between split layers on every rank of a group from the same numbers, and
 keeps it on each for the backward pass. Here this stream is divided along its first dimension: a column-parallel layer
 gathers it, a row-parallel one sums and divides it again. megatron-core's sequence is the first dimension of its
-streams; ours are images (or windows, picture by picture) first, so that no number of tokens need be divisible and
+streams; ours are images (or windows, image by image) first, so that no number of tokens need be divisible and
 what looks at neighbouring tokens - convolutions, windows, positions - sees all of them.
 
 megatron-core's own functions will not do: they allocate on the current CUDA device, whatever the tensors' device.

@@ -86,7 +86,7 @@ def splits_of(model: nn.Module, parallel: ParallelConfig) -> Splits:
     problems += _unruled(model, parts, parallel)
     if parallel.sequence and has_batch_norm(model):
         problems.append(
-            "parallel.sequence gives each rank of a group other pictures, of which batch norms would keep other"
+            "parallel.sequence gives each rank of a group other images, of which batch norms would keep other"
             " statistics: set parallel.sequence=false"
         )
     if problems:

@@ -2,7 +2,7 @@
 
 The model is built plain, on meta, and does not know. Split linear layers become megatron-core's; heads become
 this rank's. Everything between them is computed by every rank of a group, from the same numbers; with
-parallel.sequence by each for its own pictures.
+parallel.sequence by each for its own images.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class _Row(RowParallelLinear):
         return super().forward(x.flatten(0, -2))[0].unflatten(0, x.shape[:-1])
 
 
-# In evaluation, of any number of pictures, the stream is not divided.
+# In evaluation, of any number of images, the stream is not divided.
 
 
 class _SequenceColumn(_Column):

@@ -7,7 +7,7 @@ from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.planning.cluster import Cluster
-from git_scale.planning.local_model import largest_picture
+from git_scale.planning.local_model import largest_image
 from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.partition_sizes import partition_sizes
@@ -78,7 +78,7 @@ def estimate_setting(
     dp = cluster.world_size // setting.tp
     profile = profile_micro_batch(run, cluster.kind)
     sizes = partition_sizes(profile.parameters, zero, dp, DTYPES[run.train.gradient_precision].itemsize)
-    height, width = largest_picture(run)
+    height, width = largest_image(run)
     shape = StepShape(
         cluster.kind,
         setting.micro_batch,
@@ -96,11 +96,11 @@ def estimate_setting(
 
 
 def flops_per_sample(run: RunConfig) -> int:
-    """Texts count at data.max_text_tokens, pictures at their largest; a frozen encoder counts as one that learns.
+    """Texts count at data.max_text_tokens, images at their largest; a frozen encoder counts as one that learns.
 
-    Raises ConfigError when the encoder does not take pictures of that size.
+    Raises ConfigError when the encoder does not take images of that size.
     """
     flops, texts, length = ModelFlops(run.model), run.data.texts_per_image, run.data.max_text_tokens
     return flops.of_sample(
-        run.model.frames, *largest_picture(run), texts, length, target_tokens=texts * (length - 1)
+        run.model.frames, *largest_image(run), texts, length, target_tokens=texts * (length - 1)
     )

@@ -110,8 +110,8 @@ def parameters_of(model: Any) -> tuple[Parameter, ...]:
     )
 
 
-def largest_picture(run: RunConfig) -> tuple[int, int]:
-    """Height and width of the largest picture that training will see."""
+def largest_image(run: RunConfig) -> tuple[int, int]:
+    """Height and width of the largest image that training will see."""
     size = max(run.train_image_sizes)
     return (size, longest_side(run.data, size)) if run.data.resize == "fit" else (size, size)
 

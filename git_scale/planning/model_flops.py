@@ -49,7 +49,7 @@ def decoder_forward_flops(
 
 
 class EncoderPass(NamedTuple):
-    """One picture through an encoder."""
+    """One image through an encoder."""
 
     tokens: int
     flops: int
@@ -58,7 +58,7 @@ class EncoderPass(NamedTuple):
 
 @lru_cache(maxsize=256)  # one entry per image size of multi-scale training or of data.resize=fit
 def encoder_pass(encoder: nn.Module, name: str, height: int, width: int) -> EncoderPass:
-    """`encoder` is on meta; raises ConfigError when it does not take pictures of this size."""
+    """`encoder` is on meta; raises ConfigError when it does not take images of this size."""
     picture = torch.empty(1, 3, height, width, device="meta")
     try:
         # Fused attentions differ by device; of the plain form the two products are seen everywhere.
@@ -67,7 +67,7 @@ def encoder_pass(encoder: nn.Module, name: str, height: int, width: int) -> Enco
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             [
-                f"{name} does not take pictures of {height} x {width} ({error}); a ViT does with"
+                f"{name} does not take images of {height} x {width} ({error}); a ViT does with"
                 " model.encoder.options.dynamic_img_size=true"
             ]
         ) from None

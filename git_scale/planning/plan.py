@@ -61,7 +61,7 @@ class Plan:
 
 
 def plan(run: RunConfig, ds_config: dict[str, Any], cluster: Cluster) -> Plan:
-    """Raises ConfigError when the batch or the model does not divide over the cluster, or pictures do not fit it."""
+    """Raises ConfigError when the batch or the model does not divide over the cluster, or images do not fit it."""
     topology = Topology(world_size=cluster.world_size).with_tp(run.parallel.tp)
     check_world(run, topology.dp)
     flops = flops_per_sample(run)
@@ -92,7 +92,7 @@ def with_dividing_micro_batch(run: RunConfig, cluster: Cluster) -> RunConfig:
     if size is None:
         raise ConfigError(
             [
-                f"no train.micro_batch up to {most} is divided by parallel.tp={step} and divides the {share} pictures"
+                f"no train.micro_batch up to {most} is divided by parallel.tp={step} and divides the {share} images"
                 f" of train.global_batch={run.train.global_batch} on a rank: set parallel.sequence=false"
             ]
         )

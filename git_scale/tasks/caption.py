@@ -19,7 +19,7 @@ from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
 from git_scale.tasks.task import Need, Task, identity_of
 
-MAX_REFERENCE_TEXTS = 5  # captions of a picture that the held-out loss looks at: COCO's number
+MAX_REFERENCE_TEXTS = 5  # captions of an image that the held-out loss looks at: COCO's number
 
 
 def _has_caption(text: TextRecord) -> bool:
@@ -27,7 +27,7 @@ def _has_caption(text: TextRecord) -> bool:
 
 
 class CaptionTask(Task):
-    """Learns and asks for captions of pictures; of clips where `model.frames` is above 1."""
+    """Learns and asks for captions of images; of clips where `model.frames` is above 1."""
 
     metrics: ClassVar = (
         *("exact_match", "distinct", "distinct_references"),

@@ -45,7 +45,7 @@ class Examination(Protocol):
 
 
 class Task(ABC):
-    """One way to learn from what is stored beside a picture, to ask for it, and to judge what comes of that."""
+    """One way to learn from what is stored beside an image, to ask for it, and to judge what comes of that."""
 
     metrics: ClassVar[tuple[str, ...]]
     """Names in git_scale.metrics.METRICS, in the order in which they are shown."""

@@ -37,9 +37,9 @@ def describe(colour: str, side: str) -> str:
 
 
 def write_squares(folder: Path, count: int) -> None:
-    """One shard; each picture has two captions of different length, so that batches are ragged, and two questions.
+    """One shard; each image has two captions of different length, so that batches are ragged, and two questions.
 
-    Every third picture has the question of its size alone: their number is ragged as well.
+    Every third image has the question of its size alone: their number is ragged as well.
     """
     folder.mkdir(parents=True)
     with webdataset.TarWriter(str(folder / "squares-000000.tar"), encoder=False) as tar:
@@ -58,10 +58,10 @@ def write_squares(folder: Path, count: int) -> None:
 
 
 def draw_square(colour: str, side: str) -> bytes:
-    picture = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
-    picture.paste(COLOURS[colour], (4, 4, 4 + SIDES[side], 4 + SIDES[side]))
+    image = Image.new("RGB", (SIDE, SIDE), (245, 245, 245))
+    image.paste(COLOURS[colour], (4, 4, 4 + SIDES[side], 4 + SIDES[side]))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -63,7 +63,7 @@ SLOW = frozenset(
         "xception_aligned",
     ]
 )
-# family -> (model, side of its pictures, options); of the others the model with the shortest name as it is
+# family -> (model, side of its images, options); of the others the model with the shortest name as it is
 TINY: dict[str, tuple[str, int, dict[str, Any]]] = {
     "beit": ("beit_base_patch16_224", 32, SMALL_PATCHES),
     "byoanet": ("lambda_resnet26t", 64, {}),

@@ -30,7 +30,7 @@ from git_scale.training.run_folder import check_run_folder
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 64  # samples, over all shards, whose texts say which task the data can serve
-PICTURES_LOOKED_AT = 8
+IMAGES_LOOKED_AT = 8
 Result = TypeVar("Result")
 
 
@@ -104,7 +104,7 @@ def check_image_sizes(run: RunConfig, encoder: ImageEncoder) -> bool:
 
 
 def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
-    """(height, width) of the pictures to come; of data.resize=fit, which has any, a wide and a high one."""
+    """(height, width) of the images to come; of data.resize=fit, which has any, a wide and a high one."""
     squares = [(size, size) for size in run.train_image_sizes]
     if run.data.resize != "fit":
         return squares
@@ -123,7 +123,7 @@ def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: SampleStor
         if heldout is not None and not run.eval.on_training_data and (what := _shared(store, heldout)):
             problems.append(
                 f"data.heldout={data.heldout}: {what} is trained on ({key}), so its scores would say nothing of other"
-                " pictures: hold out other shards, or set data.heldout=null; to overfit on purpose,"
+                " images: hold out other shards, or set data.heldout=null; to overfit on purpose,"
                 " eval.on_training_data=true"
             )
     if heldout is not None:
@@ -187,14 +187,14 @@ def _problem_of_task(
             f"{key}: none of {len(texts)} samples looked at has {needs[wanted].what},"
             f" for {setting}={wanted}; {remedy}take other shards"
         )
-    raws = [raw for number in numbers[:PICTURES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
+    raws = [raw for number in numbers[:IMAGES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
     if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):
         return (
             f"{key}: none of {len(raws)} samples looked at has frames (KEY.0.jpg, KEY.1.jpg, ...), for"
             f" model.frames={run.model.frames}: set model.frames=1, or take shards of clips"
         )
     if run.model.frames == 1 and raws and not any(raw.image for raw in raws):
-        return f"{key}: none of {len(raws)} samples looked at has a picture, but frames of clips: set model.frames"
+        return f"{key}: none of {len(raws)} samples looked at has an image, but frames of clips: set model.frames"
     return ""
 
 

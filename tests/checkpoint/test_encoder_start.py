@@ -73,7 +73,7 @@ def test_the_encoder_is_the_one_named_and_the_rest_is_random(
         assert torch.equal(values(name), deferred.first_value(name))
 
 
-def test_positions_follow_the_size_of_the_pictures(
+def test_positions_follow_the_size_of_the_images(
     folder: Path, weights: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     run = run_of(tmp_path, encoder_of(folder, image_size=64, options={"dynamic_img_size": True}))
@@ -166,7 +166,7 @@ def test_timms_own(
     values = first_values(deferred_model(run), run)
     assert torch.equal(values("encoder.backbone.norm.weight"), weights["norm.weight"])
     assert torch.equal(values(POSITIONS), resize_positions(weights["pos_embed"], (14, 14), (4, 4), 1))
-    imported = open_checkpoint(folder).weights  # normalised as our pictures are, like these
+    imported = open_checkpoint(folder).weights  # normalised as our images are, like these
     for name in ("encoder.backbone.patch_embed.proj.weight", "encoder.backbone.patch_embed.proj.bias"):
         assert torch.equal(values(name), imported.read(name))
     assert asked == [NAME], "the model itself is built without them"

@@ -41,7 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def draw(model: Any, length: int = 7, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Pictures [2, F, 3, S, S] and tokens [2, T]."""
+    """Images [2, F, 3, S, S] and tokens [2, T]."""
     torch.manual_seed(seed)
     config = model.config
     side, frames = config.vision_config.image_size, config.num_image_with_embedding or 1
@@ -134,7 +134,7 @@ def test_the_old_spelling_of_the_temporal_embedding(build_git: BuildGit, save_gi
 
 
 @pytest.mark.parametrize("size", [(48, 32), (24, 40), (16, 16)])
-def test_other_picture_sizes_as_theirs(build_git: BuildGit, save_git: SaveGit, size: tuple[int, int]) -> None:
+def test_other_image_sizes_as_theirs(build_git: BuildGit, save_git: SaveGit, size: tuple[int, int]) -> None:
     theirs = build_git()
     images, tokens = torch.randn(2, 1, 3, *size), draw(theirs)[1]
     expected = their_logits(theirs, images, tokens, interpolate_pos_encoding=True)

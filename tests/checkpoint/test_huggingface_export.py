@@ -110,7 +110,7 @@ def test_there_and_back_is_bit_identical(
     assert new["bos_token_id"] == 3
 
 
-def test_captions_from_picture_to_text_are_the_same(vocab_file: Path, tmp_path: Path) -> None:
+def test_captions_from_image_to_text_are_the_same(vocab_file: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="captions with transformers")
     opened = open_ours(vocab_file, seed=2)
     opened.weights.read("decoder.head.bias")[
@@ -120,9 +120,9 @@ def test_captions_from_picture_to_text_are_the_same(vocab_file: Path, tmp_path: 
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     noise = np.random.default_rng(0).integers(0, 255, (6, 9, 3), np.uint8)
-    picture = Image.fromarray(noise).resize((90, 64), Image.Resampling.BICUBIC)
-    pixels = processor(images=picture, return_tensors="pt").pixel_values
-    ours = normalise(torch.from_numpy(resize_center_crop(picture, 32))[None, None], torch.float32)
+    image = Image.fromarray(noise).resize((90, 64), Image.Resampling.BICUBIC)
+    pixels = processor(images=image, return_tensors="pt").pixel_values
+    ours = normalise(torch.from_numpy(resize_center_crop(image, 32))[None, None], torch.float32)
     assert pixels.shape == (1, 3, 32, 32)
     # one step of 255 per channel is 0.0146 after division by the deviation
     assert (pixels - ours[:, 0]).abs().max() < 0.016
@@ -152,7 +152,7 @@ def test_other_encoders_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_that_are_not_cropped_are_refused(vocab_file: Path, tmp_path: Path) -> None:
+def test_images_that_are_not_cropped_are_refused(vocab_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"data\.resize=pad .*--format native"):
         export_huggingface(open_ours(vocab_file, resize="pad"), tmp_path / "out")
 
@@ -204,8 +204,8 @@ def test_an_export_can_be_prompted_as_users_do(vocab_file: Path, tmp_path: Path,
     assert "pipeline_tag: image-text-to-text\n" in (tmp_path / "out" / "README.md").read_text()
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
-    inputs = processor(images=[picture] * frames, text="a red dog", return_tensors="pt")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8))
+    inputs = processor(images=[image] * frames, text="a red dog", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
     if frames > 1:
         inputs["pixel_values"] = inputs["pixel_values"][None]
@@ -215,7 +215,7 @@ def test_an_export_can_be_prompted_as_users_do(vocab_file: Path, tmp_path: Path,
         assert model.generate(**inputs, **limit, num_beams=1).shape[1] == length, limit
     if frames == 1:
         run = transformers.pipeline("image-text-to-text", model=model, processor=processor)
-        assert isinstance(run(images=picture, text="a", max_new_tokens=2)[0]["generated_text"], str)
+        assert isinstance(run(images=image, text="a", max_new_tokens=2)[0]["generated_text"], str)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Another size of pictures is refused where the encoder would see a part of them, table of positions or none."""
+"""Another size of images is refused where the encoder would see a part of them, table of positions or none."""
 
 from __future__ import annotations
 

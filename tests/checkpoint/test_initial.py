@@ -1,4 +1,4 @@
-"""First weights out of another checkpoint: taken as they are, brought to other pictures, or refused."""
+"""First weights out of another checkpoint: taken as they are, brought to other images, or refused."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def test_an_encoder_alone_leaves_the_rest_as_it_was() -> None:
     ("ours", "theirs", "message"),
     [
         (6, 1, "the temporal embeddings of 6 frames start at zero"),
-        (1, 6, "its temporal embeddings of 6 frames are left out: pictures have none"),
+        (1, 6, "its temporal embeddings of 6 frames are left out: images have none"),
         (4, 6, "the temporal embeddings of its first 4 frames of 6"),
     ],
 )
-def test_pictures_to_clips_and_back(ours: int, theirs: int, message: str) -> None:
+def test_images_to_clips_and_back(ours: int, theirs: int, message: str) -> None:
     _, after, source, said = started(config_of(frames=ours), config_of(frames=theirs))
     assert said == [message]
     if ours > 1 and theirs > 1:

@@ -163,7 +163,7 @@ def test_two_tensors_in_each_others_place_show(build_git: Callable[..., Any], tm
     assert (found - transformers_logits(build_git, state, images, tokens)).abs().max() > 1e-2
 
 
-def test_parameters_beside_it_say_how_pictures_are_resized(tmp_path: Path) -> None:
+def test_parameters_beside_it_say_how_images_are_resized(tmp_path: Path) -> None:
     path = save(tmp_path / "GIT", microsoft_state(), "snapshot/model.pt")
     plain = open_checkpoint(tmp_path / "GIT").run
     assert (plain.model.encoder.image_size, plain.data.resize, plain.data.max_side) == (SIDE, "crop", None)

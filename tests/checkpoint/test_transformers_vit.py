@@ -65,7 +65,7 @@ def normalised(pixels: Tensor, mean: Any, std: Any) -> Tensor:
 @pytest.mark.parametrize("as_file", [False, True], ids=["folder", "file"])
 @pytest.mark.parametrize("kind", ["clip", "clip_vision", "siglip", "siglip_vision"])
 def test_features_are_theirs(tmp_path: Path, kind: str, as_file: bool) -> None:
-    """With pictures as each of them normalises these: SigLIP's mean and deviation are 0.5."""
+    """With images as each of them normalises these: SigLIP's mean and deviation are 0.5."""
     theirs = build(kind)
     theirs.save_pretrained(tmp_path / "hf")
     opened = open_encoder(tmp_path / "hf" / "model.safetensors" if as_file else tmp_path / "hf", None)

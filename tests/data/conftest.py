@@ -16,8 +16,8 @@ Members = dict[str, bytes]
 WriteShard = Callable[[Path, Iterable[tuple[str, Members]]], Path]
 
 
-def encode_picture(seed: int, width: int = 40, height: int = 32, format: str = "JPEG") -> bytes:
-    """A smooth random picture: noise would not survive JPEG."""
+def encode_image(seed: int, width: int = 40, height: int = 32, format: str = "JPEG") -> bytes:
+    """A smooth random image: noise would not survive JPEG."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, format)
@@ -40,8 +40,8 @@ def write_shard() -> WriteShard:
 
 
 @pytest.fixture
-def picture() -> Callable[..., bytes]:
-    return encode_picture
+def image() -> Callable[..., bytes]:
+    return encode_image
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, write_shard: WriteShard) -> Path:
                 (
                     f"{shard}-{k}",
                     {
-                        "jpg": encode_picture(100 * shard + k),
+                        "jpg": encode_image(100 * shard + k),
                         "json": text_of(*(f"shard {shard} sample {k} caption {c}" for c in range(3))),
                     },
                 )

@@ -10,12 +10,12 @@ from git_scale.data.texts import Query, Text
 
 
 def test_collate_pads_texts_and_keeps_places() -> None:
-    picture = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    image = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
     long, asked = Text([2, 7, 8, 3], [False, True, True, True]), Text([2, 9, 3], [False, False, True])
     blank = Text([2, 3], [False, False])
     batch = collate(
         [
-            Sample("a", picture, [long, asked]),
+            Sample("a", image, [long, asked]),
             Sample("b", black(2, 4), [blank, blank], problem="b: broken"),
         ],
         pad_id=1,
@@ -26,7 +26,7 @@ def test_collate_pads_texts_and_keeps_places() -> None:
     assert batch.num_targets == 4
     assert batch.keys == ["a", "b"] and batch.problems == ["b: broken"]
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (2, 2, 3, 4, 4)
-    assert np.array_equal(batch.images[0], picture) and not batch.images[1].any()
+    assert np.array_equal(batch.images[0], image) and not batch.images[1].any()
     assert {batch.tokens.dtype, batch.rows.dtype, batch.labels.dtype} == {torch.int64}
 
 

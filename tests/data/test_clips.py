@@ -1,4 +1,4 @@
-"""Everything that counts as a picture or a clip."""
+"""Everything that counts as an image or a clip."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_kind_gives_the_same_pixels(tmp_path: Path) -> None:
     for item in items:
         found = prepare(item)
         assert found.dtype == np.uint8 and np.array_equal(found, expected)
-    assert not np.array_equal(prepare(pixels[:, :, ::-1]), expected), "BGR is another picture"
+    assert not np.array_equal(prepare(pixels[:, :, ::-1]), expected), "BGR is another image"
 
 
 def test_other_modes_become_rgb() -> None:
@@ -79,12 +79,12 @@ def test_a_file_that_breaks_off_after_it_was_opened() -> None:
         torch.zeros(3, 1, 16_000, dtype=torch.uint8),
     ],
 )
-def test_large_pictures_are_refused(item: ClipLike) -> None:
+def test_large_images_are_refused(item: ClipLike) -> None:
     with pytest.raises(DataError, match="16000 x 1 pixels"):
         prepare(item)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (5, 5, 4), (5, 5, 1), (2, 5, 5, 3)])
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"is no picture: uint8 \[H, W, 3\] is"):
+    with pytest.raises(DataError, match=r"is no image: uint8 \[H, W, 3\] is"):
         prepare(np.zeros(shape, np.uint8))

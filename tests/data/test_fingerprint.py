@@ -24,9 +24,9 @@ PNG = b"\x89PNG" + bytes(600)
 def build(tmp_path: Path, write_shard: Callable, text: Callable) -> Callable[..., str]:
     """Writes a folder of one shard and returns its fingerprint."""
 
-    def write(name: str, picture: bytes = PNG, caption: str = "a dog", digests: bool = False) -> str:
+    def write(name: str, image: bytes = PNG, caption: str = "a dog", digests: bool = False) -> str:
         (tmp_path / name).mkdir(exist_ok=True)
-        path = write_shard(tmp_path / name / "s.tar", [("a", {"png": picture, "json": text(caption)})])
+        path = write_shard(tmp_path / name / "s.tar", [("a", {"png": image, "json": text(caption)})])
         make_indexes([path], digests)
         return open_store(tmp_path / name).fingerprint
 
@@ -51,19 +51,19 @@ def test_exchanged_captions_of_the_same_size_are_noticed(build: Callable) -> Non
     assert (
         parse_fingerprint(first).listing == parse_fingerprint(second).listing
     )  # all that was compared before
-    assert "texts or pictures" in compare_fingerprints(first, second).difference
+    assert "texts or images" in compare_fingerprints(first, second).difference
     assert compare_fingerprints(first, build("three")) == ("", "", first)
 
 
-def test_exchanged_pictures_of_the_same_size_are_noticed_by_their_ends(build: Callable) -> None:
+def test_exchanged_images_of_the_same_size_are_noticed_by_their_ends(build: Callable) -> None:
     other = PNG[:-10] + b"other ends"
-    assert "texts or pictures" in compare_fingerprints(build("one"), build("two", other)).difference
+    assert "texts or images" in compare_fingerprints(build("one"), build("two", other)).difference
 
 
-def test_a_byte_inside_a_picture_is_noticed_where_both_sides_have_digests(build: Callable) -> None:
+def test_a_byte_inside_an_image_is_noticed_where_both_sides_have_digests(build: Callable) -> None:
     other = PNG[:100] + b"x" + PNG[101:]
     light, whole = build("one"), build("two", digests=True)
-    assert "pictures" in compare_fingerprints(whole, build("three", other, digests=True)).difference
+    assert "images" in compare_fingerprints(whole, build("three", other, digests=True)).difference
     assert compare_fingerprints(light, build("four", other)).difference == ""  # what a scan does not read
     assert parse_fingerprint(light).digests == UNKNOWN
 

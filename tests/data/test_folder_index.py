@@ -22,10 +22,10 @@ from git_scale.errors import DataError
 
 
 @pytest.fixture
-def indexed(folder: Path, write_shard: Callable, picture: Callable) -> Path:
+def indexed(folder: Path, write_shard: Callable, image: Callable) -> Path:
     """The three tiny shards, one of which holds what is not used, below a folder with an index."""
-    members = {"jpg": picture(0), "txt": b"words", "cls": b"1"}
-    write_shard(folder / "x.tar", [("a", members), ("b", {"txt": b"no picture"})])
+    members = {"jpg": image(0), "txt": b"words", "cls": b"1"}
+    write_shard(folder / "x.tar", [("a", members), ("b", {"txt": b"no image"})])
     (folder / "sub").mkdir()
     (folder / "tiny-000001.tar").rename(folder / "sub" / "tiny-000001.tar")
     fill_folder(folder, workers=1)

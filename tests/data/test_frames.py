@@ -32,7 +32,7 @@ def test_frames_are_those_at_the_points(count: int, offset: float, picked: str) 
 
 
 def test_frames_of_different_sizes_are_refused() -> None:
-    pictures = [Image.new("RGB", size) for size in ((4, 3), (4, 3), (3, 4))]
-    check_one_size(pictures[:2])
+    images = [Image.new("RGB", size) for size in ((4, 3), (4, 3), (3, 4))]
+    check_one_size(images[:2])
     with pytest.raises(DataError, match="the frames of the clip differ in size"):
-        check_one_size(pictures)
+        check_one_size(images)

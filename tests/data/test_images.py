@@ -47,15 +47,15 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_the_three_formats(format: str, picture: Callable) -> None:
-    data = picture(1, 37, 23, format)
+def test_the_three_formats(format: str, image: Callable) -> None:
+    data = image(1, 37, 23, format)
     decoded = decode(data)
     assert decoded.mode == "RGB" and decoded.size == (37, 23)
     assert np.array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def oriented(value: int, format: str, exif: Image.Exif | None = None) -> bytes:
-    """A picture of four different quarters with the EXIF tag of an orientation."""
+    """An image of four different quarters with the EXIF tag of an orientation."""
     quarters = Image.fromarray(np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [90, 90, 90]]], np.uint8))
     exif = exif or Image.Exif()
     exif[0x0112] = value
@@ -63,7 +63,7 @@ def oriented(value: int, format: str, exif: Image.Exif | None = None) -> bytes:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_is_upright_as_its_exif_says(format: str) -> None:
+def test_an_image_is_upright_as_its_exif_says(format: str) -> None:
     seen = []
     for value in range(1, 9):
         data = oriented(value, format)
@@ -78,7 +78,7 @@ def test_a_picture_is_upright_as_its_exif_says(format: str) -> None:
     assert len(set(seen)) == 8
 
 
-def test_orientation_in_xmp_and_of_transparent_pictures() -> None:
+def test_orientation_in_xmp_and_of_transparent_images() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     data = saved(noise(48, 32), "JPEG", xmp=xmp)
     assert np.array_equal(decode(data), ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
@@ -119,7 +119,7 @@ def test_other_formats_are_refused(format: str) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6, 0.9])
-def test_a_truncated_picture_is_refused(format: str, share: float) -> None:
+def test_a_truncated_image_is_refused(format: str, share: float) -> None:
     data = saved(noise(64, 64), format)
     with pytest.raises(DataError, match="cannot be decoded"):
         decode(data[: int(share * len(data))])
@@ -356,7 +356,7 @@ def test_normalise_equals_torchvision(vision: object) -> None:
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (33, 32), (20, 100), (50, 50)])
-def test_pad_keeps_the_whole_picture(size: tuple[int, int]) -> None:
+def test_pad_keeps_the_whole_image(size: tuple[int, int]) -> None:
     white = np.full((size[1], size[0], 3), 255, np.uint8)
     padded = resize_pad(Image.fromarray(white), 64)
     assert padded.shape == (3, 64, 64)
@@ -394,7 +394,7 @@ def test_fit_leaves_patches_of_a_strip(size: tuple[int, int]) -> None:
     assert sorted(resize_fit(Image.new("RGB", size), 480, 640).shape) == [3, 128, 640], "of its middle, 5:1"
 
 
-def test_fit_is_the_whole_picture() -> None:
+def test_fit_is_the_whole_image() -> None:
     image = noise(100, 75)
     expected = np.asarray(image.resize((64, 48), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     assert np.array_equal(resize_fit(image, 48, 64), expected)

@@ -12,14 +12,14 @@ import pytest
 from git_scale.data import index
 from git_scale.data.index import ShardSummary
 from git_scale.data.indexing import scan
-from git_scale.data.left_out import NO_PICTURE, LeftOut
+from git_scale.data.left_out import NO_IMAGE, LeftOut
 from git_scale.data.members import MemberKind
 from git_scale.errors import DataError
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """Four samples; c is a clip, d has no picture; folders, odd names and unknown members in between."""
+    """Four samples; c is a clip, d has no image; folders, odd names and unknown members in between."""
     names = ["a.jpg", "a.json", "sub/b.PNG", "sub/b.txt", "README", "b.foo", "c.10.jpg", "c.2.webp"]
     return write_tar(tmp_path / "s.tar", [*names, "c.cls", "c.json", "d.txt"])
 
@@ -58,7 +58,7 @@ def test_rows_name_the_bytes_of_every_known_member(shard: Path) -> None:
         LeftOut("unknown kind", 1, "README"),
         LeftOut("unknown kind .foo", 1, "b.foo"),
         LeftOut("unknown kind .cls", 1, "c.cls"),
-        LeftOut(NO_PICTURE, 1, "d"),
+        LeftOut(NO_IMAGE, 1, "d"),
     )
 
 
@@ -81,8 +81,8 @@ CUTS = {
     "at a sample boundary": (3 * 3072, 3, 3 * 3072),
     "in a header": (3 * 3072 + 200, 3, 3 * 3072),
     "behind a header": (3 * 3072 + 512, 3, 3 * 3072),
-    "in a picture": (3 * 3072 + 800, 3, 3 * 3072),
-    "behind a picture": (3 * 3072 + 1536, 3, 3 * 3072 + 1536),
+    "in an image": (3 * 3072 + 800, 3, 3 * 3072),
+    "behind an image": (3 * 3072 + 1536, 3, 3 * 3072 + 1536),
     "in the text's padding": (4 * 3072 - 100, 4, 4 * 3072 - 100),
     "in the end mark": (6 * 3072 + 600, 6, 6 * 3072),
 }
@@ -100,7 +100,7 @@ def test_a_cut_shard_is_refused_with_place_and_count(tmp_path: Path, cut: str) -
     assert "s.tar" in str(error.value) and "rebuild it or move it away" in str(error.value)
 
 
-@pytest.mark.parametrize("cut", ["at a sample boundary", "in a header", "in a picture", "behind a picture"])
+@pytest.mark.parametrize("cut", ["at a sample boundary", "in a header", "in an image", "behind an image"])
 def test_the_place_of_the_damage_is_the_byte_where_the_good_part_ends(tmp_path: Path, cut: str) -> None:
     path = write_tar(tmp_path / "s.tar", [f"{k}.{e}" for k in range(6) for e in ("jpg", "txt")])
     at, _, place = CUTS[cut]

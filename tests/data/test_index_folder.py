@@ -55,15 +55,15 @@ def test_what_was_done_before_a_stop_stays_done(folder: Path, monkeypatch: pytes
     assert done == ["tiny-000002.tar"]
 
 
-def test_each_shard_is_told_of_by_itself(folder: Path, write_shard: Callable, picture: Callable) -> None:
+def test_each_shard_is_told_of_by_itself(folder: Path, write_shard: Callable, image: Callable) -> None:
     write_shard(
-        folder / "x.tar", [("a", {"jpg": picture(0), "txt": b"words", "cls": b"1"}), ("b", {"txt": b"t"})]
+        folder / "x.tar", [("a", {"jpg": image(0), "txt": b"words", "cls": b"1"}), ("b", {"txt": b"t"})]
     )
     shutil.copy(folder / "tiny-000002.tar", folder / "y.tar")
     lines = list(describe_folder(fill_folder(folder, workers=1)))
     assert lines[:2] == [
         "  x.tar: 2 samples; unknown kind .cls: 1 of 4 members (25 %), e.g. 'a.cls';"
-        " no picture of the text's name: 1 of 2 samples (50 %), e.g. 'b'",
+        " no image of the text's name: 1 of 2 samples (50 %), e.g. 'b'",
         "  the same samples lie in tiny-000002.tar and y.tar",
     ]
     assert "name of a sample of another shard: 4 of 22 samples (18 %), e.g. 'y.tar:2-0'" in lines[2]

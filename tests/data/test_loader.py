@@ -105,7 +105,7 @@ def test_a_batch_keeps_its_contract(folder: Path, tokenizer: Tokenizer) -> None:
     assert batch.num_targets == 28 and batch.problems == []
 
 
-def test_a_picture_is_the_one_of_its_key(folder: Path, tokenizer: Tokenizer) -> None:
+def test_an_image_is_the_one_of_its_key(folder: Path, tokenizer: Tokenizer) -> None:
     shards = open_store(folder)
     run = make_run(data={"crop_scale": (1.0, 1.0)})  # 40 x 32 has no square of its whole area: the center
     by_key = {shards.key(number): number for number in range(len(shards))}
@@ -173,15 +173,15 @@ def test_the_global_random_state_is_left_alone(folder: Path, tokenizer: Tokenize
 def test_bad_samples_keep_their_place(
     tmp_path: Path,
     write_shard: Callable,
-    picture: Callable,
+    image: Callable,
     text: Callable,
     tokenizer: Tokenizer,
     workers: int,
 ) -> None:
-    good = {"jpg": picture(0), "json": text("shard 0")}
+    good = {"jpg": image(0), "json": text("shard 0")}
     bad = {
-        "truncated": {**good, "jpg": picture(0)[:-200]},
-        "no-picture": {"json": good["json"]},
+        "truncated": {**good, "jpg": image(0)[:-200]},
+        "no-image": {"json": good["json"]},
         "no-text": {"jpg": good["jpg"]},
         "empty": {**good, "json": text("", " \n")},
         "latin": {"jpg": good["jpg"], "txt": b"caf\xe9 noir"},
@@ -196,9 +196,9 @@ def test_bad_samples_keep_their_place(
         for message in (
             r"s.tar:empty: no caption, or only empty ones",
             r"s.tar:latin: the text is not UTF-8 (byte 3)",
-            r"s.tar:no-picture: no picture",
+            r"s.tar:no-image: no image",
             r"s.tar:no-text: no text",
-            r"s.tar:truncated: the picture",
+            r"s.tar:truncated: the image",
         ):
             assert message in problems
         assert sum(len(batch.problems) for batch in epoch) == 5
@@ -246,7 +246,7 @@ def test_image_sizes_follow_the_step_alone() -> None:
 
 
 @pytest.fixture
-def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callable) -> SampleStore:
+def clips(tmp_path: Path, write_shard: Callable, image: Callable, text: Callable) -> SampleStore:
     """Clips of 12 frames whose brightness is 20 times their number; the last has none."""
     import io
 
@@ -260,9 +260,9 @@ def clips(tmp_path: Path, write_shard: Callable, picture: Callable, text: Callab
     frames = {f"{n}.png": flat(20 * n) for n in range(12)}
     words = text("shard 0", clip_captions=["clip 0"])
     samples = [
-        ("clip", {"jpg": picture(0), **frames, "json": words}),
+        ("clip", {"jpg": image(0), **frames, "json": words}),
         ("short", {**{f"{n}.png": flat(20 * n) for n in (0, 1)}, "txt": b"clip 1"}),
-        ("picture", {"jpg": picture(0), "json": words}),
+        ("image", {"jpg": image(0), "json": words}),
         ("uneven", {**frames, "5.png": flat(5, 30), "json": words}),
     ]
     write_shard(tmp_path / "s.tar", samples)
@@ -285,7 +285,7 @@ def test_frames_of_clips(clips: SampleStore, tokenizer: Tokenizer) -> None:
         assert batch.images[rows["short"]].float().mean((1, 2, 3)).tolist() == [0, 0, 0, 20, 20, 20]
         assert decoded(tokenizer, batch.tokens[rows["clip"], 0]) == "clip 0"
         assert decoded(tokenizer, batch.tokens[rows["short"], 0]) == "clip 1"
-        assert any("s.tar:picture: no frames of a clip" in problem for problem in batch.problems)
+        assert any("s.tar:image: no frames of a clip" in problem for problem in batch.problems)
     assert starts == {0, 20}  # random within their parts
     batch = next(iter(eval_batches(run, clips, tokenizer, 0, 1)))
     assert batch.images[0].float().mean((1, 2, 3)).tolist() == [20, 60, 100, 140, 180, 220]
@@ -294,9 +294,9 @@ def test_frames_of_clips(clips: SampleStore, tokenizer: Tokenizer) -> None:
 
 
 def test_frames_share_one_crop(
-    tmp_path: Path, write_shard: Callable, tokenizer: Tokenizer, picture: Callable
+    tmp_path: Path, write_shard: Callable, tokenizer: Tokenizer, image: Callable
 ) -> None:
-    frames = {f"{n}.png": picture(3, 40, 40, "PNG") for n in range(4)}  # the same picture four times
+    frames = {f"{n}.png": image(3, 40, 40, "PNG") for n in range(4)}  # the same image four times
     write_shard(tmp_path / "s.tar", [("a", {**frames, "txt": b"clip"})])
     run = make_run(
         0, 1, 1, model={"encoder": {"image_size": 16}, "frames": 4}, data={"crop_scale": (0.2, 0.5)}
@@ -310,7 +310,7 @@ def test_a_clip_alone_is_no_image(clips: SampleStore, tokenizer: Tokenizer) -> N
     batch = take(train_batches(make_run(0, 4, 4), clips, tokenizer, 0, 1, 0), 1)[0]
     assert len(batch.problems) == 2 and all("only frames of a clip" in p for p in batch.problems)
     used = targets_of(batch).any(-1)[:, 0].tolist()
-    assert {key for key, use in zip(batch.keys, used, strict=True) if use} == {"s.tar:clip", "s.tar:picture"}
+    assert {key for key, use in zip(batch.keys, used, strict=True) if use} == {"s.tar:clip", "s.tar:image"}
 
 
 @pytest.mark.parametrize("dp", [1, 2, 3, 5, 20])
@@ -347,7 +347,7 @@ def test_eval_loader(
         assert np.array_equal(first.others[b, 0], resize_center_crop(other, 16))
 
 
-def test_the_heldout_loss_looks_at_more_pictures_than_texts_are_generated_for(
+def test_the_heldout_loss_looks_at_more_images_than_texts_are_generated_for(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
     (batch,) = eval_batches(make_run(0, 16, 16, eval={"images": 7}), open_store(folder), tokenizer, 0, 1)
@@ -362,13 +362,13 @@ def test_eval_of_more_images_than_there_are(folder: Path, tokenizer: Tokenizer) 
 
 
 def test_a_bad_sample_of_an_evaluation(
-    tmp_path: Path, write_shard: Callable, tokenizer: Tokenizer, picture: Callable
+    tmp_path: Path, write_shard: Callable, tokenizer: Tokenizer, image: Callable
 ) -> None:
-    good = {"jpg": picture(0), "txt": b"good"}
-    write_shard(tmp_path / "s.tar", [("a", good), ("b", {**good, "jpg": b"no picture"}), ("c", good)])
+    good = {"jpg": image(0), "txt": b"good"}
+    write_shard(tmp_path / "s.tar", [("a", good), ("b", {**good, "jpg": b"no image"}), ("c", good)])
     batch = next(iter(eval_batches(make_run(), open_store(tmp_path), tokenizer, 0, 1)))
     assert references_of(batch) == [["good"], [], ["good"]] and batch.indices == [0, 1, 2]
-    assert len(batch.problems) == 1 and batch.problems[0].startswith("s.tar:b: the picture")
+    assert len(batch.problems) == 1 and batch.problems[0].startswith("s.tar:b: the image")
     assert not batch.images[1].any()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from git_scale.data.index import ShardIndex
 from git_scale.data.indexing import scan
-from git_scale.data.left_out import NO_PICTURE, NO_TEXT, SAME_NAME, SECOND_IMAGE, LeftOut
+from git_scale.data.left_out import NO_IMAGE, NO_TEXT, SAME_NAME, SECOND_IMAGE, LeftOut
 from git_scale.data.members import MemberKind
 from git_scale.errors import DataError
 
@@ -44,7 +44,7 @@ def samples_of(made: ShardIndex) -> list[tuple[str, str]]:
         (["Screenshot 12.30.00.jpg", "Screenshot 12.30.00.txt"], [("Screenshot 12.30.00", "IT")]),
         (["v1.2/a.b.JPEG", "v1.2/a.b.Json"], [("v1.2/a.b", "IJ")]),
         (["a.txt.jpg", "a.txt.txt", "a.jpg", "a.txt"], [("a.txt", "IT"), ("a", "IT")]),
-        # numbers: frames of a clip, but not where the picture has a text of its own
+        # numbers: frames of a clip, but not where the image has a text of its own
         (["cam1.0004.jpg", "cam1.0004.txt"], [("cam1.0004", "IT")]),
         (["cam1.0004.txt", "cam1.0004.jpg"], [("cam1.0004", "TI")]),
         (["b.0.jpg", "b.1.jpg", "b.txt"], [("b", "F0F1T")]),
@@ -76,8 +76,8 @@ def test_names_say_what_belongs_together(
     [
         (["b.jpg"], [(NO_TEXT, 1, "b")]),
         (["b.0.jpg", "b.1.jpg"], [(NO_TEXT, 1, "b")]),
-        (["b.txt", "c.json"], [(NO_PICTURE, 2, "b")]),
-        (["images/b.jpg", "texts/b.txt"], [(NO_TEXT, 1, "images/b"), (NO_PICTURE, 1, "texts/b")]),
+        (["b.txt", "c.json"], [(NO_IMAGE, 2, "b")]),
+        (["images/b.jpg", "texts/b.txt"], [(NO_TEXT, 1, "images/b"), (NO_IMAGE, 1, "texts/b")]),
         (["a.jpg", "a.txt"], [(SAME_NAME, 1, "a")]),
         (["b.jpg", "b.png", "b.txt"], [(SECOND_IMAGE, 1, "b")]),
         (["b.1.jpg", "b.01.jpg", "b.txt"], [(SECOND_IMAGE, 1, "b")]),

@@ -60,7 +60,7 @@ def test_a_position_far_away_is_exact() -> None:
 
 @pytest.fixture
 def folders(
-    folder: Path, tmp_path: Path, write_shard: Callable, picture: Callable, text: Callable
+    folder: Path, tmp_path: Path, write_shard: Callable, image: Callable, text: Callable
 ) -> list[Path]:
     """captions/train: 16 samples in three shards; questions/train: 5 in one of the same name as one of these."""
     captions, questions = tmp_path / "captions" / "train", tmp_path / "questions" / "train"
@@ -69,7 +69,7 @@ def folders(
     for path in folder.glob("*.tar"):
         shutil.move(path, captions)
     asked = [{"question": "shard", "answers": ["sample"]}]
-    samples = [(f"q{n}", {"jpg": picture(900 + n), "json": text(questions=asked)}) for n in range(5)]
+    samples = [(f"q{n}", {"jpg": image(900 + n), "json": text(questions=asked)}) for n in range(5)]
     write_shard(questions / "tiny-000000.tar", samples)
     return [captions, questions]
 

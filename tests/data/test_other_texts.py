@@ -15,7 +15,7 @@ from git_scale.data.store import open_store
 
 
 def left_out(path: Path, write_shard: Callable, tree: Any, txt: str | None) -> list[tuple[str, int, str]]:
-    members = {"jpg": b"a picture"}
+    members = {"jpg": b"an image"}
     if tree is not None:
         members["json"] = json.dumps(tree).encode()
     if txt is not None:

@@ -7,11 +7,11 @@ from git_scale.data.problems import ProblemCounts, describe_share
 
 def test_reasons_are_counted_whatever_numbers_they_name() -> None:
     reasons = ProblemCounts(
-        f"s.tar:{k}: the picture ({100 + k} bytes) cannot be decoded: cut" for k in range(5)
+        f"s.tar:{k}: the image ({100 + k} bytes) cannot be decoded: cut" for k in range(5)
     )
     reasons += ProblemCounts(["t.tar:x: no caption, or only empty ones"])
     assert str(reasons).splitlines() == [
-        "  5 x the picture (N bytes) cannot be decoded: cut (s.tar:0, s.tar:1, s.tar:2)",
+        "  5 x the image (N bytes) cannot be decoded: cut (s.tar:0, s.tar:1, s.tar:2)",
         "  1 x no caption, or only empty ones (t.tar:x)",
     ]
     assert str(pickle.loads(pickle.dumps(reasons))) == str(reasons)

@@ -31,7 +31,7 @@ CSV = "captions.csv"
 
 
 class CsvFolder:
-    """A folder of pictures beside captions.csv (file, caption): what a user's plugin may hold."""
+    """A folder of images beside captions.csv (file, caption): what a user's plugin may hold."""
 
     def problem_of(self, path: Path) -> str:
         return "" if (path / CSV).is_file() else f"no {CSV} inside"
@@ -63,7 +63,7 @@ class CsvStore:
         with naming(self.key(number)):
             path = self._folder / self._rows[number][0]
             if not path.is_file():
-                raise DataError("no such picture")
+                raise DataError("no such image")
             return RawSample(self.key(number), path.read_bytes(), [], self.read_text(number))
 
     def read_text(self, number: int) -> TextRecord:
@@ -78,12 +78,12 @@ def registered() -> Iterator[None]:
 
 
 @pytest.fixture
-def captions(tmp_path: Path, picture: Callable) -> Path:
-    """Four rows, of which the last has no picture."""
+def captions(tmp_path: Path, image: Callable) -> Path:
+    """Four rows, of which the last has no image."""
     (tmp_path / "csv").mkdir()
-    rows = [(f"{number}.jpg", f"picture {number}") for number in range(4)]
+    rows = [(f"{number}.jpg", f"image {number}") for number in range(4)]
     for number in range(3):
-        (tmp_path / "csv" / f"{number}.jpg").write_bytes(picture(number))
+        (tmp_path / "csv" / f"{number}.jpg").write_bytes(image(number))
     (tmp_path / "csv" / CSV).write_text("".join(f"{name},{text}\n" for name, text in rows))
     return tmp_path / "csv"
 
@@ -112,7 +112,7 @@ def test_it_is_prepared_by_parts(captions: Path) -> None:
 
 def test_it_is_trained_on(captions: Path, tmp_path: Path) -> None:
     vocab_file = tmp_path / "vocab.txt"
-    vocab_file.write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "picture", *"0123"]) + "\n")
+    vocab_file.write_text("\n".join(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "image", *"0123"]) + "\n")
     tokenizer = load_tokenizer(vocab_file)
     run = RunConfig.model_validate(
         {
@@ -125,9 +125,9 @@ def test_it_is_trained_on(captions: Path, tmp_path: Path) -> None:
         build_train_loader(run, open_store(captions), build_task("caption", run, tokenizer), 0, 1, 0), 3
     ):
         assert sorted(batch.keys) == [f"{CSV}:{number}.jpg" for number in range(4)]
-        assert batch.problems == [f"{CSV}:3.jpg: no such picture"]
+        assert batch.problems == [f"{CSV}:3.jpg: no such image"]
         learned = set((batch.rows // batch.tokens.shape[-1]).tolist())  # one text per sample
         for b, (key, tokens) in enumerate(zip(batch.keys, batch.tokens, strict=True)):
             if "3.jpg" not in key:
-                assert tokenizer.decode(tokens[0].tolist()) == f"picture {key[-5]}"
+                assert tokenizer.decode(tokens[0].tolist()) == f"image {key[-5]}"
             assert (b in learned) == ("3.jpg" not in key)

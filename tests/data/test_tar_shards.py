@@ -184,22 +184,22 @@ def test_bytes_that_changed_are_noticed_where_the_index_has_digests(folder: Path
     assert shards.read(1).key == "tiny-000000.tar:0-1"
 
 
-def test_without_digests_a_change_inside_a_picture_passes(folder: Path) -> None:
+def test_without_digests_a_change_inside_an_image_passes(folder: Path) -> None:
     """The negative control: what foreign shards are exposed to until their digests are filled in."""
     path = folder / "tiny-000000.tar"
     shards = open_store(folder)
     found = index.load(path)
     assert found is not None
-    assert [bool(row["digest"]) for row in found.table[:2]] == [False, True]  # the picture's, the text's
+    assert [bool(row["digest"]) for row in found.table[:2]] == [False, True]  # the image's, the text's
     assert shards.read(0).image is not None
 
 
 def test_what_is_not_used_is_said_at_the_start(
-    folder: Path, write_shard: Callable, picture: Callable, caplog: pytest.LogCaptureFixture
+    folder: Path, write_shard: Callable, image: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
-    members = {"jpg": picture(0), "txt": b"words"}
+    members = {"jpg": image(0), "txt": b"words"}
     write_shard(
-        folder / "x.tar", [("a", {**members, "cls": b"3"}), ("b", {"txt": b"no picture"}), ("0-0", members)]
+        folder / "x.tar", [("a", {**members, "cls": b"3"}), ("b", {"txt": b"no image"}), ("0-0", members)]
     )
     shutil.copy(folder / "tiny-000002.tar", folder / "y.tar")
     (folder / "old.tar.gz").write_bytes(b"")
@@ -208,7 +208,7 @@ def test_what_is_not_used_is_said_at_the_start(
     said = caplog.text
     assert "23 samples; not used" in said
     assert "name of a sample of another shard: 5 of 23 samples (22 %), e.g. 'x.tar:0-0'" in said
-    assert "no picture of the text's name: 1 of 23 samples (4.3 %), e.g. 'b'" in said
+    assert "no image of the text's name: 1 of 23 samples (4.3 %), e.g. 'b'" in said
     assert "unknown kind .cls: 1 of 46 members (2.2 %), e.g. 'a.cls'" in said
     assert "the same samples lie in tiny-000002.tar and y.tar" in said
     assert "1 other archives are not read (e.g. old.tar.gz)" in said
@@ -221,21 +221,19 @@ def test_a_healthy_folder_is_opened_without_a_warning(folder: Path, caplog: pyte
     assert caplog.records == []
 
 
-def test_no_sample_with_both(tmp_path: Path, write_shard: Callable, picture: Callable) -> None:
-    write_shard(tmp_path / "s.tar", [("a", {"jpg": picture(0)}), ("b", {"txt": b"only words"})])
-    reasons = (
-        "no text of the picture's name: 1 of 2 samples .*, e.g. 'a'; no picture of the text's name: 1 of 2"
-    )
-    with pytest.raises(DataError, match=rf"no sample has both a picture and a text .*{reasons}"):
+def test_no_sample_with_both(tmp_path: Path, write_shard: Callable, image: Callable) -> None:
+    write_shard(tmp_path / "s.tar", [("a", {"jpg": image(0)}), ("b", {"txt": b"only words"})])
+    reasons = "no text of the image's name: 1 of 2 samples .*, e.g. 'a'; no image of the text's name: 1 of 2"
+    with pytest.raises(DataError, match=rf"no sample has both an image and a text .*{reasons}"):
         open_store(tmp_path)
 
 
 @pytest.fixture
-def read_one(tmp_path: Path, write_shard: Callable, picture: Callable) -> Callable:
+def read_one(tmp_path: Path, write_shard: Callable, image: Callable) -> Callable:
     """Reads a sample of the given members beside a healthy one."""
 
     def read(members: dict[str, bytes]) -> object:
-        write_shard(tmp_path / "s.tar", [("good", {"jpg": picture(0), "txt": b"good"}), ("it", members)])
+        write_shard(tmp_path / "s.tar", [("good", {"jpg": image(0), "txt": b"good"}), ("it", members)])
         (tmp_path / "s.tar.index.npy").unlink(missing_ok=True)  # the clock of files may be too coarse here
         return open_store(tmp_path).read(1)
 
@@ -264,7 +262,7 @@ def test_frames_come_in_the_order_of_their_numbers(read_one: Callable, text: Cal
     ("members", "message"),
     [
         ({"jpg": b"x"}, "no text"),
-        ({"txt": b"words"}, "no picture"),
+        ({"txt": b"words"}, "no image"),
         ({"jpg": b"x", "txt": b"caf\xe9 au lait"}, r"not UTF-8 \(byte 3\)"),
         ({"jpg": b"x", "json": b'{"captions": ["caf\xe9"]}'}, "not UTF-8"),
         ({"jpg": b"x", "json": '{"captions": ["a"]}'.encode("utf-16")}, "UTF-16.*save it as UTF-8"),
@@ -316,13 +314,13 @@ def test_more_shards_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("git_scale.data.tar_shards.MAX_OPEN", 3)
     for number in range(8):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
-            for name, data in (("k.jpg", b"picture %d" % number), ("k.txt", b"text")):
+            for name, data in (("k.jpg", b"image %d" % number), ("k.txt", b"text")):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     shards = open_store(tmp_path)
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for number in np.random.default_rng(0).integers(8, size=100):
-        assert shards.read(int(number)).image == b"picture %d" % number
+        assert shards.read(int(number)).image == b"image %d" % number
     # a file and a mapped table each
     assert len(os.listdir("/proc/self/fd")) - before <= 2 * 3  # noqa: PTH208

@@ -70,13 +70,13 @@ def a_video(**options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def number_of(picture: Image.Image) -> int:
-    columns = np.asarray(picture.convert("L")).mean(axis=0)
+def number_of(image: Image.Image) -> int:
+    columns = np.asarray(image.convert("L")).mean(axis=0)
     return int(columns.reshape(-1, STEP).mean(axis=1).argmax())
 
 
 def numbers(source: str | Path | bytes, count: int) -> list[int]:
-    return [number_of(picture) for picture in read_frames(source, count)]
+    return [number_of(image) for image in read_frames(source, count)]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_turned_video_is_turned_upright(rotation: int) -> None:
 def test_few_frames_are_decoded_and_fewer_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data = a_video(times=range(200), gop=10, b_frames=0)
     decoded, kept = [], []
-    decode, to_picture = video._decode, video._to_picture
+    decode, to_image = video._decode, video._to_image
 
     def counting(container: Any) -> Iterator[Any]:
         for frame in decode(container):
@@ -141,7 +141,7 @@ def test_few_frames_are_decoded_and_fewer_kept(monkeypatch: pytest.MonkeyPatch) 
             yield frame
 
     monkeypatch.setattr(video, "_decode", counting)
-    monkeypatch.setattr(video, "_to_picture", lambda frame: kept.append(frame.pts) or to_picture(frame))
+    monkeypatch.setattr(video, "_to_image", lambda frame: kept.append(frame.pts) or to_image(frame))
     assert numbers(data, 4) == [25, 75, 125, 175]
     assert len(kept) == 4
     assert len(decoded) <= 4 * 10, "a key frame comes every ten"
@@ -205,7 +205,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_frames(tmp_path / "none.mp4", 1)
 
 
-def test_large_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = a_video()
     monkeypatch.setattr(images, "MAX_PIXELS", 5000)
     with pytest.raises(DataError, match="256 x 32 pixels"):

@@ -67,8 +67,8 @@ def ragged(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 is_long = number % 4 == 1
                 colour = "black" if is_long else list(COLOURS)[number % 3]
                 text = json.dumps({"captions": [LONG if is_long else SHORT], "image_id": 100 + number})
-                picture = draw_square(colour, "big")
-                tar.write({"__key__": f"{number}", "png": picture, "json": text.encode()})
+                image = draw_square(colour, "big")
+                tar.write({"__key__": f"{number}", "png": image, "json": text.encode()})
     assert run_distributed(train_on_ragged, 1, folder) == [120]
     return folder
 
@@ -98,8 +98,8 @@ def test_one_ranks_texts_are_ten_times_longer(ragged: Path, beams: int, world_si
 
 
 @pytest.mark.distributed
-def test_questions_of_every_picture_once(squares: Path, tmp_path: Path) -> None:
-    """Pictures with one and with two questions, on ranks that get unequal shares."""
+def test_questions_of_every_image_once(squares: Path, tmp_path: Path) -> None:
+    """Images with one and with two questions, on ranks that get unequal shares."""
     folder = write_taught(tmp_path / "taught")
     given = (
         folder,

@@ -1,4 +1,4 @@
-"""Captions of held-out pictures: each sample once, whatever the ranks, and the same from the checkpoint."""
+"""Captions of held-out images: each sample once, whatever the ranks, and the same from the checkpoint."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_sample_is_captioned_once_and_as_from_the_checkpoint(
     assert 0 <= score <= 1 and training_again
     from_checkpoint = captions_from_checkpoint(tmp_path / "run", squares / "heldout")
     assert [text for _, text in predictions] == from_checkpoint
-    assert len(set(from_checkpoint)) > 1, "a model that says one thing of every picture proves nothing"
+    assert len(set(from_checkpoint)) > 1, "a model that says one thing of every image proves nothing"
 
 
 @pytest.mark.distributed
@@ -114,7 +114,7 @@ def test_an_evaluation_of_mostly_unusable_samples_is_no_score(
     tokenizer = load_tokenizer(run.data.tokenizer)
     task = build_task(run.data.task, run, tokenizer)
     evaluator = Evaluator(run, open_store(squares / "heldout"), task, Topology())
-    problems = [f"shard.tar:{number}: the picture (9 bytes) cannot be decoded" for number in range(bad)]
+    problems = [f"shard.tar:{number}: the image (9 bytes) cannot be decoded" for number in range(bad)]
     said = rf"{bad} of 7 .*held-out samples cannot be used"
     if is_refused:
         with pytest.raises(DataError, match=rf"(?s){said}.*Mend data\.heldout, or set data\.max_bad_share=1"):

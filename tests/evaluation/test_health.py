@@ -30,7 +30,7 @@ def test_a_healthy_run_says_nothing() -> None:
         (
             {"eval/image_gain": 0.049},
             {"eval/image_gain": 0.05},
-            "the pictures are not used: .* saves 0.049 nats",
+            "the images are not used: .* saves 0.049 nats",
         ),
         ({"eval/image_gain": -0.0001}, {"eval/image_gain": 0.051}, "saves 0.000 nats"),
         ({"eval/distinct": 0.079}, {"eval/distinct": 0.081}, "7.9% .* distinct, 80.0% of the references"),
@@ -55,7 +55,7 @@ def test_the_rise_is_counted_from_the_lowest_loss_so_far() -> None:
 
 
 def write_scenes(folder: Path, count: int, shift: int) -> None:
-    """Squares with one caption each; with a `shift` not their own, but that of a later picture."""
+    """Squares with one caption each; with a `shift` not their own, but that of a later image."""
     kinds = [(colour, side) for colour in COLOURS for side in SIDES]
     folder.mkdir(parents=True)
     with webdataset.TarWriter(str(folder / "s-000000.tar"), encoder=False) as tar:
@@ -96,9 +96,9 @@ def fit(
     ("shift", "rate", "constant", "says"),
     [
         (0, 3e-3, False, ()),
-        (0, 0.3, False, ("the pictures are not used", "nearly the same text")),
-        (1, 3e-3, False, ("the pictures are not used",)),
-        (0, 3e-3, True, ("the pictures are not used", "nearly the same text")),
+        (0, 0.3, False, ("the images are not used", "nearly the same text")),
+        (1, 3e-3, False, ("the images are not used",)),
+        (0, 3e-3, True, ("the images are not used", "nearly the same text")),
     ],
     ids=["healthy", "rates_100_times_too_high", "captions_of_other_pictures", "an_encoder_that_says_nothing"],
 )

@@ -1,4 +1,4 @@
-"""The held-out loss: that of every right text, whatever the ranks, and what a picture saves of it."""
+"""The held-out loss: that of every right text, whatever the ranks, and what an image saves of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measured(
 
 
 def by_hand(folder: Path, data: Path) -> tuple[float, float]:
-    """Loss and gain through the package's `score`, picture by picture."""
+    """Loss and gain through the package's `score`, image by image."""
     model, shards = git_scale.load(folder, device="cpu"), open_store(data)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     pictures = [decode(shards.read(number).image or b"") for number in range(len(shards))]
@@ -44,11 +44,11 @@ def by_hand(folder: Path, data: Path) -> tuple[float, float]:
 
 @pytest.mark.distributed
 def test_loss_and_gain_are_those_of_the_scores_on_any_ranks(squares: Path, tmp_path: Path) -> None:
-    """7 pictures, in batches of 2 and 3: ranks with another number of pictures than others, and empty slots."""
+    """7 images, in batches of 2 and 3: ranks with another number of images than others, and empty slots."""
     folder, data = write_taught(tmp_path / "taught"), squares / "heldout"
     loss, gain = by_hand(folder, data)
-    assert gain > 0.2, "a model that does not look at its pictures proves nothing"
-    # texts are generated for 3 pictures, and the loss is still that of all
+    assert gain > 0.2, "a model that does not look at its images proves nothing"
+    # texts are generated for 3 images, and the loss is still that of all
     for world_size, stage, tp, batch in ((1, 0, 1, 3), (2, 3, 1, 2), (2, 0, 2, 2)):
         overrides = [f"train.micro_batch={batch}", "eval.images=3", f"parallel.tp={tp}"]
         answers = run_distributed(measured, world_size, folder, data, stage, overrides, tp=tp)

@@ -42,18 +42,18 @@ def test_equal_is_green_and_different_is_red(generated: str, green: bool) -> Non
     assert (count_colour(sheet, sheets.RED) > 0) == (not green)
 
 
-def test_tiny_pictures_keep_their_pixels_and_large_ones_their_shape() -> None:
+def test_tiny_images_keep_their_pixels_and_large_ones_their_shape() -> None:
     checker = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
     left, top = sheets.GAP + sheets.CELL_PADDING, sheets.HEADER_HEIGHT + sheets.GAP + sheets.CELL_PADDING
     sheet = np.array(draw_captions([SheetCell(checker, "a", "a")]))
-    picture = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE]
-    centres = picture[14::28, 14::28, 0]
+    image = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE]
+    centres = image[14::28, 14::28, 0]
     assert np.array_equal(centres, checker)
-    assert set(np.unique(picture[2:-2, 2:-2])) == {0, 255}
+    assert set(np.unique(image[2:-2, 2:-2])) == {0, 255}
     wide = Image.new("L", (400, 100), 7)
     sheet = np.array(draw_captions([SheetCell(wide, "a", "a")]))
-    picture = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE, 0]
-    assert (picture == 7).any(axis=1).sum() == pytest.approx(sheets.SIDE / 4, abs=2)
+    image = sheet[top : top + sheets.SIDE, left : left + sheets.SIDE, 0]
+    assert (image == 7).any(axis=1).sum() == pytest.approx(sheets.SIDE / 4, abs=2)
 
 
 def test_long_texts_stay_within_their_cell() -> None:

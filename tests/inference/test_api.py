@@ -72,7 +72,7 @@ def test_captions_are_those_it_has_learned(model: ImageToText, squares: list[Ima
     assert model.caption([]) == []
 
 
-def test_one_picture_of_every_kind(model: ImageToText, tmp_path: Path) -> None:
+def test_one_image_of_every_kind(model: ImageToText, tmp_path: Path) -> None:
     data = draw_square("green", "small")
     path = tmp_path / "green.png"
     path.write_bytes(data)
@@ -87,19 +87,19 @@ def test_one_picture_of_every_kind(model: ImageToText, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (7, "a int is no picture"),
-        (None, "a NoneType is no picture"),
-        (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\] is no picture: uint8 \[H, W, 3\] is"),
+        (7, "a int is no image"),
+        (None, "a NoneType is no image"),
+        (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\] is no image: uint8 \[H, W, 3\] is"),
         (np.zeros((8, 8), np.uint8), r"an array of uint8 \[8, 8\]"),
         (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor of torch.uint8 \[8, 8, 3\].*\[3, H, W\]"),
         (torch.zeros(3, 8, 8), r"a tensor of torch.float32"),
         (b"rubbish", "cannot be decoded"),
         ("none.png", "none.png: No such file"),
-        ([Image.new("RGB", (8, 8))], "takes one picture at a time"),
-        ("clip.mp4", "takes one picture at a time"),
+        ([Image.new("RGB", (8, 8))], "takes one image at a time"),
+        ("clip.mp4", "takes one image at a time"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_its_number(model: ImageToText, wrong: object, message: str) -> None:
+def test_what_is_no_image_is_refused_by_its_number(model: ImageToText, wrong: object, message: str) -> None:
     with pytest.raises(DataError, match=f"^image 1: .*{message}"):
         model.caption([picture("red", "big"), wrong])  # type: ignore[list-item]
 
@@ -240,7 +240,7 @@ def test_scores_are_sums_of_log_probabilities(model: ImageToText) -> None:
     assert answer > found[0][1] + 1, "as an answer it is likely, as a caption it is not"
 
 
-def test_many_texts_about_one_picture(model: ImageToText) -> None:
+def test_many_texts_about_one_image(model: ImageToText) -> None:
     texts = [CAPTIONS[number % 12] for number in range(150)]  # three passes of at most 64
     (found,) = model.score(picture("red", "big"), [texts])
     assert len(found) == 150
@@ -292,7 +292,7 @@ def test_a_clip_gives_equally_spaced_frames(video_model: ImageToText) -> None:
         video_model.prepare([frames[0], Image.new("RGB", (8, 8))])
 
 
-def test_clips_videos_and_pictures_beside_each_other(video_model: ImageToText, tmp_path: Path) -> None:
+def test_clips_videos_and_images_beside_each_other(video_model: ImageToText, tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     path = tmp_path / "red.mp4"
     red, blue = picture("red", "big"), picture("blue", "tiny")
@@ -305,10 +305,10 @@ def test_clips_videos_and_pictures_beside_each_other(video_model: ImageToText, t
         container.mux(stream.encode(None))
     together = video_model.caption([path, [blue] * 4, blue, [red, red]])
     assert together[0] == together[3] == "a big red square" and together[1] == "a tiny blue square"
-    assert together[2] == video_model.caption(blue)[0], "a picture is one frame"
+    assert together[2] == video_model.caption(blue)[0], "an image is one frame"
 
 
-def test_pictures_of_many_shapes_keep_their_order(model: ImageToText) -> None:
+def test_images_of_many_shapes_keep_their_order(model: ImageToText) -> None:
     fitting = adapted(model, resize="fit", max_side=48)
     sides = [(32, 32), (48, 32), (64, 64), (32, 48), (96, 64), (33, 32)]
     pictures = [Image.new("RGB", size, (10 * number, 9, 9)) for number, size in enumerate(sides)]

@@ -84,12 +84,12 @@ def recomputed(model: GitModel, image: Tensor) -> LogProbabilities:
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0, 2.5, -0.7])
 @pytest.mark.parametrize("shortest", [0, 2])
 def test_beams_as_wide_as_the_space_find_what_enumeration_finds(
-    make_oracle: Any, number_pictures: Any, penalty: float, shortest: int
+    make_oracle: Any, number_images: Any, penalty: float, shortest: int
 ) -> None:
     oracle = make_oracle(VOCAB, seed=1, spread=2.0)
     prefixes = [[[BEGIN], [BEGIN, 4, 4]], [[BEGIN, 0], [BEGIN, 1]]]
     decoding = Decoding(LONGEST, shortest, beams=256, length_penalty=penalty, n_best=3)
-    found = generate(oracle, number_pictures(2), prefixes, END, decoding)
+    found = generate(oracle, number_images(2), prefixes, END, decoding)
     for picture, k in itertools.product(range(2), range(2)):
         prefix = prefixes[picture][k]
         expected = enumerate_texts(table(oracle, picture), prefix, every_text(shortest), penalty)
@@ -98,13 +98,13 @@ def test_beams_as_wide_as_the_space_find_what_enumeration_finds(
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 3.0])
 def test_with_a_trie_they_find_the_best_of_its_texts(
-    make_oracle: Any, number_pictures: Any, penalty: float
+    make_oracle: Any, number_images: Any, penalty: float
 ) -> None:
     names = [[0], [0, 1], [0, 1, 1], [1], [4, 4, 4], [4, 4, 3], [3, 0], [3, 4]]
     oracle = make_oracle(VOCAB, seed=2)
     found = generate(
         oracle,
-        number_pictures(6),
+        number_images(6),
         [[[BEGIN]]] * 6,
         END,
         Decoding(LONGEST, beams=8, length_penalty=penalty, n_best=8),
@@ -116,12 +116,12 @@ def test_with_a_trie_they_find_the_best_of_its_texts(
 
 
 def test_a_narrow_beam_in_a_trie_still_says_names_and_as_many_as_asked_for(
-    make_oracle: Any, number_pictures: Any
+    make_oracle: Any, number_images: Any
 ) -> None:
     names = [list(name) for name in itertools.product([0, 1, 3, 4], repeat=3)][::3]
     oracle = make_oracle(VOCAB, spread=4.0)
     found = generate(
-        oracle, number_pictures(5), [[[BEGIN]]] * 5, END, Decoding(4, beams=2, n_best=2), Trie(names, END)
+        oracle, number_images(5), [[[BEGIN]]] * 5, END, Decoding(4, beams=2, n_best=2), Trie(names, END)
     )
     said = [[text.tokens for text in row[0]] for row in found]
     assert all(len(texts) == 2 and texts[0] != texts[1] for texts in said)
@@ -135,7 +135,7 @@ def test_a_narrow_beam_in_a_trie_still_says_names_and_as_many_as_asked_for(
 def test_cache_batch_and_early_stop_change_nothing(
     tiny_model: BuildModel, beams: int, n_best: int, penalty: float, seed: int, end: int
 ) -> None:
-    """Ragged prefixes, three frames, three prefixes per picture; against whole passes over one text each."""
+    """Ragged prefixes, three frames, three prefixes per image; against whole passes over one text each."""
     model = tiny_model(3, seed=seed, tied=False).eval()
     torch.manual_seed(0)
     images = torch.randn(2, 3, 3, 16, 16, dtype=torch.float64)
@@ -152,17 +152,17 @@ def test_cache_batch_and_early_stop_change_nothing(
     for one, many in zip(itertools.chain(*alone), itertools.chain(*found), strict=True):
         assert_same(one, [(text.tokens, text.score) for text in many])
     texts = [tuple(text.tokens) for row in found for best in row for text in best]
-    assert len(set(texts)) >= len(texts) // 2  # neither picture nor prefix goes unheard
+    assert len(set(texts)) >= len(texts) // 2  # neither image nor prefix goes unheard
     assert len({len(text) for text in texts}) >= 3
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_narrow_beams_walk_as_the_textbooks(make_oracle: Any, number_pictures: Any, seed: int) -> None:
+def test_narrow_beams_walk_as_the_textbooks(make_oracle: Any, number_images: Any, seed: int) -> None:
     oracle = make_oracle(9, seed=seed, spread=1.5)
     decoding = Decoding(
         max_new_tokens=6, min_new_tokens=seed % 3, beams=2 + seed % 4, n_best=2, length_penalty=0.4 * seed - 2
     )
-    found = generate(oracle, number_pictures(3), [[[BEGIN]]] * 3, END, decoding)
+    found = generate(oracle, number_images(3), [[[BEGIN]]] * 3, END, decoding)
     for picture in range(3):
         assert_same(found[picture][0], search_slowly(table(oracle, picture), [BEGIN], decoding, END)[:2])
 
@@ -223,7 +223,7 @@ def test_it_does_not_stop_at_a_first_text_that_a_longer_one_beats(penalty: float
     assert found[0][0][0].tokens == [4, 4]
 
 
-def test_a_done_picture_stays_as_it_is_while_others_go_on() -> None:
+def test_a_done_image_stays_as_it_is_while_others_go_on() -> None:
     model = Certain([1, 6])
     found = generate(model, torch.zeros(2, 1, 3, 8, 8), [[[BEGIN]]] * 2, END, Decoding(40, beams=3))
     assert [row[0][0].tokens for row in found] == [[4], [4] * 6]

@@ -24,7 +24,7 @@ WAYS = {
 
 
 def generate_slowly(model: GitModel, image_FCHW: Tensor, prefix: list[int], end: int, most: int) -> list[int]:
-    """One picture, no cache, no batch."""
+    """One image, no cache, no batch."""
     tokens: list[int] = []
     for _ in range(most):
         text = torch.tensor([[prefix + tokens]])
@@ -40,7 +40,7 @@ def first_texts(found: list[list[Any]]) -> list[list[list[int]]]:
 
 
 class Script:
-    """A model that says given texts, one row per picture, and counts its calls."""
+    """A model that says given texts, one row per image, and counts its calls."""
 
     vocab_size, max_positions = 10, 64
 
@@ -91,12 +91,12 @@ def test_cache_batch_and_neighbours_change_nothing(
         for image, row in zip(images, prefixes, strict=True)
     ]
     texts = [tuple(text) for row in found for text in row]
-    assert len(set(texts)) > 4  # pictures and prefixes matter,
+    assert len(set(texts)) > 4  # images and prefixes matter,
     assert len({len(text) for text in texts}) > 2  # and some texts end before others
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_picture_is_encoded_once_for_all_its_texts(tiny_model: BuildModel, way: str) -> None:
+def test_an_image_is_encoded_once_for_all_its_texts(tiny_model: BuildModel, way: str) -> None:
     model = tiny_model(2).eval()
     seen: list[tuple[int, ...]] = []
     model.encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
@@ -122,10 +122,10 @@ def test_no_gradient_is_kept(tiny_model: BuildModel, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_results_lie_by_picture_prefix_and_rank(make_oracle: Any, number_pictures: Any, way: str) -> None:
+def test_results_lie_by_image_prefix_and_rank(make_oracle: Any, number_images: Any, way: str) -> None:
     decoding = WAYS[way]
     prefixes = [[[BEGIN], [BEGIN, 4, 5]]] * 3
-    found = generate(make_oracle(7), number_pictures(3), prefixes, END, decoding)
+    found = generate(make_oracle(7), number_images(3), prefixes, END, decoding)
     assert [[len(texts) for texts in row] for row in found] == [[decoding.n_best] * 2] * 3
     for row in found:
         for texts in row:
@@ -134,11 +134,11 @@ def test_results_lie_by_picture_prefix_and_rank(make_oracle: Any, number_picture
 
 
 def test_greedy_scores_are_sums_of_log_probabilities_over_the_length(
-    make_oracle: Any, number_pictures: Any
+    make_oracle: Any, number_images: Any
 ) -> None:
     oracle = make_oracle(6, seed=3)
     prefix = [BEGIN, 4, 5]
-    found = generate(oracle, number_pictures(8), [[prefix]] * 8, END, Decoding(4, length_penalty=1.3))
+    found = generate(oracle, number_images(8), [[prefix]] * 8, END, Decoding(4, length_penalty=1.3))
     for picture, ((text,),) in enumerate(found):
         said = text.tokens if len(text.tokens) == 4 else [*text.tokens, END]
         logs = [
@@ -186,10 +186,10 @@ def test_the_end_is_asked_for_after_each_token_and_may_be_put_off() -> None:
 
 @pytest.mark.parametrize("decoding", [Decoding(5, 3), Decoding(5, 3, beams=4), Decoding(3, 3, beams=2)])
 def test_the_end_token_waits_for_the_shortest_length(
-    make_oracle: Any, number_pictures: Any, decoding: Decoding
+    make_oracle: Any, number_images: Any, decoding: Decoding
 ) -> None:
     def lengths(way: Decoding) -> list[int]:
-        found = generate(make_oracle(4), number_pictures(30), [[[BEGIN]]] * 30, END, way)
+        found = generate(make_oracle(4), number_images(30), [[[BEGIN]]] * 30, END, way)
         return [len(texts[0]) for texts in first_texts(found)]
 
     assert min(lengths(decoding)) == 3
@@ -198,9 +198,9 @@ def test_the_end_token_waits_for_the_shortest_length(
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_with_a_trie_only_its_texts_are_said(make_oracle: Any, number_pictures: Any, beams: int) -> None:
+def test_with_a_trie_only_its_texts_are_said(make_oracle: Any, number_images: Any, beams: int) -> None:
     names = [[0], [0, 3], [4, 4], [5, 6, 7]]
-    images, prefixes = number_pictures(12), [[[BEGIN]]] * 12
+    images, prefixes = number_images(12), [[[BEGIN]]] * 12
     decoding = Decoding(4, beams=beams)
     found = first_texts(generate(make_oracle(8), images, prefixes, END, decoding, Trie(names, END)))
     assert all(text in names for (text,) in found)
@@ -212,12 +212,10 @@ def test_with_a_trie_only_its_texts_are_said(make_oracle: Any, number_pictures: 
 @pytest.mark.parametrize(
     "decoding", [Decoding(4), Decoding(4, beams=3), Decoding(4, n_best=3, temperature=1.0)]
 )
-def test_each_prefix_has_choices_of_its_own(
-    make_oracle: Any, number_pictures: Any, decoding: Decoding
-) -> None:
+def test_each_prefix_has_choices_of_its_own(make_oracle: Any, number_images: Any, decoding: Decoding) -> None:
     """As with a trie for each set alone, and without any."""
     sets = [[[0], [0, 3], [4, 4]], [[5], [6], [7, 5]]]
-    images, prefixes, count = number_pictures(12), [[[BEGIN]] * 3] * 12, decoding.n_best
+    images, prefixes, count = number_images(12), [[[BEGIN]] * 3] * 12, decoding.n_best
     trie = Trie(sets[0], END, sets[1:])
     roots = [[trie.roots[0], trie.roots[1], FREE], [FREE, trie.roots[1], trie.roots[0]]] * 6
     found = generate(make_oracle(8), images, prefixes, END, decoding, trie, roots=roots)

@@ -41,7 +41,7 @@ def test_equal_to_one_text_and_one_token_at_a_time(
     for image, row, values in zip(images.split(1), texts, found, strict=True):
         assert values == pytest.approx([one_by_one(model, image, text) for text in row], abs=1e-4)
     swapped = log_likelihoods(model, images.flip(0), texts, END)
-    assert swapped[0] != pytest.approx(found[0], abs=1e-2), "the picture counts"
+    assert swapped[0] != pytest.approx(found[0], abs=1e-2), "the image counts"
 
 
 def test_a_text_may_fill_the_table_of_positions(tiny_model: Callable, draw_inputs: Callable) -> None:

@@ -46,17 +46,17 @@ def softmax_of(oracle: Any, temperature: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_tokens_come_as_often_as_the_softmax_says(
-    make_oracle: Any, number_pictures: Any, temperature: float
+    make_oracle: Any, number_images: Any, temperature: float
 ) -> None:
     oracle = make_oracle(VOCAB)
-    ((texts,),) = draw(oracle, number_pictures(1), n_best=DRAWS, max_new_tokens=1, temperature=temperature)
+    ((texts,),) = draw(oracle, number_images(1), n_best=DRAWS, max_new_tokens=1, temperature=temperature)
     assert_drawn_from(first_tokens(texts), softmax_of(oracle, temperature))
     with pytest.raises(AssertionError):
         assert_drawn_from(first_tokens(texts), softmax_of(oracle, temperature * 1.5))
 
 
 def test_top_k_and_top_p_leave_the_likeliest_in_their_proportions(
-    make_oracle: Any, number_pictures: Any
+    make_oracle: Any, number_images: Any
 ) -> None:
     oracle = make_oracle(VOCAB)
     plain = softmax_of(oracle, 1.0)
@@ -71,16 +71,16 @@ def test_top_k_and_top_p_leave_the_likeliest_in_their_proportions(
         ({"top_k": 4, "top_p": 0.999 * float(values[:3].sum() / values[:4].sum())}, 3),
     ):
         ((texts,),) = draw(
-            oracle, number_pictures(1), n_best=DRAWS, max_new_tokens=1, temperature=1.0, **options
+            oracle, number_images(1), n_best=DRAWS, max_new_tokens=1, temperature=1.0, **options
         )
         expected = torch.zeros_like(plain).scatter(0, order[:kept], values[:kept] / values[:kept].sum())
         assert_drawn_from(first_tokens(texts), expected)
 
 
-def test_texts_come_as_often_as_their_probability_says(make_oracle: Any, number_pictures: Any) -> None:
+def test_texts_come_as_often_as_their_probability_says(make_oracle: Any, number_images: Any) -> None:
     """Over two tokens: the second is drawn given the first."""
     oracle = make_oracle(4)
-    ((texts,),) = draw(oracle, number_pictures(1), n_best=DRAWS, max_new_tokens=2, temperature=1.0)
+    ((texts,),) = draw(oracle, number_images(1), n_best=DRAWS, max_new_tokens=2, temperature=1.0)
     counts = Counter(tuple(text.tokens) for text in texts)
     first = oracle.logits(0, (BEGIN,)).softmax(-1)
     for a in (0, 1, 3):
@@ -90,24 +90,24 @@ def test_texts_come_as_often_as_their_probability_says(make_oracle: Any, number_
             assert abs(counts[text] - p * DRAWS) <= 4.5 * math.sqrt(p * (1 - p) * DRAWS)
 
 
-def test_the_score_is_the_models_own_and_ranks(make_oracle: Any, number_pictures: Any) -> None:
+def test_the_score_is_the_models_own_and_ranks(make_oracle: Any, number_images: Any) -> None:
     oracle = make_oracle(VOCAB, seed=4)
-    found = draw(oracle, number_pictures(2), n_best=5, max_new_tokens=4, temperature=2.0, top_k=3)
-    for picture in range(2):
-        for text in found[picture][0]:
+    found = draw(oracle, number_images(2), n_best=5, max_new_tokens=4, temperature=2.0, top_k=3)
+    for image in range(2):
+        for text in found[image][0]:
             said = text.tokens if len(text.tokens) == 4 else [*text.tokens, END]
             logs = [
-                oracle.logits(picture, (BEGIN, *said[:at])).log_softmax(-1)[token].item()
+                oracle.logits(image, (BEGIN, *said[:at])).log_softmax(-1)[token].item()
                 for at, token in enumerate(said)
             ]
             assert text.score == pytest.approx(sum(logs) / ((6 + len(text.tokens)) / 6) ** 0.6)
-        scores = [text.score for text in found[picture][0]]
+        scores = [text.score for text in found[image][0]]
         assert scores == sorted(scores, reverse=True)
         assert len(set(scores)) > 1
 
 
-def test_the_same_seed_draws_the_same_texts(make_oracle: Any, number_pictures: Any) -> None:
-    oracle, pictures = make_oracle(VOCAB), number_pictures(3)
+def test_the_same_seed_draws_the_same_texts(make_oracle: Any, number_images: Any) -> None:
+    oracle, pictures = make_oracle(VOCAB), number_images(3)
     options = {"n_best": 4, "max_new_tokens": 6, "temperature": 1.0}
     torch.manual_seed(1)
     first = draw(oracle, pictures, 11, **options)
@@ -117,19 +117,17 @@ def test_the_same_seed_draws_the_same_texts(make_oracle: Any, number_pictures: A
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-30}])
-def test_without_a_choice_it_is_greedy(
-    make_oracle: Any, number_pictures: Any, options: dict[str, Any]
-) -> None:
-    oracle, pictures = make_oracle(VOCAB), number_pictures(8)
+def test_without_a_choice_it_is_greedy(make_oracle: Any, number_images: Any, options: dict[str, Any]) -> None:
+    oracle, pictures = make_oracle(VOCAB), number_images(8)
     drawn = draw(oracle, pictures, max_new_tokens=6, **{"temperature": 5.0, **options})
     assert drawn == generate(oracle, pictures, [[[BEGIN]]] * 8, END, Decoding(6))
 
 
-def test_samples_share_the_picture_and_stay_in_the_trie(make_oracle: Any, number_pictures: Any) -> None:
+def test_samples_share_the_image_and_stay_in_the_trie(make_oracle: Any, number_images: Any) -> None:
     names = [[0], [0, 1], [4, 4], [5, 6, 7]]
     oracle = make_oracle(VOCAB)
     found = draw(
-        oracle, number_pictures(2), trie=Trie(names, END), n_best=50, max_new_tokens=9, temperature=4.0
+        oracle, number_images(2), trie=Trie(names, END), n_best=50, max_new_tokens=9, temperature=4.0
     )
     assert oracle.saw_images == [True, *[False] * 3]
     said = [text.tokens for row in found for text in row[0]]
@@ -137,10 +135,10 @@ def test_samples_share_the_picture_and_stay_in_the_trie(make_oracle: Any, number
     assert len({tuple(text) for text in said}) == len(names)
 
 
-def test_the_end_token_waits_for_the_shortest_length(make_oracle: Any, number_pictures: Any) -> None:
+def test_the_end_token_waits_for_the_shortest_length(make_oracle: Any, number_images: Any) -> None:
     oracle = make_oracle(4)
     options = {"n_best": 60, "max_new_tokens": 6, "temperature": 3.0}
-    ((texts,),) = draw(oracle, number_pictures(1), min_new_tokens=3, **options)
+    ((texts,),) = draw(oracle, number_images(1), min_new_tokens=3, **options)
     assert {len(text.tokens) for text in texts} == {3, 4, 5, 6}
-    ((texts,),) = draw(oracle, number_pictures(1), **options)
+    ((texts,),) = draw(oracle, number_images(1), **options)
     assert min(len(text.tokens) for text in texts) < 3

@@ -17,7 +17,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 PREFIXES = [[[1], [1, 7, 8, 9], [1, 3]], [[1, 11, 12], [1], [1, 5, 5, 5]]]
 
 
-def draw_pictures(frames: int = 1) -> Tensor:
+def draw_images(frames: int = 1) -> Tensor:
     torch.manual_seed(0)
     return torch.randn(2, frames, 3, 16, 16, dtype=torch.float64)
 
@@ -30,7 +30,7 @@ def whole_pass(model: GitModel, image: Tensor, text: list[int]) -> Tensor:
 @torch.no_grad()
 def test_each_row_sees_its_ancestors_and_nothing_else(tiny_model: BuildModel, frames: int) -> None:
     model = tiny_model(frames).eval()
-    images = draw_pictures(frames)
+    images = draw_images(frames)
     stream = TextStream(model, images, PREFIXES)
     texts = [[list(prefix)] for row in PREFIXES for prefix in row]  # [G][W]
     logs = stream.begin()
@@ -55,7 +55,7 @@ def test_a_row_that_sees_its_neighbour_or_stands_elsewhere_says_something_else(
 ) -> None:
     """The test above could not hold if masks and positions were without effect."""
     model = tiny_model().eval()
-    images = draw_pictures()
+    images = draw_images()
     tokens, rows = torch.tensor([[[3, 4]], [[5, 6]]]), torch.arange(4)
 
     def second_step(visible_of_row: list[list[int]], position: int) -> Tensor:
@@ -81,7 +81,7 @@ def test_keys_and_values_of_the_image_are_held_once_and_of_a_row_once(tiny_model
     model = tiny_model().eval()
     caches = []
     model.new_cache = lambda: caches.append(model.decoder.new_cache()) or caches[0]
-    stream = TextStream(model, draw_pictures(), PREFIXES)
+    stream = TextStream(model, draw_images(), PREFIXES)
     stream.begin()
     for layer in caches[0]:
         assert layer.image[0].shape == layer.image[1].shape == (2, 4, 5, 8)  # neither by prefix nor by beam
@@ -103,7 +103,7 @@ def test_sums_are_made_in_single_precision_at_least(tiny_model: BuildModel) -> N
         (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ):
-        stream = TextStream(tiny_model().to(dtype).eval(), draw_pictures().to(dtype), PREFIXES)
+        stream = TextStream(tiny_model().to(dtype).eval(), draw_images().to(dtype), PREFIXES)
         assert stream.begin().dtype == expected
 
 
@@ -116,7 +116,7 @@ def test_a_cache_goes_on_with_a_placement_only_and_begins_with_the_image_only(ti
     with pytest.raises(ValueError, match="a cache is needed"):
         model(None, tokens, rows)
     cache = model.new_cache()
-    model(draw_pictures(), tokens, rows, cache)
+    model(draw_images(), tokens, rows, cache)
     with pytest.raises(ValueError, match="need a placement"):
         model(None, tokens, rows, cache)
 

@@ -43,7 +43,7 @@ def test_perfect_captions() -> None:
     assert caption_metrics(texts, [[text] for text in texts])["cider"] == pytest.approx(10)
 
 
-def test_captions_of_the_wrong_pictures_score_low() -> None:
+def test_captions_of_the_wrong_images_score_low() -> None:
     texts = ["a brown dog runs on sand", "two men play chess"]
     scores = caption_metrics(texts[::-1], [[text] for text in texts])
     assert scores["cider"] == 0 and scores["rouge_l"] == 0 and scores["bleu_1"] < 1e-12

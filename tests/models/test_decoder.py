@@ -69,7 +69,7 @@ def normalised(rows: Tensor, norm: nn.LayerNorm, eps: float) -> Tensor:
 def reference_logits(
     model: GitModel, images: Tensor, tokens_BT: Tensor, make_mask: Callable[[int, int], Tensor] = seq2seq_mask
 ) -> Tensor:
-    """[B, T, V]; one text per picture."""
+    """[B, T, V]; one text per image."""
     frames = [model.encoder(images[:, frame]) for frame in range(images.shape[1])]
     if model.temporal is not None:
         frames = [features + model.temporal.frames[number] for number, features in enumerate(frames)]

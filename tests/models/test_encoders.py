@@ -36,7 +36,7 @@ def build(name: str, image_size: int = 32, **options: Any) -> ImageEncoder:
         ("davit_tiny", DAVIT, 32, 16, 32),  # stem 4, one halving
     ],
 )
-def test_pictures_become_tokens(name: str, options: dict, side: int, tokens: int, width: int) -> None:
+def test_images_become_tokens(name: str, options: dict, side: int, tokens: int, width: int) -> None:
     encoder = build(name, side, **options)
     features = encoder(torch.randn(2, 3, side, side))
     assert features.shape == (2, tokens, width)
@@ -84,7 +84,7 @@ def test_a_vit_keeps_all_tokens_after_its_last_norm() -> None:
         ({**VIT, "img_size": 64}, "options.img_size: set model.encoder.image_size"),
         ({**VIT, "pretrained": True}, "options.pretrained: first weights come from model.encoder.start"),
         ({**VIT, "checkpoint_path": "x.pt"}, "options.checkpoint_path: first weights come from"),
-        ({**VIT, "in_chans": 1}, "options.in_chans: pictures have three channels"),
+        ({**VIT, "in_chans": 1}, "options.in_chans: images have three channels"),
     ],
 )
 def test_an_option_that_the_encoder_does_not_know_is_refused(options: dict, words: str) -> None:
@@ -130,7 +130,7 @@ def test_positions_of_a_ramp_stay_a_ramp() -> None:
     assert encoders.resize_positions(table, (8, 8), (8, 8), 1) is table
 
 
-def test_smaller_pictures_meet_positions_without_a_filter() -> None:
+def test_smaller_images_meet_positions_without_a_filter() -> None:
     """As GIT's own code; timm itself would filter the table."""
     from timm.layers import resample_abs_pos_embed
 
@@ -168,7 +168,7 @@ def test_the_vit_itself_uses_them(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"), [("convnext_atto", CONVNEXT), ("davit_tiny", DAVIT)], ids=["convnext", "davit"]
 )
-def test_a_grid_grows_with_the_picture(name: str, options: dict) -> None:
+def test_a_grid_grows_with_the_image(name: str, options: dict) -> None:
     encoder = build(name, 64, **options)
     small, large = (encoder(torch.randn(1, 3, side, side)).shape[1] for side in (64, 128))
     assert large == 4 * small

@@ -184,7 +184,7 @@ def test_frames_are_told_apart_by_their_embedding_only(
     assert not torch.allclose(other[1], frames[1])
 
 
-def test_the_temporal_embedding_starts_at_zero_and_pictures_have_none() -> None:
+def test_the_temporal_embedding_starts_at_zero_and_images_have_none() -> None:
     demo = load_run("demo", ["model.frames=6"]).model
     model = build_model(demo)
     assert model.temporal.frames.shape == (6, model.encoder.width)

@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from git_scale import files
 from git_scale.monitoring.writers import (
     ConsoleWriter,
+    ImageFolder,
     JsonlWriter,
     NullWriter,
-    PictureFolder,
     TensorBoardWriter,
     WriterGroup,
     build_writers,
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_tensorboard_scalars_pictures_and_texts(tmp_path: Path) -> None:
+def test_tensorboard_scalars_images_and_texts(tmp_path: Path) -> None:
     writer = TensorBoardWriter(tmp_path, purge_step=1)
     writer.scalars(3, {"train/loss": 2.5, "speed/mfu": 0.25})
     writer.pictures(3, "eval/captions", Image.new("RGB", (6, 4), (255, 0, 0)))
@@ -49,8 +49,8 @@ def test_tensorboard_scalars_pictures_and_texts(tmp_path: Path) -> None:
     events = read_events(tmp_path)
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(3, 2.5)]
     assert [(event.step, event.value) for event in events.Scalars("speed/mfu")] == [(3, 0.25)]
-    (picture,) = events.Images("eval/captions")
-    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
+    (image,) = events.Images("eval/captions")
+    assert (image.step, image.width, image.height) == (3, 6, 4)
     (text,) = events.Tensors("eval/caption/text_summary")
     assert text.tensor_proto.string_val[0] == b"two dogs"
 
@@ -217,12 +217,12 @@ def test_console_tells_progress_from_other_values() -> None:
         writer.scalars(5, {"train/loss": 1.0})
 
 
-def test_picture_folder_keeps_pixels(tmp_path: Path) -> None:
+def test_image_folder_keeps_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    PictureFolder(tmp_path / "pictures").pictures(100, "eval/captions", Image.fromarray(pixels))
+    ImageFolder(tmp_path / "pictures").pictures(100, "eval/captions", Image.fromarray(pixels))
     assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["step_00000100.png"]
-    with Image.open(tmp_path / "pictures" / "step_00000100.png") as picture:
-        assert np.array_equal(np.array(picture), pixels)
+    with Image.open(tmp_path / "pictures" / "step_00000100.png") as image:
+        assert np.array_equal(np.array(image), pixels)
 
 
 def test_a_group_closes_all_even_when_one_fails() -> None:

@@ -59,7 +59,7 @@ def train_curves(topology: Topology, device: torch.device, settings: Settings) -
 
 
 def train_curves_without_sums(topology: Topology, device: torch.device, settings: Settings) -> Any:
-    """What a rank computes of its own pictures counts as the gradient of all of them."""
+    """What a rank computes of its own images counts as the gradient of all of them."""
     from git_scale.parallel import materialise
 
     materialise.sum_gradients = lambda *_: None  # type: ignore[assignment]
@@ -228,7 +228,7 @@ def test_a_rank_keeps_fewer_activations(squares: Path, tmp_path: Path) -> None:
 
 
 def logits_in_evaluation(topology: Topology, device: torch.device, run: Any) -> np.ndarray:
-    """Of three pictures, which do not divide by two."""
+    """Of three images, which do not divide by two."""
     trainer = build(topology, device, run, 0)
     trainer.engine.model.eval()
     generator = torch.Generator().manual_seed(1)
@@ -239,7 +239,7 @@ def logits_in_evaluation(topology: Topology, device: torch.device, run: Any) -> 
 
 
 @pytest.mark.distributed
-def test_an_evaluation_takes_any_number_of_pictures(squares: Path, tmp_path: Path) -> None:
+def test_an_evaluation_takes_any_number_of_images(squares: Path, tmp_path: Path) -> None:
     alone, split = (recipe(squares, tmp_path / str(tp), "swin", tp=tp) for tp in (1, 2))
     (expected,) = run_distributed(logits_in_evaluation, 1, alone)
     for logits in run_distributed(logits_in_evaluation, 2, split, tp=2):
@@ -256,7 +256,7 @@ def test_batch_norms_are_refused() -> None:
         splits_of(model, parallel.model_copy(update={"sequence": True}))
 
 
-def test_pictures_that_do_not_divide_are_refused(squares: Path, tmp_path: Path) -> None:
+def test_images_that_do_not_divide_are_refused(squares: Path, tmp_path: Path) -> None:
     run = recipe(squares, tmp_path, "vit", tp=2, train={"micro_batch": 3})
     (problem,) = contradictions(run)
     assert problem.startswith("train.micro_batch=3 is no multiple of parallel.tp=2")

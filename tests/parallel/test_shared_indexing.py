@@ -22,7 +22,7 @@ from git_scale.testing.distributed import run_distributed
 @pytest.fixture
 def unindexed_shards(tmp_path: Path) -> Path:
     """Five shards of two samples, without an index."""
-    samples = (SampleToWrite(b"picture %d" % n, "png", {"captions": [f"text {n}"]}) for n in range(10))
+    samples = (SampleToWrite(b"image %d" % n, "png", {"captions": [f"text {n}"]}) for n in range(10))
     write_shards(samples, tmp_path / "set", samples_per_shard=2)
     for sidecar in (tmp_path / "set").glob("*.npy"):
         sidecar.unlink()
@@ -58,7 +58,7 @@ def test_missing_indexes_are_made_by_all_ranks_together(unindexed_shards: Path, 
     (first, here), (second, there) = run_distributed(scanned_by, 2, unindexed_shards, writable)
     assert first == [f"set-{n:06d}.tar" for n in (0, 2, 4)]
     assert second == [f"set-{n:06d}.tar" for n in (1, 3)]
-    assert here == there == b"picture 9"
+    assert here == there == b"image 9"
     assert len(list(unindexed_shards.glob("*.npy"))) == (5 if writable else 0)
 
 

@@ -125,7 +125,7 @@ def _perturb_norm(name: str, parameter: Any) -> None:
 def _leave(name: str, parameter: Any) -> None: ...
 
 
-def train_on_other_pictures(topology: Topology, *args: Any) -> Curve:
+def train_on_other_images(topology: Topology, *args: Any) -> Curve:
     """The second rank of a group reads for itself, and reads something else."""
     from git_scale.training import build
 
@@ -147,7 +147,7 @@ def right(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Curve
 @pytest.mark.distributed
 @pytest.mark.parametrize("stage", [0, 3])
 @pytest.mark.parametrize(
-    "mistake", [train_without_mpu, train_without_flags, train_with_a_changed_norm, train_on_other_pictures]
+    "mistake", [train_without_mpu, train_without_flags, train_with_a_changed_norm, train_on_other_images]
 )
 def test_parity_notices(right: list[Curve], squares: Path, tmp_path: Path, mistake: Any, stage: int) -> None:
     if (mistake, stage) == (train_with_a_changed_norm, 3):

@@ -11,7 +11,7 @@ from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.parallel.splits import splits_of
 from git_scale.planning.cluster import Cluster
-from git_scale.planning.local_model import build_local, largest_picture, parameters_of
+from git_scale.planning.local_model import build_local, largest_image, parameters_of
 from git_scale.planning.plan import plan
 from git_scale.recipes import adjusted
 
@@ -51,9 +51,9 @@ def test_a_degree_that_divides_no_heads_is_refused(small_run: RunConfig) -> None
         build_local(adjusted(small_run, ["parallel.tp=5"]))
 
 
-def test_the_largest_picture_counts(small_run: RunConfig) -> None:
-    assert largest_picture(adjusted(small_run, ["data.image_sizes=[160, 208, 192]"])) == (208, 208)
-    assert largest_picture(adjusted(small_run, ["data.resize=fit", "train.micro_batch=1"])) == (224, 299)
+def test_the_largest_image_counts(small_run: RunConfig) -> None:
+    assert largest_image(adjusted(small_run, ["data.image_sizes=[160, 208, 192]"])) == (208, 208)
+    assert largest_image(adjusted(small_run, ["data.resize=fit", "train.micro_batch=1"])) == (224, 299)
 
 
 def test_nothing_to_learn_is_refused(small_run: RunConfig) -> None:
@@ -61,8 +61,8 @@ def test_nothing_to_learn_is_refused(small_run: RunConfig) -> None:
         build_local(adjusted(small_run, ["train.freeze=['*']"]))
 
 
-def test_an_encoder_that_takes_no_such_picture_is_refused_before_anything_is_measured(
+def test_an_encoder_that_takes_no_such_image_is_refused_before_anything_is_measured(
     small_run: RunConfig, four_gpus: Cluster
 ) -> None:
-    with pytest.raises(ConfigError, match="does not take pictures of 160 x 160"):
+    with pytest.raises(ConfigError, match="does not take images of 160 x 160"):
         plan(adjusted(small_run, ["data.image_sizes=[160]"]), {}, four_gpus)

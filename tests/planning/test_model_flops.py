@@ -46,7 +46,7 @@ def test_a_step_costs_three_forwards_of_the_real_model(recipe: str, texts: int) 
     assert ModelFlops(config).of_step([batch]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_frames_and_other_picture_sizes_are_counted_as_they_run() -> None:
+def test_frames_and_other_image_sizes_are_counted_as_they_run() -> None:
     config = load_run("git_base", ["model.frames=3", "model.decoder.layers=2"]).model
     flops = ModelFlops(config)
     for side in (160, 224):
@@ -63,7 +63,7 @@ def test_micro_batches_and_ranks_add_up() -> None:
     assert four.of_step([short]) == 4 * alone.of_step([short])
 
 
-def test_a_batch_without_targets_still_costs_its_pictures() -> None:
+def test_a_batch_without_targets_still_costs_its_images() -> None:
     config = load_run("demo").model
     flops = ModelFlops(config)
     empty = flops.of_step([a_batch(B=2, F=1, K=1, T=8, side=64, targets=0)])

@@ -174,7 +174,7 @@ def test_a_micro_batch_is_lowered_until_it_divides() -> None:
     assert with_dividing_micro_batch(small("train.micro_batch=16"), cluster()).train.micro_batch == 8
     divided = ["parallel.tp=2", "parallel.sequence=true", "train.micro_batch=14", "train.global_batch=48"]
     assert with_dividing_micro_batch(small(*divided), cluster()).train.micro_batch == 12
-    with pytest.raises(ConfigError, match=r"divided by parallel.tp=2 .* the 3 pictures"):
+    with pytest.raises(ConfigError, match=r"divided by parallel.tp=2 .* the 3 images"):
         with_dividing_micro_batch(small(*divided, "train.global_batch=12"), cluster())
 
 

@@ -69,7 +69,7 @@ def test_the_nearest_differ_least(estimates: list[SettingEstimate]) -> None:
     assert sum(changed) == 1
 
 
-def test_pictures_of_their_own_shape_come_one_by_one(small_run: RunConfig, four_gpus: Cluster) -> None:
+def test_images_of_their_own_shape_come_one_by_one(small_run: RunConfig, four_gpus: Cluster) -> None:
     takes_any = "model.encoder.options={depth: 2, dynamic_img_size: true}"
     fit = adjusted(small_run, ["data.resize=fit", "train.micro_batch=1", takes_any])
     assert {estimate.setting.micro_batch for estimate in fitting_settings(fit, {}, four_gpus)} == {1}
@@ -84,7 +84,7 @@ def test_what_compiled_blocks_do_not_go_with_is_not_offered(
     }
 
 
-def test_under_sequence_parallelism_a_group_divides_the_pictures(
+def test_under_sequence_parallelism_a_group_divides_the_images(
     small_run: RunConfig, four_gpus: Cluster
 ) -> None:
     run = adjusted(small_run, ["model.encoder.options.num_heads=4", "parallel.sequence=true"])

@@ -127,7 +127,7 @@ def test_without_numbers_the_key_stands_for_them() -> None:
     assert (caption.identity, question.identity) == ("a.tar:7", "a.tar:7#0")
 
 
-def test_a_picture_of_a_test_server_has_no_references() -> None:
+def test_an_image_of_a_test_server_has_no_references() -> None:
     (query,) = task_of().queries(sample([], image_id=1))
     assert query.references == []
 

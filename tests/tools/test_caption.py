@@ -60,7 +60,7 @@ def pictures(tmp_path: Path) -> Path:
         path = tmp_path / "pictures" / ("b", "a", "a/deep")[number % 3] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(draw_square(*SQUARES[number % 12]))
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    (tmp_path / "pictures" / "notes.txt").write_text("no image")
     return tmp_path / "pictures"
 
 
@@ -101,7 +101,7 @@ def test_questions(run: Run, pictures: Path) -> None:
     assert [json.loads(line) for line in lines] == [{"image": str(path), "answers": answers}]
 
 
-def test_bad_pictures_do_not_stop_the_others(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_bad_images_do_not_stop_the_others(run: Run, pictures: Path, tmp_path: Path) -> None:
     good = pictures / "b" / "00.png"
     broken, empty = pictures / "b" / "01.png", tmp_path / "empty"
     broken.write_bytes(draw_square("red", "big")[:60])
@@ -118,9 +118,7 @@ def test_bad_pictures_do_not_stop_the_others(run: Run, pictures: Path, tmp_path:
         "copy it here",
         "no file in this folder",
     ]
-    for line, reason in zip(
-        complaints, [*reasons, "cannot be decoded", "one picture at a time"], strict=True
-    ):
+    for line, reason in zip(complaints, [*reasons, "cannot be decoded", "one image at a time"], strict=True):
         assert reason in line
     assert complaints[0].count(str(broken)) == 1
     assert run(*bad)[0] == 2, "all failed"
@@ -192,14 +190,14 @@ def test_progress_is_for_terminals(
         def isatty(self) -> bool:
             return True
 
-    assert "picture" not in run(pictures / "b" / "00.png")[2]
+    assert "image" not in run(pictures / "b" / "00.png")[2]
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     _, lines, _ = run(pictures / "b" / "00.png")
     assert "1/1" in terminal.getvalue() and len(lines) == 1
 
 
-def test_pictures_go_through_the_model_in_batches(
+def test_images_go_through_the_model_in_batches(
     run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []

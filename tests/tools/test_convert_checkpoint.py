@@ -89,7 +89,7 @@ def test_in_out_and_looked_at(hub: Path, tmp_path: Path, capsys: pytest.CaptureF
     ).read_bytes()
 
 
-def test_another_picture_size(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_image_size(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", str(hub), str(tmp_path / "out"), "--image-size", "48"]) == 0
     assert load_file(tmp_path / "out" / "model.safetensors")["encoder.backbone.pos_embed"].shape == (
         1,

@@ -78,9 +78,9 @@ def test_every_format_builds_the_same_samples(
     assert output.splitlines()[1].split()[:6] == ["out", "2", "3", "3", "0", "1"]
     for line in (
         "skipped 1 (25.0 % of the captions): empty caption: 'b.png'",
-        "skipped 1 (20.0 % of the pictures): broken picture: 'broken.jpg'",
-        "skipped 1 (20.0 % of the pictures): missing picture: 'gone.jpg'",
-        "skipped 1 (20.0 % of the pictures): path leaves the images folder: '../secret.jpg'",
+        "skipped 1 (20.0 % of the images): broken image: 'broken.jpg'",
+        "skipped 1 (20.0 % of the images): missing image: 'gone.jpg'",
+        "skipped 1 (20.0 % of the images): path leaves the images folder: '../secret.jpg'",
     ):
         assert line in output
 
@@ -101,11 +101,11 @@ def test_a_source_without_rows_is_named(
     source.write_text(content)
     option = "--questions" if form == "vqa" else "--captions"
     assert tool.main([form, str(images), str(images.parent / "out"), option, str(source)]) == 2
-    assert f"{source}: no picture and no text in it" in capsys.readouterr().err
+    assert f"{source}: no image and no text in it" in capsys.readouterr().err
     assert not (images.parent / "out").exists()
 
 
-def test_vqa_builds_pictures_with_questions_alone(
+def test_vqa_builds_images_with_questions_alone(
     tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [("a", "what?", 1), ("gone", "where?", 2), ("a", "how?", 3)]
@@ -139,7 +139,7 @@ def test_vqa_builds_pictures_with_questions_alone(
     ]
     output = capsys.readouterr().out
     assert output.splitlines()[1].split()[:6] == ["out", "1", "0", "0", "2", "1"]
-    assert "skipped 1 (50.0 % of the pictures): missing picture: 'gone.jpg'" in output
+    assert "skipped 1 (50.0 % of the images): missing image: 'gone.jpg'" in output
 
 
 def test_digits_build_both_splits_with_other_handwriting(
@@ -184,7 +184,7 @@ def test_nothing_usable_is_refused_and_leaves_nothing(
     (tmp_path / "t.csv").write_text("file,caption\nbroken.jpg,text\n")
     command = ["images", str(images), str(tmp_path / "out"), "--captions", str(tmp_path / "t.csv")]
     assert tool.main([*command, "--workers", "1"]) == 2
-    expected = "nothing usable to write\n  skipped 1 (100.0 % of the pictures): broken picture: 'broken.jpg'"
+    expected = "nothing usable to write\n  skipped 1 (100.0 % of the images): broken image: 'broken.jpg'"
     assert expected in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "secret.jpg", "t.csv"]
 
@@ -234,13 +234,13 @@ def test_a_pipe_that_closed_and_a_full_disk_under_the_bar_do_not_end_a_build(
     command[4] = str(tmp_path / "again")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=full, check=True)
-    assert b"missing picture: 'caf\\xe9.jpg'" in done.stdout
+    assert b"missing image: 'caf\\xe9.jpg'" in done.stdout
 
 
-def test_a_destination_among_the_pictures_is_refused(
+def test_a_destination_among_the_images_is_refused(
     tool: ModuleType, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     captions = write_sources(tmp_path)["t.csv"]
     assert tool.main(["images", str(images), str(images / "out"), "--captions", str(captions)]) == 2
-    assert "lies in the folder of the pictures" in capsys.readouterr().err
+    assert "lies in the folder of the images" in capsys.readouterr().err
     assert not (images / "out").exists()

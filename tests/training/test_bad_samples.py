@@ -67,11 +67,11 @@ def write_squares_of(folder: Path, count: int, is_bad: Any, kind: str = "picture
     folder.mkdir(parents=True)
     with webdataset.TarWriter(str(folder / "squares-000000.tar"), encoder=False) as tar:
         for number in range(count):
-            picture, text = draw_square("red", "big"), {"captions": ["a big red square"]}
+            image, text = draw_square("red", "big"), {"captions": ["a big red square"]}
             if is_bad(number):
-                picture = b"\x89PNG no picture" if kind == "picture" else picture
+                image = b"\x89PNG no image" if kind == "picture" else image
                 text = text if kind == "picture" else {"captions": []}
-            tar.write({"__key__": f"{number:04d}", "png": picture, "json": json.dumps(text).encode()})
+            tar.write({"__key__": f"{number:04d}", "png": image, "json": json.dumps(text).encode()})
 
 
 def fit(
@@ -116,7 +116,7 @@ def test_a_run_without_usable_samples_changes_nothing_and_ends_with_76(
         assert answer["changed"] == []
     said = answers[0]["said"]
     assert said.count("the run ends, with a checkpoint and exit code 76: 64 of 64 (100 %)") == 1
-    assert "64 x the picture (N bytes) cannot be decoded: no JPEG, PNG, WEBP (squares" in said
+    assert "64 x the image (N bytes) cannot be decoded: no JPEG, PNG, WEBP (squares" in said
     progress = json.loads((tmp_path / "run/checkpoints/step_00000008/progress.json").read_text())
     assert (progress["skipped_samples"], progress["recent_bad"]) == (64, 0)
 

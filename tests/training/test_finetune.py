@@ -67,7 +67,7 @@ def test_it_starts_from_the_checkpoint_and_frozen_weights_stay(
     answers = run_distributed(train, world_size, run, stage, 3)
     _, losses, metrics, texts = answers[0]
     assert losses[0] < 0.6, "the taught model knows most answers; a random one begins at 3.2"
-    assert metrics["eval/texts"] == 12 == len(texts), "7 pictures, of which 2 have one question"
+    assert metrics["eval/texts"] == 12 == len(texts), "7 images, of which 2 have one question"
     assert metrics["eval/vqa_accuracy"] == metrics["eval/exact_match"] > 0.7
     assert all(answer[3] == texts for answer in answers)
 

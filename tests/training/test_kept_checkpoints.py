@@ -222,7 +222,7 @@ def test_the_same_data_at_another_path_goes_on_and_other_data_does_not(
     assert content.count(b"a small red square") > 0
     shard.write_bytes(content.replace(b"a small red square", b"a small tan square"))
     answer = str(go_on(scratch, run_dir, 7))
-    assert "cannot be resumed with these settings (training data: other texts or pictures" in answer
+    assert "cannot be resumed with these settings (training data: other texts or images" in answer
     assert (run_dir / "config.yaml").read_bytes() == recipe
     shutil.rmtree(scratch / "train")
     write_squares(scratch / "train", 44)

@@ -242,8 +242,8 @@ def test_unusable_samples_are_counted_and_the_run_goes_on(squares: Path, tmp_pat
     write_squares(tmp_path / "data", 16)
     shard = tmp_path / "data" / "squares-000000.tar"
     content = shard.read_bytes()
-    first_picture = content.index(b"\x89PNG")
-    shard.write_bytes(content[:first_picture] + b"\x00" * 8 + content[first_picture + 8 :])
+    first_image = content.index(b"\x89PNG")
+    shard.write_bytes(content[:first_image] + b"\x00" * 8 + content[first_image + 8 :])
     for losses, bad in run_distributed(count_bad, 2, squares, tmp_path / "run", tmp_path / "data"):
         assert all(0 < loss < 10 for loss in losses)
         assert bad == 1

@@ -16,16 +16,16 @@ from git_scale.data.builders.json_records import (
     records_of,
     value_of,
 )
-from git_scale.data.builders.pictures import SourceRow, refuse_shared_files
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
 
 def read_coco(path: Path) -> list[SourceRow | Skipped]:
-    """One row per picture in the file's order, each with its `image_id`, which evaluation servers ask for.
+    """One row per image in the file's order, each with its `image_id`, which evaluation servers ask for.
 
-    Before them what cannot be used: captions that are no text or belong to no picture, pictures without a name.
-    Raises DataError when the file is not of that form, or when two pictures have one id or one file.
+    Before them what cannot be used: captions that are no text or belong to no image, images without a name.
+    Raises DataError when the file is not of that form, or when two images have one id or one file.
     """
     try:
         rows, skipped = _join(path, read_object(path))
@@ -46,7 +46,7 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipp
         if number in captions_of:
             raise DataError(
                 f"{path}: image id {number!r} stands twice, for {files.get(number)!r} and {file!r}; give each"
-                " picture an id of its own"
+                " image an id of its own"
             )
         captions_of[number] = []
         if isinstance(file, str):
@@ -56,7 +56,7 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipp
     for place, annotation in records_of(tree, "annotations"):
         number, caption = id_of(place, annotation, "image_id"), value_of(place, annotation, "caption")
         if number not in captions_of:
-            reason = f"annotation of no picture{hint_at_other_kind(number, captions_of)}"
+            reason = f"annotation of no image{hint_at_other_kind(number, captions_of)}"
             skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
         elif not isinstance(caption, str):
             skipped.append(

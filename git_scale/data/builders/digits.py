@@ -1,4 +1,4 @@
-"""The demo's data: pictures of handwritten digits with a caption whose every word can be checked.
+"""The demo's data: images of handwritten digits with a caption whose every word can be checked.
 
     one digit   a large seven in the top left
     pair        a small three to the left of a large seven
@@ -37,17 +37,17 @@ def digit_scenes(split: str, count: int, seed: int, workers: int = 1) -> Iterato
 
 
 def draw_scene(split: str, seed: int, number: int) -> SampleToWrite:
-    """Scene `number`: picture, caption, questions, what it is made of, and on some a clip."""
+    """Scene `number`: image, caption, questions, what it is made of, and on some a clip."""
     rng = np.random.default_rng((seed, handwriting.SPLITS.index(split), number))
     scene = draw_layout(rng, split)
     paper, noise = handwriting.draw_paper(rng, SIDE), handwriting.draw_noise(rng, SIDE)
     pen = handwriting.pick_pen(rng)
 
     def paint(dx: int = 0, dy: int = 0) -> bytes:
-        picture = paper.copy()
+        image = paper.copy()
         for digit in scene.digits:
-            handwriting.lay_ink(picture, digit.ink, digit.left + dx, digit.top + dy, pen)
-        return handwriting.to_jpeg(picture + noise)
+            handwriting.lay_ink(image, digit.ink, digit.left + dx, digit.top + dy, pen)
+        return handwriting.to_jpeg(image + noise)
 
     text = _describe(scene, number)
     if number % CLIP_EVERY or scene.kind != "one":

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from git_scale.data.builders.formats import CAPTIONS, SourceFormat
-from git_scale.data.builders.pictures import SourceRow, gather
+from git_scale.data.builders.source_images import SourceRow, gather
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
 
 
 def read_flickr(path: Path) -> list[SourceRow]:
-    """One row per picture, in order of first mention.
+    """One row per image, in order of first mention.
 
     Raises DataError for a line of another form, or when `FILE#n` stands twice.
     """
@@ -37,7 +37,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         if lines.setdefault(name, number) != number:
             raise DataError(
                 f"{path}, line {number}: {name!r} stands on line {lines[name]} already; number the captions of a"
-                " picture #0, #1, ..."
+                " image #0, #1, ..."
             )
         yield file, caption
 

@@ -1,7 +1,7 @@
 """The formats that tools/prepare_data.py builds shards from, by name.
 
 A format is one new file here and one line in the table; a module under --plugins adds its own:
-`SOURCE_FORMATS.add("beside", SourceFormat("NAME.txt beside each picture", (), read_beside))`.
+`SOURCE_FORMATS.add("beside", SourceFormat("NAME.txt beside each image", (), read_beside))`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.registry import Registry
 
@@ -28,12 +28,12 @@ class FormatOption:
 
 @dataclass(frozen=True)
 class SourceFormat:
-    """Pictures in a folder, with texts about them in a form of their own."""
+    """Images in a folder, with texts about them in a form of their own."""
 
     help: str
     """One line."""
     options: tuple[FormatOption, ...]
-    """Beside the folder of the pictures."""
+    """Beside the folder of the images."""
     read: Callable[[Mapping[str, Any]], Sequence[SourceRow | Skipped]]
     """Rows from the values of the options and `source`, the folder; what cannot be used stands among them as Skipped.
 

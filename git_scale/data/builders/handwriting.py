@@ -1,7 +1,7 @@
 """Real handwriting for the demo: scikit-learn's 1,797 scanned digits, drawn with a pen colour on paper.
 
 A scan is 8 x 8 pixels of intensity 0..16. Held-out scenes are written with scans that training never sees.
-Arrays are float32: ink HW in 0..1 (1 = full stroke), pictures HWC in 0..255.
+Arrays are float32: ink HW in 0..1 (1 = full stroke), images HWC in 0..255.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ def draw_noise(rng: np.random.Generator, side: int) -> Picture:
     return np.float32(rng.uniform(2, 5)) * rng.standard_normal((side, side, 3), dtype=np.float32)
 
 
-def lay_ink(picture: Picture, ink: Ink, left: int, top: int, pen: NDArray[np.float32]) -> None:
-    """Writes a stroke into `picture`, in place."""
+def lay_ink(image: Picture, ink: Ink, left: int, top: int, pen: NDArray[np.float32]) -> None:
+    """Writes a stroke into `image`, in place."""
     height, width = ink.shape
-    patch = picture[top : top + height, left : left + width]
+    patch = image[top : top + height, left : left + width]
     patch += ink[..., None] * (pen - patch)
 
 
-def to_jpeg(picture: Picture) -> bytes:
+def to_jpeg(image: Picture) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 

@@ -47,7 +47,7 @@ class Stroke:
 
 @dataclass(frozen=True)
 class Digit(Stroke):
-    """A digit with the upper left corner of its ink in the picture."""
+    """A digit with the upper left corner of its ink in the image."""
 
     left: int
     top: int

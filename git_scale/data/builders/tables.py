@@ -1,4 +1,4 @@
-"""Rows of a CSV or TSV file: one column names the picture, one holds a caption; lines of one file are its captions.
+"""Rows of a CSV or TSV file: one column names the image, one holds a caption; lines of one file are its captions.
 
 A CSV is read by the rules of Python's csv module. A TSV is read line by line, and a quote is a character like any
 other, unless a whole cell is quoted as the csv module writes it, inner quotes doubled. Where that does not give every
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from git_scale.data.builders.formats import CAPTIONS, FormatOption, SourceFormat
-from git_scale.data.builders.pictures import SourceRow, gather
+from git_scale.data.builders.source_images import SourceRow, gather
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
@@ -42,9 +42,9 @@ Line = tuple[int, list[str]]
 def read_table(
     path: Path, file_column: str | None = None, caption_column: str | None = None
 ) -> list[SourceRow | Skipped]:
-    """One row per picture, in order of first mention, with the captions of all its lines.
+    """One row per image, in order of first mention, with the captions of all its lines.
 
-    Before them the lines that name no picture. Columns that are not named are guessed from the header.
+    Before them the lines that name no image. Columns that are not named are guessed from the header.
     Raises DataError for an unreadable table, a column that is not there, there twice or named for both, and a line
     with more or fewer cells than the header.
     """
@@ -67,7 +67,7 @@ def read_table(
             " --file-column or --caption-column"
         )
     named = [(number, cells[file_at].strip(), cells[caption_at]) for number, cells in lines[1:]]
-    nameless = [Skipped(f"line {number}", "no picture named") for number, file, _ in named if not file]
+    nameless = [Skipped(f"line {number}", "no image named") for number, file, _ in named if not file]
     return [*nameless, *gather((file, caption) for _, file, caption in named if file)]
 
 
@@ -165,7 +165,7 @@ def _find(path: Path, header: Sequence[str], wish: str | None, guesses: Sequence
 
 
 FORMAT = SourceFormat(
-    "a folder of pictures with a CSV or TSV of captions",
+    "a folder of images with a CSV or TSV of captions",
     (
         CAPTIONS,
         FormatOption("file_column", "default: guessed from the header"),

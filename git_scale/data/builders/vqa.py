@@ -1,4 +1,4 @@
-"""Rows of a VQA file: pictures with all their questions, each with the answers that people gave.
+"""Rows of a VQA file: images with all their questions, each with the answers that people gave.
 
 VQA v2: `questions` of one file joined with `annotations` of another; a test split has no annotations.
 TextVQA: one file whose `data` holds both.
@@ -22,7 +22,7 @@ from git_scale.data.builders.json_records import (
     records_of,
     value_of,
 )
-from git_scale.data.builders.pictures import SourceRow, refuse_shared_files
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.data.captions import clean_caption
 from git_scale.errors import DataError
@@ -34,11 +34,11 @@ NO_ANSWER = "question without an answer"
 def read_vqa(
     questions: Path, annotations: Path | None = None, image_name: str | None = None
 ) -> list[SourceRow | Skipped]:
-    """One row per picture, in order of first mention, with its image_id and all its questions.
+    """One row per image, in order of first mention, with its image_id and all its questions.
 
     A question is `{"question": str, "answers": [str, ...], "question_id": int}`; a test split's has no answers.
     Before the rows what cannot be used: questions and answers that are no text, annotations of no question.
-    `image_name`: the picture's file name, a format of image_id; by default VQA v2's of the file's split
+    `image_name`: the image's file name, a format of image_id; by default VQA v2's of the file's split
     ("COCO_val2014_{image_id:012d}.jpg") or TextVQA's.
     Raises DataError when a file is not of that form, when a question has no annotation, when an id stands twice, or
     when there are annotations beside TextVQA's file.
@@ -70,7 +70,7 @@ def _default_name(tree: dict[str, Any]) -> str:
         raise DataError(
             "the questions name no data_subtype (split); give --image-name, a format of {image_id}"
         )
-    split = split.replace("-dev", "")  # test-dev2015 asks about the pictures of test2015
+    split = split.replace("-dev", "")  # test-dev2015 asks about the images of test2015
     return f"COCO_{split}_{{image_id:012d}}.jpg"
 
 
@@ -80,7 +80,7 @@ class _Annotation:
 
     answers: list[str]
     image_id: Any
-    """None where the annotation does not name its picture."""
+    """None where the annotation does not name its image."""
 
 
 def _vqa2(

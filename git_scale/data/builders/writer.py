@@ -33,7 +33,7 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class SampleToWrite:
-    """One picture (or its clip too) and what is said about it; `text` becomes the sample's json."""
+    """One image (or its clip too) and what is said about it; `text` becomes the sample's json."""
 
     image: bytes
     extension: str
@@ -47,8 +47,8 @@ class Skipped(NamedTuple):
 
     name: str
     reason: str
-    unit: str = "picture"
-    """What it is: a picture, caption, question, answer or annotation."""
+    unit: str = "image"
+    """What it is: an image, caption, question, answer or annotation."""
 
 
 class ChangedItem(Skipped):
@@ -85,7 +85,7 @@ class BuildReport:
     def by_reason(self, counts: Counter[tuple[str, str]]) -> list[dict[str, Any]]:
         """The most frequent first: unit, reason, count, examples, share of all that came of that unit."""
         came = Counter(
-            picture=self.samples, caption=self.captions, question=self.questions, answer=self.answers
+            image=self.samples, caption=self.captions, question=self.questions, answer=self.answers
         )
         for (unit, _), count in self.skipped.items():
             came[unit] += count

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from git_scale.data.builders.coco import read_coco
-from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
@@ -35,7 +35,7 @@ def test_annotations_are_joined_to_their_images(tmp_path: Path) -> None:
         ],
     }
     assert read_coco(captions_file(tmp_path, tree)) == [
-        Skipped("annotations[3] of image id 77", "annotation of no picture", "caption"),
+        Skipped("annotations[3] of image id 77", "annotation of no image", "caption"),
         SourceRow("b.jpg", ("two",), {"image_id": 9}),
         SourceRow("a.jpg", ("one", "three"), {"image_id": 4}),
         SourceRow("c.jpg", (), {"image_id": 5}),
@@ -77,13 +77,13 @@ def test_another_form_is_refused(tmp_path: Path, tree: Any) -> None:
     ],
 )
 def test_what_is_no_text_is_skipped_with_its_place(tmp_path: Path, value: Any, kind: str) -> None:
-    """It was written out as Python spells it: a picture's caption was "None"."""
+    """It was written out as Python spells it: an image's caption was "None"."""
     tree = {
         "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": value}],
         "annotations": [
             {"image_id": 1, "caption": "A dog"},
             {"image_id": 1, "caption": value},
-            {"image_id": 2, "caption": "a caption of the nameless picture"},
+            {"image_id": 2, "caption": "a caption of the nameless image"},
         ],
     }
     assert read_coco(captions_file(tmp_path, tree)) == [
@@ -100,8 +100,8 @@ def test_ids_as_texts_in_one_list_and_numbers_in_the_other_are_pointed_out(tmp_p
     }
     skipped = [item.reason for item in read_coco(captions_file(tmp_path, tree)) if isinstance(item, Skipped)]
     assert skipped == [
-        "annotation of no picture, the id there is a number",
-        "annotation of no picture, the id there is a text",
+        "annotation of no image, the id there is a number",
+        "annotation of no image, the id there is a text",
     ]
 
 
@@ -122,7 +122,7 @@ def test_ids_as_texts_in_one_list_and_numbers_in_the_other_are_pointed_out(tmp_p
         ),
     ],
 )
-def test_two_pictures_under_one_key_are_refused(tmp_path: Path, images: list[Any], message: str) -> None:
+def test_two_images_under_one_key_are_refused(tmp_path: Path, images: list[Any], message: str) -> None:
     tree = {"images": images, "annotations": [{"image_id": 9, "caption": "whose?"}]}
     with pytest.raises(DataError, match=message):
         read_coco(captions_file(tmp_path, tree))

@@ -1,4 +1,4 @@
-"""The scenes' pictures and sentences: both recomputed here from the metadata, by other means."""
+"""The scenes' images and sentences: both recomputed here from the metadata, by other means."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from git_scale.data.builders.flickr import read_flickr
-from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.errors import DataError
 
 
-def test_captions_of_a_picture_are_gathered(tmp_path: Path) -> None:
+def test_captions_of_an_image_are_gathered(tmp_path: Path) -> None:
     path = tmp_path / "t.token"
     path.write_text("b.jpg#0\tA dog .\nb.jpg#1\tThe\u2028dog\twaits .\r\n\na#1.jpg#0\t\n", encoding="utf-8")
     assert read_flickr(path) == [

@@ -67,9 +67,9 @@ def test_paper_is_light_and_every_pen_is_dark() -> None:
 
 
 def test_ink_covers_the_paper_as_much_as_it_is_dense() -> None:
-    picture = np.full((4, 4, 3), 200, np.float32)
+    image = np.full((4, 4, 3), 200, np.float32)
     ink = np.array([[1.0, 0.5]], np.float32)
-    handwriting.lay_ink(picture, ink, left=1, top=2, pen=np.array((0, 100, 200), np.float32))
-    assert picture[2, 1].tolist() == [0, 100, 200]
-    assert picture[2, 2].tolist() == [100, 150, 200]
-    assert (picture == 200).sum() == 48 - 4
+    handwriting.lay_ink(image, ink, left=1, top=2, pen=np.array((0, 100, 200), np.float32))
+    assert image[2, 1].tolist() == [0, 100, 200]
+    assert image[2, 2].tolist() == [100, 150, 200]
+    assert (image == 200).sum() == 48 - 4

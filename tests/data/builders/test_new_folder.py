@@ -13,7 +13,7 @@ from git_scale.errors import DataError
 
 
 def sample(number: int) -> SampleToWrite:
-    return SampleToWrite(b"picture %d" % number, "png", {"captions": [f"text {number}"]})
+    return SampleToWrite(b"image %d" % number, "png", {"captions": [f"text {number}"]})
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.tables import read_table
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -21,7 +21,7 @@ def table(tmp_path: Path, name: str, content: str) -> Path:
     return path
 
 
-def test_lines_of_one_picture_become_one_row(tmp_path: Path) -> None:
+def test_lines_of_one_image_become_one_row(tmp_path: Path) -> None:
     path = table(
         tmp_path, "t.csv", 'image,caption\na.jpg,"red, and\ngreen"\nb.jpg,two\n\na.jpg,"say ""x"""\n'
     )
@@ -119,7 +119,7 @@ def test_all_line_ends_end_a_line_and_blank_lines_are_none(
 def test_a_line_without_a_file_is_counted_and_two_spellings_are_one_file(tmp_path: Path) -> None:
     path = table(tmp_path, "t.csv", "file,caption\na.jpg,one\n,lost\n./a.jpg,two\nx//../a.jpg,three\n")
     assert read_table(path) == [
-        Skipped("line 3", "no picture named"),
+        Skipped("line 3", "no image named"),
         SourceRow("a.jpg", ("one", "two", "three")),
     ]
 

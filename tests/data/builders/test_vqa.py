@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from git_scale.data.builders.pictures import SourceRow
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -44,7 +44,7 @@ def question(text: str, number: int | str, answers: list[str]) -> dict[str, Any]
     return {"question": text, "answers": answers, "question_id": number}
 
 
-def test_questions_are_joined_with_answers_and_gathered_by_picture(tmp_path: Path) -> None:
+def test_questions_are_joined_with_answers_and_gathered_by_image(tmp_path: Path) -> None:
     first = (
         question("What is it?", 42000, ["dog"] * 9 + ["cat"]),
         question("Is it red?", 42001, ["yes"]),
@@ -56,7 +56,7 @@ def test_questions_are_joined_with_answers_and_gathered_by_picture(tmp_path: Pat
     ]
 
 
-def test_a_test_split_has_no_answers_and_the_pictures_of_its_whole(tmp_path: Path) -> None:
+def test_a_test_split_has_no_answers_and_the_images_of_its_whole(tmp_path: Path) -> None:
     rows = read(tmp_path, QUESTIONS | {"data_subtype": "test-dev2015"})
     assert rows[1] == SourceRow(
         "COCO_test2015_000000000007.jpg", (), {"image_id": 7}, (question("How many?", 7000, []),)
@@ -86,7 +86,7 @@ def test_annotations_beside_textvqas_file_are_refused(tmp_path: Path, there: boo
         read_vqa(questions, annotations)
 
 
-def test_the_name_of_the_pictures_can_be_given(tmp_path: Path) -> None:
+def test_the_name_of_the_images_can_be_given(tmp_path: Path) -> None:
     tree = {"questions": QUESTIONS["questions"]}
     assert [row.file for row in read(tmp_path, tree, name="{image_id:04d}.png")] == ["0042.png", "0007.png"]
     with pytest.raises(DataError, match="name no data_subtype"):
@@ -160,13 +160,13 @@ def test_ids_that_stand_twice_are_refused(tmp_path: Path) -> None:
             read(tmp_path, tree)
 
 
-def test_a_question_and_its_annotation_are_about_one_picture(tmp_path: Path) -> None:
+def test_a_question_and_its_annotation_are_about_one_image(tmp_path: Path) -> None:
     annotations = [item | {"image_id": 42} for item in ANNOTATIONS["annotations"]]
     with pytest.raises(DataError, match="question 7000 is about image_id 7, its annotation about 42"):
         read(tmp_path, QUESTIONS, {"annotations": annotations})
 
 
-def test_a_name_that_gives_two_pictures_one_file_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_gives_two_images_one_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the image ids 42 and 7 have one file, 'same\.jpg'"):
         read(tmp_path, QUESTIONS, ANNOTATIONS, "same.jpg")
 

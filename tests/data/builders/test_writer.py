@@ -25,7 +25,7 @@ from git_scale.stop import Stopped, StopRequest
 
 def sample(number: int, frames: int = 0) -> SampleToWrite:
     clip = tuple(b"frame %d" % frame for frame in range(frames))
-    return SampleToWrite(b"picture %d" % number, "png", {"captions": [f"text {number}", "same"]}, clip)
+    return SampleToWrite(b"image %d" % number, "png", {"captions": [f"text {number}", "same"]}, clip)
 
 
 def digest(folder: Path) -> str:
@@ -44,7 +44,7 @@ def test_five_samples_by_two_make_three_shards_that_read_back(tmp_path: Path) ->
     assert report.bytes == sum(tar.stat().st_size for tar in (tmp_path / "set").glob("*.tar"))
     shards = open_store(tmp_path / "set")
     assert len(shards) == 5
-    assert [shards.read(number).image for number in range(5)] == [b"picture %d" % n for n in range(5)]
+    assert [shards.read(number).image for number in range(5)] == [b"image %d" % n for n in range(5)]
     assert shards.read(3).text.captions == ["text 3", "same"]
 
 
@@ -53,7 +53,7 @@ def test_every_shard_leaves_with_its_index_and_the_digests_of_what_was_meant(tmp
     found = index.load(tmp_path / "set" / "set-000000.tar")
     assert found is not None and found.summary.digests
     members = {row["kind"]: row["digest"] for row in found.table[:-1]}
-    assert members[MemberKind.IMAGE] == xxhash.xxh3_64_intdigest(b"picture 0")
+    assert members[MemberKind.IMAGE] == xxhash.xxh3_64_intdigest(b"image 0")
     assert members[MemberKind.FRAME] == xxhash.xxh3_64_intdigest(b"frame 0")
     assert found.summary == fill(tmp_path / "set" / "set-000000.tar", found).summary
 
@@ -69,7 +69,7 @@ def test_a_disk_that_writes_other_bytes_is_noticed(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_members_are_numbered_and_frames_lie_beside_the_picture(tmp_path: Path) -> None:
+def test_members_are_numbered_and_frames_lie_beside_the_image(tmp_path: Path) -> None:
     write_shards([sample(0), sample(1, frames=2)], tmp_path / "set")
     with tarfile.open(tmp_path / "set" / "set-000000.tar") as tar:
         members = tar.getmembers()
@@ -94,10 +94,10 @@ def test_skipped_things_are_counted_by_reason_with_their_share_and_examples(tmp_
     broken = [Skipped(f"{n}.jpg", "broken") for n in range(12)]
     items = [sample(0), *broken, Skipped("z.jpg", "missing"), Skipped("a.jpg", "empty", "caption")]
     report = write_shards(items, tmp_path / "set")
-    assert report.skipped == {("picture", "broken"): 12, ("picture", "missing"): 1, ("caption", "empty"): 1}
-    assert describe_skipped(report) == [  # of 14 pictures and 3 captions that came
-        "skipped 12 (85.7 % of the pictures): broken: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg'",
-        "skipped 1 (7.1 % of the pictures): missing: 'z.jpg'",
+    assert report.skipped == {("image", "broken"): 12, ("image", "missing"): 1, ("caption", "empty"): 1}
+    assert describe_skipped(report) == [  # of 14 images and 3 captions that came
+        "skipped 12 (85.7 % of the images): broken: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg'",
+        "skipped 1 (7.1 % of the images): missing: 'z.jpg'",
         "skipped 1 (33.3 % of the captions): empty: 'a.jpg'",
     ]
 
@@ -117,14 +117,14 @@ def test_the_report_lies_beside_the_shards(tmp_path: Path) -> None:
         "shards": 1,
         "bytes": size,
     }
-    expected = {"unit": "picture", "reason": "missing", "count": 1, "share": 0.5, "examples": ["z.jpg"]}
+    expected = {"unit": "image", "reason": "missing", "count": 1, "share": 0.5, "examples": ["z.jpg"]}
     assert skipped == expected
 
 
 def test_nothing_usable_is_an_error_with_the_reasons_and_leaves_nothing(tmp_path: Path) -> None:
-    message = r"nothing usable to write\n  skipped 1 \(100.0 % of the pictures\): broken picture: 'a.jpg'"
+    message = r"nothing usable to write\n  skipped 1 \(100.0 % of the images\): broken image: 'a.jpg'"
     with pytest.raises(DataError, match=message):
-        write_shards([Skipped("a.jpg", "broken picture")], tmp_path / "set")
+        write_shards([Skipped("a.jpg", "broken image")], tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_complete_shards_and_says_where(
     members = writer._members
 
     def full(written: SampleToWrite) -> dict[str, bytes]:
-        if written.image == b"picture %d" % full_at:
+        if written.image == b"image %d" % full_at:
             raise OSError(errno.ENOSPC, "No space left on device")
         return members(written)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from git_scale.data.builders.pictures import SourceRow, gather, make_sample, samples_of
+from git_scale.data.builders.source_images import SourceRow, gather, make_sample, samples_of
 from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.errors import DataError
 
@@ -40,7 +40,7 @@ def outcome(images: Path, file: str, *captions: str, shrink: bool = False) -> li
 
 
 @pytest.mark.parametrize(("file", "extension"), [("a.jpg", "jpg"), ("sub/b.png", "png"), ("c.webp", "webp")])
-def test_pictures_keep_their_bytes(images: Path, file: str, extension: str) -> None:
+def test_images_keep_their_bytes(images: Path, file: str, extension: str) -> None:
     for shrink in (False, True):
         (sample,) = outcome(images, file, "one ", "two", shrink=shrink)
         assert sample.image == (images / file).read_bytes()
@@ -84,19 +84,19 @@ def test_the_content_decides_on_the_extension_not_the_name(images: Path) -> None
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("d.gif", "not a JPEG, PNG or WebP picture"),
-        ("broken.jpg", "broken picture"),
-        ("gone.jpg", "missing picture"),
-        ("sub", "missing picture"),
-        ("", "missing picture"),
+        ("d.gif", "not a JPEG, PNG or WebP image"),
+        ("broken.jpg", "broken image"),
+        ("gone.jpg", "missing image"),
+        ("sub", "missing image"),
+        ("", "missing image"),
         ("../secret.jpg", "path leaves the images folder"),
         ("sub/../../secret.jpg", "path leaves the images folder"),
         ("/etc/passwd", "path leaves the images folder"),
-        ("a\0.jpg", "unreadable picture"),
-        ("x" * 5000, "unreadable picture"),
+        ("a\0.jpg", "unreadable image"),
+        ("x" * 5000, "unreadable image"),
     ],
 )
-def test_unusable_pictures_are_skipped_with_the_reason(images: Path, file: str, reason: str) -> None:
+def test_unusable_images_are_skipped_with_the_reason(images: Path, file: str, reason: str) -> None:
     assert outcome(images, file, "text") == [Skipped(file, reason)]
 
 
@@ -111,7 +111,7 @@ def test_a_link_out_of_the_folder_is_not_followed_but_one_within_is(images: Path
 
 def test_a_named_pipe_does_not_hang_the_build(images: Path) -> None:
     os.mkfifo(images / "pipe.jpg")
-    assert outcome(images, "pipe.jpg", "text") == [Skipped("pipe.jpg", "missing picture")]
+    assert outcome(images, "pipe.jpg", "text") == [Skipped("pipe.jpg", "missing image")]
 
 
 def test_empty_captions_are_counted_and_the_others_kept(images: Path) -> None:
@@ -123,14 +123,14 @@ def test_empty_captions_are_counted_and_the_others_kept(images: Path) -> None:
     assert outcome(images, "a.jpg") == [Skipped("a.jpg", "no caption")]
 
 
-def test_a_caption_that_a_picture_has_twice_is_kept_once_and_counted(images: Path) -> None:
+def test_a_caption_that_an_image_has_twice_is_kept_once_and_counted(images: Path) -> None:
     skipped, sample = outcome(images, "a.jpg", "one", "two", "one ")
     assert skipped == Skipped("a.jpg", "same caption again", "caption")
     assert sample.text["captions"] == ["one", "two"]
 
 
 def test_what_a_reader_skipped_is_passed_on(images: Path) -> None:
-    lost = Skipped("line 3", "no picture named")
+    lost = Skipped("line 3", "no image named")
     assert list(samples_of([lost], images)) == [lost]
 
 
@@ -143,7 +143,7 @@ def test_what_a_reader_skipped_is_passed_on(images: Path) -> None:
         ((385, 385), (384, 384)),
     ],
 )
-def test_shrink_brings_large_pictures_to_the_papers_size(
+def test_shrink_brings_large_images_to_the_papers_size(
     images: Path, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     (images / "large.png").write_bytes(encode(*size, "PNG"))
@@ -153,7 +153,7 @@ def test_shrink_brings_large_pictures_to_the_papers_size(
         assert picture.size == expected
 
 
-def test_shrink_leaves_pictures_upright(images: Path) -> None:
+def test_shrink_leaves_images_upright(images: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turn by 90 degrees to view
     (images / "turned.jpg").write_bytes(encode(800, 600, "JPEG", exif=exif))

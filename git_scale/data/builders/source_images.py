@@ -1,4 +1,4 @@
-"""From rows (a picture's file name, its captions and questions) to samples with the picture's bytes.
+"""From rows (an image's file name, its captions and questions) to samples with the image's bytes.
 
 File names come from CSV and JSON files that strangers wrote: none of them may lead out of the images folder.
 """
@@ -26,7 +26,7 @@ SHORTER_SIDE, LONGER_SIDE, JPEG_QUALITY = 384, 640, 90  # GIT, arXiv 2205.14100,
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One picture of a source."""
+    """One image of a source."""
 
     file: str
     """Relative to the images folder."""
@@ -53,7 +53,7 @@ def refuse_shared_files(path: Path, rows: Iterable[SourceRow]) -> None:
         if first is not row:
             ids = f"{first.extra['image_id']!r} and {row.extra['image_id']!r}"
             raise DataError(
-                f"{path}: the image ids {ids} have one file, {row.file!r}; give a picture one id, and that to all"
+                f"{path}: the image ids {ids} have one file, {row.file!r}; give an image one id, and that to all"
                 " that is said of it"
             )
 
@@ -61,10 +61,10 @@ def refuse_shared_files(path: Path, rows: Iterable[SourceRow]) -> None:
 def samples_of(
     rows: Iterable[SourceRow | Skipped], images: Path, shrink: bool = False, workers: int = 1
 ) -> Iterator[SampleToWrite | Skipped]:
-    """Each row's sample, in order; what cannot be used comes as Skipped: broken pictures, empty texts, and
+    """Each row's sample, in order; what cannot be used comes as Skipped: broken images, empty texts, and
     what the format's reader has skipped already.
 
-    `shrink`: pictures above the paper's size (shorter side 384, longer side 640) become smaller JPEGs; all
+    `shrink`: images above the paper's size (shorter side 384, longer side 640) become smaller JPEGs; all
     others keep their bytes. Raises DataError when `images` is no folder.
     """
     if not images.is_dir():
@@ -90,7 +90,7 @@ def make_sample(images: Path, shrink: bool, row: SourceRow | Skipped) -> list[Sa
     if not captions and not questions:
         return [*outcomes, Skipped(row.file, "no caption")]
     try:
-        image, extension = load_picture(images, row.file, shrink)
+        image, extension = load_image(images, row.file, shrink)
     except _UnusableError as reason:
         return [*outcomes, Skipped(row.file, str(reason))]
     text = {"captions": distinct, "file": row.file, **row.extra}
@@ -119,25 +119,25 @@ def _asked_in_whole_characters(
 
 def _killer(row: SourceRow | Skipped) -> list[SampleToWrite | Skipped]:
     return [
-        row if isinstance(row, Skipped) else Skipped(row.file, "picture that kills the process that reads it")
+        row if isinstance(row, Skipped) else Skipped(row.file, "image that kills the process that reads it")
     ]
 
 
 class _UnusableError(Exception):
-    """A picture that is left out; the text is the reason, the same for all of its kind."""
+    """An image that is left out; the text is the reason, the same for all of its kind."""
 
 
-def load_picture(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
-    """The bytes of a picture that decodes, with the extension that its content asks for."""
+def load_image(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
+    """The bytes of an image that decodes, with the extension that its content asks for."""
     data = _read_inside(images, file)
     extension = extension_of(data)
     if not extension:
-        raise _UnusableError("not a JPEG, PNG or WebP picture")
+        raise _UnusableError("not a JPEG, PNG or WebP image")
     try:
         picture = decode(data)
     except DataError:
-        raise _UnusableError("broken picture") from None
-    if shrink and (smaller := shrink_picture(picture)):
+        raise _UnusableError("broken image") from None
+    if shrink and (smaller := shrink_image(picture)):
         return smaller, "jpg"
     return data, extension
 
@@ -149,14 +149,14 @@ def _read_inside(folder: Path, file: str) -> bytes:
         if not path.is_relative_to(folder):
             raise _UnusableError("path leaves the images folder")
         if not path.is_file():  # nor is a named pipe, on which a read would wait for ever
-            raise _UnusableError("missing picture")
+            raise _UnusableError("missing image")
         return path.read_bytes()
     except (
         OSError,
         ValueError,
         RuntimeError,
     ):  # no permission, an overlong name, a zero byte, a loop of links
-        raise _UnusableError("unreadable picture") from None
+        raise _UnusableError("unreadable image") from None
 
 
 def extension_of(data: bytes) -> str:
@@ -168,8 +168,8 @@ def extension_of(data: bytes) -> str:
     return "webp" if data.startswith(b"RIFF") and data[8:12] == b"WEBP" else ""
 
 
-def shrink_picture(picture: Image.Image) -> bytes | None:
-    """A picture (upright, as `decode` gives it) above the paper's size as a smaller JPEG; None for any other."""
+def shrink_image(picture: Image.Image) -> bytes | None:
+    """An image (upright, as `decode` gives it) above the paper's size as a smaller JPEG; None for any other."""
     shorter, longer = sorted(picture.size)
     factor = min(SHORTER_SIDE / shorter, LONGER_SIDE / longer)
     if factor >= 1:
