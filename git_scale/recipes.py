@@ -21,7 +21,7 @@ from git_scale.config import RunConfig
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
-from git_scale.registry import did_you_mean, import_plugins
+from git_scale.registry import did_you_mean, import_plugins, nearest
 from git_scale.upgrades import upgraded
 from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 WHOLE = ("options", "objectives")  # mappings that an override replaces, names and all
 SHOWN = 200  # characters of an override, in a message
+WANTED = dict.fromkeys(("list_type", "tuple_type"), "a list is wanted: [a, b]") | dict.fromkeys(
+    ("dict_type", "model_type"), "a mapping is wanted: {key: value}"
+)
 RECIPES = Path(__file__).parent / "configs"
 
 Start = Callable[[str, str], dict[str, Any]]
@@ -261,8 +264,10 @@ def _explain(error: Mapping[str, Any]) -> str:
         above = " and ".join(f"`{section}:`" for section in sections)
         return f"{key}: in a recipe sections stand in lines of their own: {above}, and `{last}:` below, further in"
     if error["type"] == "extra_forbidden":
-        return f"{key}={error['input']!r}: unknown key{_nearest(key, list(known_keys()))}"
-    message = error["msg"].removeprefix("Value error, ")
+        section = ".".join(location[:-1])
+        beside = [f"{section}.{name}" for name in getattr(type_of(RunConfig, section), "model_fields", ())]
+        return f"{key}={error['input']!r}: unknown key{_nearest(key, [*beside, *known_keys()])}"
+    message = WANTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     return f"{key}={error['input']!r}: {message[0].lower()}{message[1:]}"
 
 
@@ -290,7 +295,5 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    if hint := did_you_mean(word, known):
-        return hint
-    ends_so = [key for key in known if key.rpartition(".")[2] == word]  # a bare `lr` still finds its key
-    return f"; did you mean {ends_so[0]}?" if ends_so and "." not in word else ""
+    by_last = {key.rpartition(".")[2]: key for key in reversed(known)}  # a bare `taks` finds data.task
+    return did_you_mean(nearest(word, known) or by_last.get(nearest(word, by_last), word), known)

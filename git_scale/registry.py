@@ -81,8 +81,13 @@ def lacks(entry: object, base: type, attributes: Iterable[str] = ()) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest of the known words as a question; empty where none is near."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {match[0]}?" if match else ""
+    match = nearest(word, known)
+    return f"; did you mean {match}?" if match else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Of the known words; empty where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), "")
 
 
 def import_plugins(modules: Iterable[str]) -> Iterator[str]:

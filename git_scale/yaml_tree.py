@@ -81,7 +81,7 @@ def _plain(wanted: Any) -> Any:
 def _of_key(wanted: Any, name: str) -> Any:
     if isinstance(wanted, type) and issubclass(wanted, BaseModel) and name in wanted.model_fields:
         return wanted.model_fields[name].annotation
-    return Any
+    return _of_item(wanted) if name.isdigit() else Any
 
 
 def _of_item(wanted: Any) -> Any:

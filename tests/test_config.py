@@ -65,6 +65,13 @@ def test_two_epochs_are_the_steps_of_the_base_recipe() -> None:
         ("train.micro_bach=3", "train.micro_bach=3: unknown key; did you mean train.micro_batch?"),
         ("optimiser.encoder_lr=3", "optimiser={'encoder_lr': 3}: unknown key; did you mean optimizer?"),
         ("encoder_lr=3", "encoder_lr=3: unknown key; did you mean optimizer.encoder_lr?"),
+        ("taks=vqa", "taks='vqa': unknown key; did you mean data.task?"),
+        (
+            "data.sources=[{path: a, taks: vqa}]",
+            "data.sources.0.taks='vqa': unknown key; did you mean data.sources.0.task?",
+        ),
+        ("data.sources=a", "data.sources='a': a list is wanted: [a, b]"),
+        ("data.sources=[a]", "data.sources.0='a': a mapping is wanted: {key: value}"),
         ("heads=3", "heads=3: unknown key; did you mean model.decoder.heads?"),
         ("model.encoder.nme=vit", "model.encoder.nme='vit': unknown key; did you mean model.encoder.name?"),
         ("xyzzy=3", "xyzzy=3: unknown key"),

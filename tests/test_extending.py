@@ -46,6 +46,12 @@ def write_plugin(folder: Path, heading: str, module: str) -> None:
     (folder / f"{module}.py").write_text(code, encoding="utf-8")
 
 
+def test_each_example_is_read_at_a_glance() -> None:
+    sections = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
+    assert len(sections) == 6
+    assert all(len(section.strip().splitlines()) <= 60 for section in sections)
+
+
 def test_blocks_are_read_up_to_the_next_heading() -> None:
     a, b, c, d = (f"```python\n{name}\n```\n" for name in "abcd")
     page = f"# P\n{a}## One\n```\nno Python\n```\n{b}### Part\n{c}## Two\n{d}"

@@ -29,7 +29,7 @@ MIN_SAMPLE_BYTES = 1024
 def load(folder: Path) -> ShardTable:
     """The table of a folder, empty where there is none. Raises ValueError where something else lies there."""
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return joined([])
     try:
         with zipfile.ZipFile(path) as archive:

@@ -23,7 +23,6 @@ from PIL import Image
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, collate, collate_eval
-from git_scale.data.batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.data.frames import check_one_size, pick_frames
 from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import Order, SampleOrder
@@ -31,7 +30,8 @@ from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import WatchedReader
 from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Text, TextMaker, check_choices
-from git_scale.errors import DataError
+from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in_process
+from git_scale.errors import ConfigError, DataError
 
 GAIN_IMAGES = 256  # looked at with a wrong image too: the gain's error is then a few hundredths of a nat
 OTHERS_TRIED = 16  # next samples among which one with other texts is looked for
@@ -67,6 +67,7 @@ class TrainDataset:
             pictures = decode_images(raw, self.run.model.frames, float(rng.random()))
             images = np.stack(self._pixels(pictures, size, rng))
             texts = self.task.texts(raw, rng)
+        self._check_count(raw.key, texts)
         return Sample(raw.key, images, self._fill(texts))
 
     def _pixels(self, pictures: list[Image.Image], size: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -76,6 +77,15 @@ class TrainDataset:
             return [prepare(picture, data, size) for picture in pictures]
         box = random_box(*pictures[0].size, data.crop_scale, rng)
         return [crop_resized(picture, box, size) for picture in pictures]
+
+    def _check_count(self, key: str, texts: list[Text]) -> None:
+        if len(texts) > (most := self.run.data.texts_per_image):
+            raise ConfigError(
+                [
+                    f"data.texts_per_image={most}, but {type(self.task).__name__} gave {len(texts)} texts of {key}:"
+                    f" memory was planned for {most}; let it give no more, or set data.texts_per_image={len(texts)}"
+                ]
+            )
 
     def _fill(self, texts: list[Text]) -> list[Text]:
         """As many texts as every sample has; those that are missing have no targets."""

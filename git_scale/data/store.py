@@ -78,7 +78,9 @@ class DataFormat(Protocol):
         """Does part number `part` of `parts` of the work that comes before opening; its result is pickled.
 
         Each rank of a run does one part, and all of them get what came of every one.
+        By default there is no such work.
         """
+        return None
 
     def open(self, path: Path, prepared: Sequence[Any]) -> SampleStore:
         """The samples of `path`. `prepared`: of all parts; none: what comes before opening is done here.

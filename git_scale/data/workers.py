@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from git_scale.errors import UserError
 from git_scale.stop import STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -44,11 +45,13 @@ class MadeBatch:
 
 @dataclass(frozen=True)
 class FailedBatch:
-    """Carries what a worker says of an exception, a fault of the program: bad samples are no exceptions."""
+    """Carries what a worker says of an exception: bad samples are none, so it is a fault of the program."""
 
     sample: int
     """Number of the one it was at."""
     trace: str
+    error: UserError | None = None
+    """Or else what the user can mend."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ def _serve(make: Callable[[Any], Any], place: np.ndarray, channel: socket.socket
             number, task = _receive(channel)
             try:
                 answer: MadeBatch | FailedBatch = MadeBatch(number, make(task))
-            except Exception:
-                answer = FailedBatch(int(place[0]), traceback.format_exc())
+            except Exception as error:
+                known = error if isinstance(error, UserError) else None
+                answer = FailedBatch(int(place[0]), traceback.format_exc(), known)
             _send(channel, answer)
     except (EOFError, OSError):  # the parent has closed its end
         os._exit(0)

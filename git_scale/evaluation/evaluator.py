@@ -70,7 +70,7 @@ class Evaluator:
     def evaluate(self, runner: Runner) -> EvaluationResult:
         """Collective. Raises Stopped on all ranks, between two batches, when any was asked to stop."""
         topology, task = self._topology, self._task
-        examination = TextGenerator(runner, task.tokenizer, self._run.eval)
+        generator = TextGenerator(runner, task.tokenizer, self._run.eval)
         loader = build_eval_loader(
             self._run, self._store, task, topology.dp_rank, topology.dp, self._quarantine
         )
@@ -86,7 +86,7 @@ class Evaluator:
         for batch in progress(batches, None, "batch", **bar):
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
             if first < self._run.eval.images:
-                predictions += task.predict(batch, examination)
+                predictions += task.predict(batch, generator)
             first += self._run.train.micro_batch * topology.dp
             shown += self._images_to_show(batch)
             problems += batch.problems

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 
 
 class TextGenerator:
-    """Answers the queries of batches with a model on all ranks: the Examination of git_scale/tasks/task.py."""
+    """Answers the queries of batches with a model on all ranks: the EvaluationContext of git_scale/tasks/task.py."""
 
     def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EvalConfig) -> None:
         self.runner = runner

@@ -11,10 +11,10 @@ from git_scale.errors import ConfigError
 from git_scale.inference.beam import search_beams
 from git_scale.inference.decoding import Decoding, GeneratedText, TokenRules
 from git_scale.inference.sampling import draw_texts
-from git_scale.inference.stream import Decodable, Prefixes, TextStream
+from git_scale.inference.stream import AutoregressiveModel, Prefixes, TextStream
 from git_scale.inference.trie import FREE, ROOT, Trie
 
-__all__ = ["FREE", "Decodable", "Decoding", "GeneratedText", "Prefixes", "Trie", "generate"]
+__all__ = ["FREE", "AutoregressiveModel", "Decoding", "GeneratedText", "Prefixes", "Trie", "generate"]
 
 
 def _all_ended(ended: Tensor) -> bool:
@@ -23,7 +23,7 @@ def _all_ended(ended: Tensor) -> bool:
 
 @torch.no_grad()
 def generate(
-    model: Decodable,
+    model: AutoregressiveModel,
     images_BFCHW: Tensor,
     prefixes: Prefixes,
     end_token: int,
@@ -70,7 +70,7 @@ def _ranked(texts: list[GeneratedText]) -> list[GeneratedText]:
     return sorted(texts, key=lambda text: -text.score)
 
 
-def _check_prefixes(model: Decodable, images: Tensor, prefixes: Prefixes) -> None:
+def _check_prefixes(model: AutoregressiveModel, images: Tensor, prefixes: Prefixes) -> None:
     """Raises ValueError: these are mistakes of a program, not of its user."""
     if images.ndim != 5 or not len(prefixes) == len(images) > 0:
         raise ValueError(f"{len(prefixes)} lists of prefixes for images of shape {tuple(images.shape)}")
@@ -83,7 +83,7 @@ def _check_prefixes(model: Decodable, images: Tensor, prefixes: Prefixes) -> Non
             )
 
 
-def _check_positions(model: Decodable, longest: int, decoding: Decoding) -> None:
+def _check_positions(model: AutoregressiveModel, longest: int, decoding: Decoding) -> None:
     room = model.max_positions - longest
     if decoding.max_new_tokens > room:
         remedy = f"set max_new_tokens={room} or less" if room > 0 else "shorten the prefix"
@@ -95,7 +95,7 @@ def _check_positions(model: Decodable, longest: int, decoding: Decoding) -> None
         )
 
 
-def _check_choice(model: Decodable, decoding: Decoding, trie: Trie | None, end_token: int) -> None:
+def _check_choice(model: AutoregressiveModel, decoding: Decoding, trie: Trie | None, end_token: int) -> None:
     if trie is None:
         problems = _problems_of_width(model.vocab_size, decoding)
     elif trie.end_token != end_token or trie.largest_token >= model.vocab_size:

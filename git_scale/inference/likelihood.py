@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from git_scale.inference.generate import Decodable
+from git_scale.inference.generate import AutoregressiveModel
 
 TextToScore = tuple[list[int], list[int]]
 """What is given (the begin token first), and the tokens after it that are judged."""
@@ -14,7 +14,7 @@ TextToScore = tuple[list[int], list[int]]
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Decodable, images_BFCHW: Tensor, texts: list[list[TextToScore]], end_token: int
+    model: AutoregressiveModel, images_BFCHW: Tensor, texts: list[list[TextToScore]], end_token: int
 ) -> list[list[float]]:
     """[B][K]: the sum of the natural logarithms of each text's token probabilities, the end token's included.
 

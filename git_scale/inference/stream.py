@@ -13,7 +13,7 @@ from git_scale.models.decoder import LayerCache, TextPlacement
 Prefixes = list[list[list[int]]]  # [B][K] token lists, the begin token first
 
 
-class Decodable(Protocol):
+class AutoregressiveModel(Protocol):
     """A GitModel, or the engine around one."""
 
     vocab_size: int
@@ -39,7 +39,7 @@ class TextStream:
     own ancestors. Shorter prefixes are padded at their end; no row ever sees the padding.
     """
 
-    def __init__(self, model: Decodable, images_BFCHW: Tensor, prefixes: Prefixes) -> None:
+    def __init__(self, model: AutoregressiveModel, images_BFCHW: Tensor, prefixes: Prefixes) -> None:
         self._model = model
         self._images = images_BFCHW
         self._cache = model.new_cache()

@@ -69,7 +69,7 @@ class Runner(Protocol):
 
     @property
     def model(self) -> Any:
-        """A Decodable (inference/stream.py) with train() and eval()."""
+        """An AutoregressiveModel (inference/stream.py) with train() and eval()."""
 
     @property
     def is_whole_on_each_rank(self) -> bool:

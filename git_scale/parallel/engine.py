@@ -135,7 +135,7 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The model as the engine wraps it: a Decodable with train() and eval()."""
+        """The model as the engine wraps it: an AutoregressiveModel with train() and eval()."""
         return self._engine
 
     @property

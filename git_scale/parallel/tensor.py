@@ -91,7 +91,7 @@ def _replace_with_split_layer(
         case VocabularyParallel() if isinstance(old, nn.Embedding):
             new = VocabParallelEmbedding(padded_rows(old.num_embeddings, tp), old.embedding_dim, **options)
         case VocabularyParallel():
-            new = VocabularyHead(old.bias.shape[0], old.weight.shape[1], tp)
+            new = VocabularyParallelHead(old.bias.shape[0], old.weight.shape[1], tp)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(old.get_parameter(name).requires_grad)
     setattr(module, child, new)
@@ -130,7 +130,7 @@ class _SequenceRow(_Row):
         return row_forward(self, x, TP) if self.training else super().forward(x)
 
 
-class VocabularyHead(nn.Module):
+class VocabularyParallelHead(nn.Module):
     """Logits of this rank's words in training, which an objective reads; in evaluation of all, without padding."""
 
     def __init__(self, vocab_size: int, width: int, tp: int) -> None:

@@ -17,7 +17,7 @@ from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
-from git_scale.tasks.task import Need, Task, identity_of
+from git_scale.tasks.task import Task, TextRequirement, identity_of
 
 MAX_REFERENCE_TEXTS = 5  # captions of an image that the held-out loss looks at: COCO's number
 
@@ -33,7 +33,7 @@ class CaptionTask(Task):
         *("exact_match", "distinct", "distinct_references"),
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "segmented_by_character"),
     )
-    learns_from: ClassVar = Need("captions", _has_caption)
+    learns_from: ClassVar = TextRequirement("captions", _has_caption)
     asks_about: ClassVar = learns_from
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:

@@ -16,6 +16,7 @@ from git_scale.data.captions import TextRecord
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.data.tokenizer import Tokenizer
+from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
 from git_scale.metrics.scores import score
 from git_scale.registry import lacks
@@ -26,15 +27,18 @@ if TYPE_CHECKING:  # it needs torch, which reading a run does without
 
 
 @dataclass(frozen=True)
-class Need:
-    """Says what a task looks for in the texts of a sample: Need("captions", lambda text: bool(text.captions))."""
+class TextRequirement:
+    """Says what a task looks for in the texts of a sample.
+
+    TextRequirement("captions", lambda text: bool(text.captions))
+    """
 
     what: str
     """A plural, as messages name it."""
     is_met_by: Callable[[TextRecord], bool]
 
 
-class Examination(Protocol):
+class EvaluationContext(Protocol):
     """An evaluation at work, as a task sees it: the model on all ranks, and texts generated with it."""
 
     runner: Any
@@ -50,9 +54,9 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]]
     """Names in git_scale.metrics.METRICS, in the order in which they are shown."""
 
-    learns_from: ClassVar[Need]
+    learns_from: ClassVar[TextRequirement]
     """At least some training samples must have it, or a start is refused."""
-    asks_about: ClassVar[Need]
+    asks_about: ClassVar[TextRequirement]
     """The same of held-out samples, which may be a test server's and hold no right text."""
     has_questions: ClassVar[bool] = False
     """Whether generated texts begin with a question, which takes up to `data.max_text_tokens` positions."""
@@ -69,20 +73,26 @@ class Task(ABC):
     def queries(self, raw: RawSample) -> list[Query]:
         """Everything that an evaluation asks of the sample. Raises DataError when there is nothing."""
 
-    @abstractmethod
     def reference_texts(self, raw: RawSample) -> list[Text]:
-        """The right texts as training has them, for the held-out loss; none where none is known."""
+        """The right texts as training has them, for the held-out loss; none where none is known.
+
+        By default `texts` with the same random numbers at every evaluation.
+        """
+        try:
+            return self.texts(raw, np.random.default_rng(0))
+        except DataError:
+            return []
 
     @abstractmethod
     def result_row(self, prediction: Prediction) -> dict[str, Any]:
         """One row of results.json, as the evaluation server takes it."""
 
-    def predict(self, batch: EvalBatch, examination: Examination) -> list[Prediction]:
+    def predict(self, batch: EvalBatch, context: EvaluationContext) -> list[Prediction]:
         """What the model says of the samples of one batch, on this rank; `score` is given that of all ranks.
 
-        A task that is not about generated texts asks `examination.runner.model` for something else.
+        A task that is not about generated texts asks `context.runner.model` for something else.
         """
-        return examination.generate(batch)
+        return context.generate(batch)
 
     def score(self, predictions: list[Prediction]) -> dict[str, float]:
         """The metrics by name, from the predictions of all samples in the order of the shards."""

@@ -12,7 +12,7 @@ from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
-from git_scale.tasks.task import Need, Task, identity_of
+from git_scale.tasks.task import Task, TextRequirement, identity_of
 
 
 def _has_question(text: TextRecord) -> bool:
@@ -27,8 +27,8 @@ class QuestionTask(Task):
     """Takes questions as prefixes. One of the annotators' answers is drawn anew each epoch, as GIT does for VQAv2."""
 
     metrics: ClassVar = ("exact_match", "distinct", "distinct_references", "vqa_accuracy")
-    learns_from: ClassVar = Need("questions with answers", _has_answered_question)
-    asks_about: ClassVar = Need("questions", _has_question)
+    learns_from: ClassVar = TextRequirement("questions with answers", _has_answered_question)
+    asks_about: ClassVar = TextRequirement("questions", _has_question)
     has_questions: ClassVar = True
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:

@@ -24,7 +24,7 @@ from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.tasks import TASKS, check_metric
-from git_scale.tasks.task import Need
+from git_scale.tasks.task import TextRequirement
 from git_scale.training.run_folder import check_run_folder
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def _problem_of_task(
     """What a look at some samples says of the task and model.frames; empty when one of them serves, or none says."""
     numbers = _some(store)
     texts = [text for number in numbers if (text := _read(store.read_text, number)) is not None]
-    needs: dict[str, Need] = {
+    needs: dict[str, TextRequirement] = {
         task: getattr(TASKS[task], kind) for task in TASKS if not TASKS.problem_of(task)
     }
     served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]

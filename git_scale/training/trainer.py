@@ -252,8 +252,13 @@ class Trainer:
     def keep_best(self, metrics: Metrics) -> None:
         """Saves this step and points checkpoints/best to it when `checkpoint.best` was never better."""
         name = self.run.checkpoint.best
+        if name is None:
+            return
         value = metrics.get(f"eval/{name}")  # not there when no held-out text has a reference
-        if name is None or value is None:
+        if value is None or math.isnan(value):
+            log.warning(
+                "step %d: checkpoint.best=%s has no value here, so no checkpoint is marked", self.step, name
+            )
             return
         best = layout.BestEvaluation(self.step, name, value, metrics.get("eval/loss"))
         if self.checkpoints.is_best(best):

@@ -22,6 +22,7 @@ from git_scale.data.images import decode, resize_center_crop
 from git_scale.data.loader import build_eval_loader, build_train_loader, eval_indices, step_image_size
 from git_scale.data.store import SampleStore, open_store
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
+from git_scale.errors import ConfigError
 from git_scale.tasks import build_task
 
 WORDS = [
@@ -227,6 +228,16 @@ def test_k_captions_and_one(folder: Path, tokenizer: Tokenizer) -> None:
         seen.update((key, decoded(tokenizer, batch.tokens[b, 0])) for b, key in enumerate(batch.keys))
     assert Counter(key for key, _ in seen.elements()) == {shards.key(n): 12 for n in range(16)}
     assert len(seen) > 40  # of 16 x 3: a new draw each epoch
+
+
+def test_more_texts_than_were_planned_for_are_refused(folder: Path, tokenizer: Tokenizer) -> None:
+    run, shards = make_run(), open_store(folder)
+    task = build_task("caption", run, tokenizer)
+    task.texts = lambda raw, rng: 5 * [task.prompts.caption("a cat")]  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match=r"texts_per_image=1, but CaptionTask gave 5 texts of tiny-00000\d\.tar"
+    ):
+        next(iter(build_train_loader(run, shards, task, 0, 1, 0)))
 
 
 def test_long_captions_are_cut_and_keep_their_end(folder: Path, tokenizer: Tokenizer) -> None:

@@ -30,10 +30,10 @@ def tensors(words: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch
 
 
 def head_of(topology: Topology, words: int, padding: float = 0.0) -> Any:
-    from git_scale.parallel.tensor import VocabularyHead
+    from git_scale.parallel.tensor import VocabularyParallelHead
 
     _, table, bias, _ = tensors(words)
-    head = VocabularyHead(words, WIDTH, topology.tp)
+    head = VocabularyParallelHead(words, WIDTH, topology.tp)
     shares = [shard_of(whole, WORDS, topology.tp, topology.tp_rank).clone() for whole in (table, bias)]
     own = max(0, min(words - topology.tp_rank * len(shares[1]), len(shares[1])))
     shares[1][own:] = padding

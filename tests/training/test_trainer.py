@@ -6,11 +6,13 @@ import json
 import math
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from git_scale.config import CheckpointConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
@@ -107,6 +109,18 @@ def always_nan(topology: Topology, device: torch.device, squares: Path, run_dir:
 def test_a_run_that_skips_every_step_ends(squares: Path, tmp_path: Path) -> None:
     (message,) = run_distributed(always_nan, 1, squares, tmp_path / "run")
     assert "10 steps in a row" in message and "lower the learning rates" in message
+
+
+@pytest.mark.parametrize("metrics", [{}, {"eval/cider": math.nan}])
+def test_an_evaluation_without_a_value_marks_no_best_checkpoint_and_says_so(
+    metrics: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    from git_scale.training.trainer import Trainer
+
+    run = RunConfig().model_copy(update={"checkpoint": CheckpointConfig(best="cider")})
+    trainer: Any = SimpleNamespace(run=run, step=20)  # it has nothing that it could mark one with
+    Trainer.keep_best(trainer, metrics)
+    assert "step 20: checkpoint.best=cider has no value here, so no checkpoint is marked" in caplog.text
 
 
 def first_update(

@@ -137,6 +137,8 @@ class WorkerBatches(Iterator[Any]):
             del self._open[answer.number]
             self._made[answer.number] = answer.batch
         elif isinstance(answer, FailedBatch):
+            if answer.error is not None:
+                raise answer.error
             name = self._source.name(answer.sample)
             raise RuntimeError(f"a loader worker failed{f' at {name}' if name else ''}:\n{answer.trace}")
         elif worker in self._workers:

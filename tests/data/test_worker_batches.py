@@ -19,11 +19,11 @@ import psutil
 import pytest
 import torch
 
-from git_scale.data import batches
-from git_scale.data.batches import BatchSource, WorkerBatches, batches_in_process
+from git_scale.data import worker_batches
 from git_scale.data.quarantine import FILE, Quarantine
 from git_scale.data.reader import WatchedReader
-from git_scale.errors import DataError, LoaderError
+from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in_process
+from git_scale.errors import ConfigError, DataError, LoaderError
 from git_scale.parallel.topology import free_port
 from git_scale.stop import Stopped, StopRequest
 
@@ -163,6 +163,15 @@ def test_an_exception_in_a_worker_is_one_error_with_its_sample() -> None:
         list(made)
 
 
+def test_what_the_user_can_mend_comes_out_of_a_worker_as_it_is() -> None:
+    def act(number: int) -> None:
+        if number == 5:
+            raise ConfigError(["data.texts_per_image=1 is too few"])
+
+    with pytest.raises(ConfigError, match=r"data\.texts_per_image=1 is too few"):
+        list(WorkerBatches(source_of(act), tasks(9), 2))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_read_that_hangs_hears_a_stop(workers: int) -> None:
     source = source_of(lambda number: hang(number) if number == 4 else None)
@@ -178,7 +187,7 @@ def test_a_read_that_hangs_hears_a_stop(workers: int) -> None:
 def test_a_read_that_hangs_too_long_names_its_sample(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "POLL_S", 0.05)
+    monkeypatch.setattr(worker_batches, "POLL_S", 0.05)
     for start in range(3):
         quarantine = Quarantine(tmp_path / FILE, "train")
         source = source_of(lambda number: hang(number) if number == 4 else None, quarantine, timeout_s=0.2)
@@ -239,7 +248,7 @@ def test_workers_end_when_their_batches_are_let_go() -> None:
 PROGRAM = """
 import os, signal, sys, threading
 sys.path.insert(0, sys.argv[1])
-from test_batches import WorkerBatches, hang, source_of, tasks
+from test_worker_batches import WorkerBatches, hang, source_of, tasks
 from git_scale.stop import StopRequest
 made = WorkerBatches(source_of(lambda number: hang(number) if number == 4 else None), tasks(9), 2)
 with StopRequest():
