@@ -22,8 +22,8 @@ from git_scale.data.folder_index import FILE
 PER_FOLDER = 1000
 START = """
 import json, resource, sys, time
-from git_scale.data.store import FORMATS, open_store
-FORMATS["tar"]
+from git_scale.data.store import STORE_FORMATS, open_store
+STORE_FORMATS["tar"]
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 before, started = resident(), time.perf_counter()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from git_scale.inference.api import ImageToText, Scored, load
+    from git_scale.inference.api import ImageToText, ScoredText, load
 
-__all__ = ["ImageToText", "Scored", "load"]
+__all__ = ["ImageToText", "ScoredText", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+GIB = 2**30
+"""Bytes."""
+
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
     """The rows under a ruled header; a column that holds only numbers is aligned to the right.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from git_scale.data.builders.formats import SOURCE_FORMATS
+from git_scale.data.builders.formats import ANNOTATION_FORMATS
 from git_scale.recipes import RECIPES, known_keys
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def options_of(tool: str) -> set[str]:
     written = {
         option for text in texts if "add_argument(" in text for option in re.findall(r'"(--[\w-]+)"', text)
     }
-    of_formats = {option.name for name in SOURCE_FORMATS for option in SOURCE_FORMATS[name].options}
+    of_formats = {option.name for name in ANNOTATION_FORMATS for option in ANNOTATION_FORMATS[name].options}
     return written | {f"--{name.replace('_', '-')}" for name in of_formats}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from git_scale.console import path, tool, whole
 from git_scale.data.builders.digits import digit_scenes
-from git_scale.data.builders.formats import SOURCE_FORMATS
+from git_scale.data.builders.formats import ANNOTATION_FORMATS
 from git_scale.data.builders.new_folder import new_shard_folder
 from git_scale.data.builders.source_images import samples_of
 from git_scale.data.builders.writer import BuildReport, describe_skipped, write_shards
@@ -56,7 +56,7 @@ def build_digits(args: argparse.Namespace) -> dict[str, BuildReport]:
 def build_images(args: argparse.Namespace) -> dict[str, BuildReport]:
     if args.source.resolve() in args.destination.resolve().parents:
         raise DataError(f"{args.destination}: lies in the folder of the images; choose another folder")
-    form, given = SOURCE_FORMATS[args.format], vars(args)
+    form, given = ANNOTATION_FORMATS[args.format], vars(args)
     rows = form.read(given)
     if not rows:
         raise DataError(
@@ -95,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--heldout", type=whole(1), default=1000, help="scenes with unseen handwriting (%(default)s)"
     )
     digits.add_argument("--seed", type=whole(0), default=0)
-    pictures = [add_format(formats, name) for name in SOURCE_FORMATS]
+    pictures = [add_format(formats, name) for name in ANNOTATION_FORMATS]
     index = formats.add_parser("index", help="adds digests to shards from elsewhere, and says what they hold")
     index.add_argument("folder", type=path, metavar="FOLDER", help="of the shards, or one of them")
     for command in (digits, *pictures):
@@ -110,7 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def add_format(formats: Any, name: str) -> argparse.ArgumentParser:
     """The command of a format whose images lie in a folder."""
-    form = SOURCE_FORMATS[name]
+    form = ANNOTATION_FORMATS[name]
     command: argparse.ArgumentParser = formats.add_parser(name, help=form.help)
     for option in form.options:
         command.add_argument(

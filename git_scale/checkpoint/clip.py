@@ -48,7 +48,7 @@ TEXT_TOWER = (
 POOLING = "the pooling to one vector; GIT reads all tokens"
 
 
-class VitDetails(NamedTuple):
+class VitHyperparameters(NamedTuple):
     """Holds what the tensors of a ViT do not say; None where nothing beside them does either."""
 
     head_width: int | None
@@ -123,7 +123,9 @@ def _open_clip(
     return encoder, fold_normalisation(weights, encoder, _open_clip_images(config, file), path)
 
 
-def _told(path: Path, source: UnwrappedTensors, config: dict[str, Any], name: str | None) -> VitDetails:
+def _told(
+    path: Path, source: UnwrappedTensors, config: dict[str, Any], name: str | None
+) -> VitHyperparameters:
     """By --encoder, by open_clip's configuration, or by the numbers that only OpenAI's own files hold."""
     if name is not None:
         backbone = _on_meta(EncoderConfig(name=_timm_name(name)))
@@ -132,17 +134,19 @@ def _told(path: Path, source: UnwrappedTensors, config: dict[str, Any], name: st
             raise CheckpointError(
                 f"{path}: --encoder {name}: it holds a CLIP ViT, which this architecture is not"
             )
-        return VitDetails(backbone.embed_dim // block.attn.num_heads, isinstance(block.mlp.act, QuickGelu))
+        return VitHyperparameters(
+            backbone.embed_dim // block.attn.num_heads, isinstance(block.mlp.act, QuickGelu)
+        )
     if model := _section(config, "model_cfg"):
         head_width = _section(model, "vision_cfg").get("head_width", 64)  # open_clip's default
         if not isinstance(head_width, int) or isinstance(head_width, bool):
             raise CheckpointError(
                 f"{path}: open_clip_config.json: head_width={head_width!r} is no whole number"
             )
-        return VitDetails(head_width, bool(model.get("quick_gelu", False)))
+        return VitHyperparameters(head_width, bool(model.get("quick_gelu", False)))
     if all(number in source.shapes for number in OPENAI_NUMBERS):
-        return VitDetails(OPENAI_HEAD_WIDTH, True)
-    return VitDetails(None, None)
+        return VitHyperparameters(OPENAI_HEAD_WIDTH, True)
+    return VitHyperparameters(None, None)
 
 
 def _check_described(path: Path, config: dict[str, Any], sizes: VitSizes) -> None:

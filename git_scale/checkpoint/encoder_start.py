@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from git_scale.checkpoint.clip import open_encoder
 from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.normalisation import Normalisation, fold_normalisation
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
-from git_scale.checkpoint.weights import Weights
+from git_scale.checkpoint.weights import Weights, WeightsInMemory
 from git_scale.config import EncoderConfig, ModelConfig, RunConfig
 from git_scale.errors import CheckpointError, ConfigError
 from git_scale.models.build import build_encoder
@@ -80,15 +80,6 @@ class _EncoderWeights:
         self.read = weights.read
 
 
-class _WeightsInMemory:
-    """Gives tensors that are there already, as Weights."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        self.dropped: dict[str, str] = {}
-        self.read = tensors.__getitem__
-
-
 def _encoder_of(opened: OpenedCheckpoint) -> OpenedCheckpoint:
     return opened if opened.holds_encoder_only else replace(opened, weights=_EncoderWeights(opened.weights))
 
@@ -113,7 +104,7 @@ def _published(encoder: EncoderConfig) -> OpenedCheckpoint:
         raise
     except Exception as error:  # the download's own kinds, of three libraries
         raise _missing(encoder, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-    weights: Weights = _WeightsInMemory(
+    weights: Weights = WeightsInMemory(
         {f"encoder.{name}": tensor.float() for name, tensor in tensors.items()}
     )
     images = Normalisation(tuple(published.mean), tuple(published.std))

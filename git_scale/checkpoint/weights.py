@@ -27,6 +27,15 @@ class Weights(Protocol):
         """On CPU, fp32 (non floating dtypes as stored). Raises CheckpointError."""
 
 
+class WeightsInMemory:
+    """Gives tensors that are there already, as Weights."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.dropped: dict[str, str] = {}
+        self.read = tensors.__getitem__
+
+
 def check_files(checkpoint: Path) -> set[str]:
     """Compares the files with their manifest and returns their names: no other file may be read.
 

@@ -87,7 +87,7 @@ def _rounded(positions: int, part: int, whole: int) -> int:
     return (2 * positions * part + whole) // (2 * whole)
 
 
-class MixedOrder:
+class MixtureOrder:
     """Gives each source's order at the positions that are its own."""
 
     def __init__(self, counts: Sequence[np.ndarray], schedule: SourceSchedule, seed: int) -> None:
@@ -129,8 +129,8 @@ class Mixture:
     def contents(self) -> np.ndarray:
         return np.concatenate([store.contents for store in self.stores])
 
-    def order(self, seed: int) -> MixedOrder:
-        return MixedOrder([store.counts for store in self.stores], self.schedule, seed)
+    def order(self, seed: int) -> MixtureOrder:
+        return MixtureOrder([store.counts for store in self.stores], self.schedule, seed)
 
     def key(self, number: int) -> str:
         source, own = self._place(number)

@@ -4,8 +4,8 @@
     len(store)                           samples; store.counts: of each part
     store.read(7)                        RawSample: bytes and text, nothing decoded
 
-A format of your own is one class with the methods of DataFormat; a module under `plugins` adds it by
-`FORMATS.add("captions_csv", CaptionsCsv())`. The first format that finds nothing wrong with a path opens it.
+A format of your own is one class with the methods of StoreFormat; a module under `plugins` adds it by
+`STORE_FORMATS.add("captions_csv", CaptionsCsv())`. The first format that finds nothing wrong with a path opens it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class SampleStore(Protocol):
         """The text of sample `number` alone. Raises DataError naming the sample."""
 
 
-class DataFormat(Protocol):
+class StoreFormat(Protocol):
     """One way in which samples lie on a disk."""
 
     def problem_of(self, path: Path) -> str:
@@ -89,17 +89,17 @@ class DataFormat(Protocol):
         """
 
 
-FORMATS: Registry[DataFormat] = Registry("data.format", {"tar": "git_scale.data.tar_shards:TAR"})
+STORE_FORMATS: Registry[StoreFormat] = Registry("format of samples", {"tar": "git_scale.data.tar_shards:TAR"})
 
 
 def problem_of(path: str | Path) -> str:
     """Why no format takes `path`, and what to do; empty where one does."""
-    problems = [FORMATS[name].problem_of(Path(path)) for name in FORMATS]
+    problems = [STORE_FORMATS[name].problem_of(Path(path)) for name in STORE_FORMATS]
     return "; ".join(problems) if all(problems) else ""
 
 
 def prepare_store(path: str | Path, part: int, parts: int) -> Any:
-    """See DataFormat.prepare. Raises DataError where no format takes `path`."""
+    """See StoreFormat.prepare. Raises DataError where no format takes `path`."""
     return _format_of(Path(path)).prepare(Path(path), part, parts)
 
 
@@ -111,10 +111,10 @@ def open_store(path: str | Path, prepared: Sequence[Any] = ()) -> SampleStore:
     return _format_of(Path(path)).open(Path(path), prepared)
 
 
-def _format_of(path: Path) -> DataFormat:
-    for name in FORMATS:
-        if not FORMATS[name].problem_of(path):
-            return FORMATS[name]
+def _format_of(path: Path) -> StoreFormat:
+    for name in STORE_FORMATS:
+        if not STORE_FORMATS[name].problem_of(path):
+            return STORE_FORMATS[name]
     raise DataError(f"{path}: {problem_of(path)}")
 
 

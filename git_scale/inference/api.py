@@ -32,7 +32,7 @@ CLASSIFY_BEAMS = 8
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredText:
     """Holds a text and what it was ranked by: the higher the better."""
 
     text: str
@@ -102,7 +102,7 @@ class ImageToText:
         length_penalty: float = 0.6,
         max_new_tokens: int | None = None,
         prefix: str = "",
-    ) -> list[list[Scored]]:
+    ) -> list[list[ScoredText]]:
         """The `count` best captions in each image's beam search, best first, scored as the search ranks them.
 
         `count` is at most `beams`. Raises ConfigError for numbers that are no search, as `caption` and `answer` do.
@@ -204,7 +204,7 @@ class ImageToText:
 
     def classify(
         self, images: Images, names: Sequence[str], top: int = 1, question: str = ""
-    ) -> list[list[Scored]]:
+    ) -> list[list[ScoredText]]:
         """The `top` likeliest of `names`, best first, with their log-probabilities; no other text can come out.
 
         Up to 64 names are all scored. Among more, thousands say, a beam search that can only spell names finds them.
@@ -224,7 +224,7 @@ class ImageToText:
             texts: list[TextToScore] = [(begin, list(tokens)) for tokens in spelled]
             scores = self.predictor.log_likelihoods(items, [texts] * len(items))
             ranked = [
-                sorted(map(Scored, spelled.values(), row), key=lambda item: -item.score) for row in scores
+                sorted(map(ScoredText, spelled.values(), row), key=lambda item: -item.score) for row in scores
             ]
             return [row[:top] for row in ranked]
         decoding = Decoding(
@@ -235,7 +235,7 @@ class ImageToText:
         )
         trie = Trie(spelled, self._tokenizer.eos_id)
         found = self.predictor.generate(items, [[begin]] * len(items), decoding, trie)
-        return [[Scored(spelled[tuple(text.tokens)], text.score) for text in texts] for (texts,) in found]
+        return [[ScoredText(spelled[tuple(text.tokens)], text.score) for text in texts] for (texts,) in found]
 
     def _room(self, prefix: int) -> int:
         """New tokens by default: the recipe's, as far as there are positions after a prefix of this length."""
@@ -253,8 +253,8 @@ class ImageToText:
     def _question_prefix(self, question: str) -> list[int]:
         return self._prompts.prefix(self._encode(question))
 
-    def _scored(self, text: GeneratedText, begin: list[int]) -> Scored:
-        return Scored(self._tokenizer.decode(begin + text.tokens), text.score)
+    def _scored(self, text: GeneratedText, begin: list[int]) -> ScoredText:
+        return ScoredText(self._tokenizer.decode(begin + text.tokens), text.score)
 
 
 def _listed(images: Images) -> list[ClipLike]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-GIB = 2**30
+from git_scale.formatting import GIB
 
 
 @dataclass

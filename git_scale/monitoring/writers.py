@@ -140,7 +140,7 @@ class ConsoleWriter(NullWriter):
         self.emit(f"step {step:,} {name}: {text}")
 
 
-class ImageFolder(NullWriter):
+class PngWriter(NullWriter):
     """One PNG per step, whole or not at all; a second sheet of the same step replaces the first.
 
     A sheet that cannot be written is lost: the first one is said, and their number at the end.
@@ -200,7 +200,7 @@ def build_writers(run_dir: Path, total_steps: int, is_writer: bool, resume_step:
             ConsoleWriter(total_steps),
             JsonlWriter(run_dir / METRICS, resume_step),
             TensorBoardWriter(run_dir / "tensorboard", purge_step=resume_step + 1),
-            ImageFolder(run_dir / "pictures"),
+            PngWriter(run_dir / "pictures"),
         ]
     )
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.data.batch import Batch
-from git_scale.objectives.objective import Comm, Objective, own_columns, without_padding
+from git_scale.objectives.objective import Objective, VocabularyComm, own_columns, without_padding
 
 
 class LanguageModelObjective(Objective):
@@ -18,7 +18,7 @@ class LanguageModelObjective(Objective):
     def count(self, batch: Batch) -> int:
         return batch.num_targets
 
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         vocab_size, smoothing = self.run.model.vocab_size, self.run.train.label_smoothing
         if comm.tp > 1:
             return vocabulary_parallel_loss(logits, batch.labels, smoothing, vocab_size, comm)
@@ -47,7 +47,7 @@ def smoothing_entropy(smoothing: float, vocab: int) -> float:
 
 
 def vocabulary_parallel_loss(
-    logits: Tensor, labels: Tensor, smoothing: float, vocab_size: int, comm: Comm
+    logits: Tensor, labels: Tensor, smoothing: float, vocab_size: int, comm: VocabularyComm
 ) -> Tensor:
     """language_model_loss of logits [n, ceil(V / tp)] that hold this rank's words; the same on all ranks.
 

@@ -31,7 +31,7 @@ class ModelInputs(NamedTuple):
     """int64 [n]: positions in flat [B*K*T] that logits are wanted of."""
 
 
-class Comm(Protocol):
+class VocabularyComm(Protocol):
     """The ranks over which the vocabulary is split: each has the logits of its words. Methods are collective."""
 
     @property
@@ -49,7 +49,7 @@ class Comm(Protocol):
 
 
 class SingleRankComm:
-    """The Comm of logits that are whole."""
+    """The VocabularyComm of logits that are whole."""
 
     tp, tp_rank = 1, 0
 
@@ -75,7 +75,7 @@ class Objective(ABC):
         """What the sum over a micro-batch is of: target tokens, samples, ... 0 where it has nothing to learn."""
 
     @abstractmethod
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         """Over a micro-batch, fp32 scalar, the same on the ranks of a tensor-parallel group.
 
         logits: [n, V] of `batch.rows`; where comm.tp > 1 those of this rank's words, [n, ceil(V / tp)].
@@ -95,13 +95,13 @@ def flaw_of(entry: object) -> str:
     return lacks(entry, Objective)
 
 
-def own_columns(logits: Tensor, vocab_size: int, comm: Comm) -> int:
+def own_columns(logits: Tensor, vocab_size: int, comm: VocabularyComm) -> int:
     """How many columns of this rank's logits stand for words; the others pad the vocabulary of `vocab_size`."""
     columns = logits.shape[-1]
     return min(max(vocab_size - comm.tp_rank * columns, 0), columns)  # the last ranks may have none
 
 
-def without_padding(logits: Tensor, vocab_size: int, comm: Comm) -> Tensor:
+def without_padding(logits: Tensor, vocab_size: int, comm: VocabularyComm) -> Tensor:
     """fp32 logits, -inf where there is no word."""
     padding = torch.arange(logits.shape[-1], device=logits.device) >= own_columns(logits, vocab_size, comm)
     return logits.float().masked_fill(padding, -math.inf)

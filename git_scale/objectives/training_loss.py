@@ -16,7 +16,7 @@ from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Comm, Objective, SingleRankComm, inputs_of
+from git_scale.objectives.objective import Objective, SingleRankComm, VocabularyComm, inputs_of
 
 
 class TrainingLoss:
@@ -45,7 +45,7 @@ class TrainingLoss:
         batch: Batch,
         dtype: torch.dtype,
         counts: Mapping[str, float],
-        comm: Comm,
+        comm: VocabularyComm,
     ) -> dict[str, Tensor]:
         """A micro-batch's part of each term with its weight; their sum is what to run backward from.
 
@@ -74,7 +74,7 @@ def _count(name: str, term: Objective, batch: Batch) -> int:
     return int(count)
 
 
-def _sum(name: str, term: Objective, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+def _sum(name: str, term: Objective, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
     value = term.sum(logits, batch, comm)
     if not isinstance(value, Tensor) or value.ndim > 0:
         raise _misbehaves(name, "sum", value, "a tensor without dimensions")

@@ -48,7 +48,7 @@ COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
-class StepReport:
+class UpdateResult:
     """What one optimizer step did; grad_norm is the global one before clipping, inf when not finite."""
 
     grad_norm: float
@@ -157,7 +157,7 @@ class Engine:
         """
         self._engine.backward(loss * self._gradient_factor, scale_wrt_gas=False)
 
-    def step(self) -> StepReport | None:
+    def step(self) -> UpdateResult | None:
         """Ends a micro-batch; at the last one of a step clips, updates the weights and reports.
 
         A step whose gradients are not finite on any rank changes nothing on all of them.
@@ -173,7 +173,7 @@ class Engine:
         if skipped:
             self._forget_step()
         self._step_begins = True
-        return StepReport(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
+        return UpdateResult(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
     def _forget_step(self) -> None:
         """Takes away what a skipped step has left: changed buffers, and gradients that are not finite."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from git_scale.errors import ConfigError
+from git_scale.formatting import GIB
 from git_scale.monitoring.peak import Accelerator, accelerator_names, known_accelerator, peak_flops
 from git_scale.planning.assumptions import CPU_LINK, EFFICIENCY, MARGIN, UNKNOWN_LINKS
 from git_scale.planning.kernels import DeviceKind
 
-GIB = 2**30
 # CUDA's context, NCCL's buffers, the workspaces of cuBLAS and cuDNN | Python with torch and DeepSpeed
 LIBRARY_BYTES: Mapping[DeviceKind, int] = {"cuda": 3 * GIB // 2, "cpu": GIB // 2}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from git_scale.checkpoint.layout import checkpoints_folder
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.planning.cluster import GIB
+from git_scale.formatting import GIB
 from git_scale.planning.local_model import whole_model
 from git_scale.planning.partition_sizes import FP32_BYTES, MOMENT_BYTES
 

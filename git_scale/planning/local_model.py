@@ -23,7 +23,7 @@ from git_scale.precision import DTYPES
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterSpec:
     """What a plan must know of one."""
 
     name: str
@@ -92,12 +92,12 @@ def build_local(run: RunConfig) -> LocalModel:
     return LocalModel(model.train(), columns, rows, group)
 
 
-def parameters_of(model: Any) -> tuple[Parameter, ...]:
+def parameters_of(model: Any) -> tuple[ParameterSpec, ...]:
     """In their order, a tied one once."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     towers = model.towers()
     return tuple(
-        Parameter(
+        ParameterSpec(
             name,
             p.numel(),
             p.ndim,

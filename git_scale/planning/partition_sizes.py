@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from git_scale.planning.local_model import Parameter
+from git_scale.planning.local_model import ParameterSpec
 from git_scale.planning.zero_config import ZeroConfig
 
 FP32_BYTES = 4
@@ -60,7 +60,7 @@ class PartitionSizes:
 
 
 def partition_sizes(
-    parameters: Sequence[Parameter], zero: ZeroConfig, dp: int, bytes_per_gradient: int = FP32_BYTES
+    parameters: Sequence[ParameterSpec], zero: ZeroConfig, dp: int, bytes_per_gradient: int = FP32_BYTES
 ) -> PartitionSizes:
     """`parameters` are those of one tensor-parallel rank (local_model.py)."""
     trainable = [parameter for parameter in parameters if parameter.learns]

@@ -9,8 +9,9 @@ from typing import Any
 
 from git_scale.config import RunConfig, check_world
 from git_scale.errors import ConfigError
+from git_scale.formatting import GIB
 from git_scale.parallel.topology import Topology
-from git_scale.planning.cluster import GIB, LIBRARY_BYTES, Cluster
+from git_scale.planning.cluster import LIBRARY_BYTES, Cluster
 from git_scale.planning.estimate import (
     SettingEstimate,
     estimate_setting,

@@ -23,7 +23,13 @@ from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import DeviceKind, device_kernels
-from git_scale.planning.local_model import LocalModel, Parameter, build_local, largest_image, parameters_of
+from git_scale.planning.local_model import (
+    LocalModel,
+    ParameterSpec,
+    build_local,
+    largest_image,
+    parameters_of,
+)
 from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
@@ -52,7 +58,7 @@ class MicroBatchProfile:
     twice) and gradients of the inputs of column layers. What sequence parallelism gathers or divides counts half."""
     tp_exchanges: int
     """It does so in so many collectives."""
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[ParameterSpec, ...]
     """One rank of a tensor-parallel group has these."""
     flops: int
     """Products, convolutions and attention of both passes take so many per sample, recomputation included."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from git_scale.formatting import format_duration, format_table
-from git_scale.planning.cluster import GIB, LIBRARY_BYTES, Cluster
+from git_scale.formatting import GIB, format_duration, format_table
+from git_scale.planning.cluster import LIBRARY_BYTES, Cluster
 from git_scale.planning.estimate import SettingEstimate
 from git_scale.planning.plan import Plan
 

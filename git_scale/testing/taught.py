@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from git_scale.checkpoint.native import export_native
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
+from git_scale.checkpoint.weights import WeightsInMemory
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, Sample, collate
 from git_scale.data.images import decode, prepare
@@ -48,21 +48,12 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
         model = build_model(run.model)
         _learn(model, run, _everything(Prompts(load_tokenizer(tokenizer_path), run.data), frames))
         export_native(
-            OpenedCheckpoint("training", folder, run, tokenizer_path, _LiveWeights(model), STEPS), folder
+            OpenedCheckpoint(
+                "training", folder, run, tokenizer_path, WeightsInMemory(model.state_dict()), STEPS
+            ),
+            folder,
         )
     return folder
-
-
-class _LiveWeights:
-    """Weights of a model in memory."""
-
-    def __init__(self, model: GitModel) -> None:
-        self.dropped: dict[str, str] = {}
-        self._state = model.state_dict()
-        self.shapes = {name: tensor.shape for name, tensor in self._state.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._state[name]
 
 
 def _recipe(folder: Path, frames: int) -> RunConfig:

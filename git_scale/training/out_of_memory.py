@@ -16,7 +16,8 @@ import torch
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.planning.cluster import GIB, Cluster
+from git_scale.formatting import GIB
+from git_scale.planning.cluster import Cluster
 from git_scale.planning.plan import plan
 from git_scale.planning.search import nearest
 

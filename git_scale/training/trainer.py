@@ -23,7 +23,7 @@ from git_scale.monitoring.writers import LogWriter
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel import collectives
 from git_scale.parallel.comm import WORLD
-from git_scale.parallel.engine import Engine, StepReport
+from git_scale.parallel.engine import Engine, UpdateResult
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
@@ -37,7 +37,7 @@ from git_scale.training.outcome import RunOutcome, StepResult
 log = logging.getLogger(__name__)
 
 
-NOTHING_TO_LEARN = StepReport(grad_norm=math.nan, skipped=True)
+NOTHING_TO_LEARN = UpdateResult(grad_norm=math.nan, skipped=True)
 """Of a step whose samples have no targets: it changes nothing, neither weights nor moments nor statistics."""
 
 
@@ -69,7 +69,7 @@ class Trainer:
         self.model_flops = model_flops
         self.evaluations = list(evaluations)
         self.lease = lease
-        self.train = train
+        self.mixture = train
         self.loss = TrainingLoss(run)
         self.towers = tuple(engine.model.module.towers())
         self.guards = StepGuards(engine)
@@ -191,13 +191,13 @@ class Trainer:
         except Exception as error:
             return [], error
 
-    def _update(self, batches: list[Batch], counts: list[int]) -> tuple[list[float], StepReport]:
+    def _update(self, batches: list[Batch], counts: list[int]) -> tuple[list[float], UpdateResult]:
         """Forward, backward and step; this rank's part of each objective's loss."""
         if not any(counts):
             return [math.nan] * len(counts), NOTHING_TO_LEARN
         of_terms = dict(zip(self.loss.terms, counts, strict=True))
         losses = {name: torch.zeros((), device=self.engine.device) for name in of_terms}
-        report: StepReport | None = None
+        report: UpdateResult | None = None
         for batch in self.loss.prepare(self.engine, batches):
             found = self.micro_losses(batch, of_terms)
             self.engine.backward(total(found))
@@ -224,7 +224,7 @@ class Trainer:
             skipped_steps=self.skipped_steps,
             data_skipped=self.bad_samples,
         )
-        seen = self.train.samples_of_each(self.meters.samples)
+        seen = self.mixture.samples_of_each(self.meters.samples)
         by_source = {f"data/samples/{name}": float(count) for name, count in seen.items()}
         self.writer.scalars(self.step, values | by_source)
 

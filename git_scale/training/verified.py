@@ -11,11 +11,11 @@ from pathlib import Path
 from git_scale.checkpoint import layout
 from git_scale.errors import CheckpointError
 from git_scale.files import sync_folder
+from git_scale.formatting import GIB
 
 log = logging.getLogger(__name__)
 
 SET_ASIDE = "set_aside_"
-GIB = 1 << 30
 
 Stamp = list[tuple[str, int, int]]
 

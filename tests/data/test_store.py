@@ -15,7 +15,7 @@ from git_scale.config import RunConfig
 from git_scale.data.captions import TextRecord
 from git_scale.data.loader import build_train_loader
 from git_scale.data.store import (
-    FORMATS,
+    STORE_FORMATS,
     RawSample,
     SampleStore,
     naming,
@@ -72,9 +72,9 @@ class CsvStore:
 
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
-    FORMATS.add("csv", CsvFolder())
+    STORE_FORMATS.add("csv", CsvFolder())
     yield
-    del FORMATS._added["csv"]
+    del STORE_FORMATS._added["csv"]
 
 
 @pytest.fixture

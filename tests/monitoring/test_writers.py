@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from git_scale import files
 from git_scale.monitoring.writers import (
     ConsoleWriter,
-    ImageFolder,
     JsonlWriter,
     NullWriter,
+    PngWriter,
     TensorBoardWriter,
     WriterGroup,
     build_writers,
@@ -219,7 +219,7 @@ def test_console_tells_progress_from_other_values() -> None:
 
 def test_image_folder_keeps_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    ImageFolder(tmp_path / "pictures").pictures(100, "eval/captions", Image.fromarray(pixels))
+    PngWriter(tmp_path / "pictures").pictures(100, "eval/captions", Image.fromarray(pixels))
     assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["step_00000100.png"]
     with Image.open(tmp_path / "pictures" / "step_00000100.png") as image:
         assert np.array_equal(np.array(image), pixels)

@@ -16,7 +16,7 @@ from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Comm, Objective, inputs_of
+from git_scale.objectives.objective import Objective, VocabularyComm, inputs_of
 from git_scale.objectives.training_loss import TrainingLoss, check_accumulation, loss_alone
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
@@ -35,7 +35,7 @@ class PerSample(Objective):
     def count(self, batch: Batch) -> int:
         return len(batch.keys)
 
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         samples = batch.rows // batch.tokens[0].numel()
         first = torch.cat([samples.new_ones(1), samples.diff()]).bool()
         mine = logits[:, 0].float().where(first, 0.0) if comm.tp_rank == 0 else logits[:, 0] * 0.0
@@ -57,7 +57,7 @@ class Asking(PerSample):
                 seen.append(replace(batch, extras={"asked": runner.model(*inputs).float().mean().view(1)}))
         return seen
 
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         return super().sum(logits, batch, comm) * (1 + batch.extras["asked"].squeeze())
 
 
@@ -190,7 +190,7 @@ class Everyone(Objective):
     def count(self, batch: Batch) -> int:
         return len(batch.keys)
 
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         return logits.float().sum() * 0 + len(batch.keys)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.objective import Comm, Objective
+from git_scale.objectives.objective import Objective, VocabularyComm
 from git_scale.objectives.training_loss import TrainingLoss, loss_alone
 from git_scale.testing.tiny import tiny_run
 
@@ -27,7 +27,7 @@ class Answers(Objective):
     def count(self, batch: Batch) -> int:
         return self.counts  # type: ignore[no-any-return]
 
-    def sum(self, logits: Tensor, batch: Batch, comm: Comm) -> Tensor:
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         return logits.sum() if self.sums is None else self.sums  # type: ignore[no-any-return]
 
     def prepare(self, runner: Any, batches: list[Batch]) -> list[Batch]:

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 
 from git_scale.config import RunConfig
+from git_scale.formatting import GIB
 from git_scale.planning.cluster import Cluster
 from git_scale.recipes import load_run
-
-GIB = 2**30
 
 
 @pytest.fixture

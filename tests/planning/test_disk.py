@@ -11,8 +11,8 @@ import yaml
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.formatting import GIB
 from git_scale.planning import disk
-from git_scale.planning.cluster import GIB
 from git_scale.planning.disk import (
     CheckpointSpace,
     checkpoint_space,

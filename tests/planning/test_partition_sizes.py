@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from git_scale.planning.local_model import Parameter
+from git_scale.planning.local_model import ParameterSpec
 from git_scale.planning.partition_sizes import partition_sizes
 from git_scale.planning.zero_config import read_zero_config
 
 PARAMETERS = [
-    Parameter("encoder.a", 100, 2, 2, learns=True, tower="encoder", is_table=False),
-    Parameter("encoder.b", 60, 2, 2, learns=True, tower="encoder", is_table=False),
-    Parameter("encoder.frozen", 33, 2, 2, learns=False, tower="encoder", is_table=False),
-    Parameter("encoder.bias", 7, 1, 2, learns=True, tower="encoder", is_table=False),
-    Parameter("decoder.words", 50, 2, 2, learns=True, tower="decoder", is_table=True),
+    ParameterSpec("encoder.a", 100, 2, 2, learns=True, tower="encoder", is_table=False),
+    ParameterSpec("encoder.b", 60, 2, 2, learns=True, tower="encoder", is_table=False),
+    ParameterSpec("encoder.frozen", 33, 2, 2, learns=False, tower="encoder", is_table=False),
+    ParameterSpec("encoder.bias", 7, 1, 2, learns=True, tower="encoder", is_table=False),
+    ParameterSpec("decoder.words", 50, 2, 2, learns=True, tower="decoder", is_table=True),
 ]
 
 

@@ -11,9 +11,10 @@ import torch
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
+from git_scale.formatting import GIB
 from git_scale.models.build import build_model
 from git_scale.models.git import count_parameters
-from git_scale.planning.cluster import GIB, Cluster, accelerator_named, cluster_of
+from git_scale.planning.cluster import Cluster, accelerator_named, cluster_of
 from git_scale.planning.local_model import build_local
 from git_scale.planning.plan import plan, refuse_if_memory_too_small, with_dividing_micro_batch
 from git_scale.planning.report import describe_plan, estimates_table

@@ -1,4 +1,4 @@
-"""Every parallel path equals the serial one: losses and gradient norms over 10 steps with ragged captions."""
+"""Every parallel path equals the serial one: losses and gradient norms over six steps with ragged captions."""
 
 from __future__ import annotations
 

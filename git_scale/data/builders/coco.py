@@ -6,7 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.formats import CAPTIONS, SourceFormat
+from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
@@ -77,6 +77,6 @@ def hint_at_other_kind(number: Id, known: Container[Id]) -> str:
     return ", the id there is a number" if number.isdecimal() and int(number) in known else ""
 
 
-FORMAT = SourceFormat(
+FORMAT = AnnotationFormat(
     "COCO captions JSON; keeps image_id", (CAPTIONS,), lambda given: read_coco(given["captions"])
 )

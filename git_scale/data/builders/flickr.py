@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from git_scale.data.builders.formats import CAPTIONS, SourceFormat
+from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat
 from git_scale.data.builders.source_images import SourceRow, gather
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
@@ -42,7 +42,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         yield file, caption
 
 
-FORMAT = SourceFormat(
+FORMAT = AnnotationFormat(
     "Flickr8k or Flickr30k: lines of FILE#n<TAB>caption",
     (CAPTIONS,),
     lambda given: read_flickr(given["captions"]),

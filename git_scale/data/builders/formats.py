@@ -1,7 +1,7 @@
 """The formats that tools/prepare_data.py builds shards from, by name.
 
 A format is one new file here and one line in the table; a module under --plugins adds its own:
-`SOURCE_FORMATS.add("beside", SourceFormat("NAME.txt beside each image", (), read_beside))`.
+`ANNOTATION_FORMATS.add("beside", AnnotationFormat("NAME.txt beside each image", (), read_beside))`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FormatOption:
 
 
 @dataclass(frozen=True)
-class SourceFormat:
+class AnnotationFormat:
     """Images in a folder, with texts about them in a form of their own."""
 
     help: str
@@ -46,7 +46,7 @@ class SourceFormat:
         return given[required[0] if required else "source"]
 
 
-SOURCE_FORMATS: Registry[SourceFormat] = Registry(
+ANNOTATION_FORMATS: Registry[AnnotationFormat] = Registry(
     "FORMAT",
     {
         "images": "git_scale.data.builders.tables:FORMAT",

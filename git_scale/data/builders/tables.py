@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from git_scale.data.builders.formats import CAPTIONS, FormatOption, SourceFormat
+from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
 from git_scale.data.builders.source_images import SourceRow, gather
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -164,7 +164,7 @@ def _find(path: Path, header: Sequence[str], wish: str | None, guesses: Sequence
     )
 
 
-FORMAT = SourceFormat(
+FORMAT = AnnotationFormat(
     "a folder of images with a CSV or TSV of captions",
     (
         CAPTIONS,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.formats import FormatOption, SourceFormat
+from git_scale.data.builders.formats import AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
@@ -211,7 +211,7 @@ def _namer(image_name: str) -> Callable[[Id], str]:
     return name
 
 
-FORMAT = SourceFormat(
+FORMAT = AnnotationFormat(
     "VQA v2 or TextVQA JSON; keeps image_id and question_id",
     (
         FormatOption("questions", "the file of the questions", is_file=True, required=True),
