@@ -48,7 +48,7 @@ class TokenizerCoverage:
         if not self.unknown and not self.in_bytes:
             return f"the vocabulary has pieces for all {self.characters:,} characters of {self.texts:,} texts"
         parts = [
-            f"{100 * self._share(found):.2g} % of {self.characters:,} characters {become}: {self._named(found)}"
+            f"{100 * self._share(found):.3g} % of {self.characters:,} characters {become}: {self._named(found)}"
             for found, become in (
                 (self.unknown, "are lost, they become the unknown token"),
                 (self.in_bytes, "are spelled in bytes"),

@@ -35,6 +35,13 @@ def training_sources(data: DataConfig) -> dict[str, SourceConfig]:
     return {key: one.model_copy(update={"task": one.task or data.task}) for key, one in given.items()}
 
 
+def describe_sources(data: DataConfig) -> str:
+    """One line: `data.sources[0]=data/coco (weight 0.7, caption), data.sources[1]=data/vqa (weight 0.3, vqa)`."""
+    return ", ".join(
+        f"{key} (weight {source.weight:g}, {source.task})" for key, source in training_sources(data).items()
+    )
+
+
 class SourceSchedule:
     """Deals positions out to sources in proportion to their weights, by halving the list of sources again and again.
 
@@ -112,7 +119,7 @@ class Mixture:
         """`stores`: of the training_sources."""
         self.sources, self.stores = list(training_sources(data).values()), list(stores)
         self.schedule = SourceSchedule([source.weight for source in self.sources])
-        self.names = short_names([source.path for source in self.sources])
+        self.names = source_names(self.sources)
         self.counts = np.concatenate([store.counts for store in stores])
         terms = [
             (f"{share} {source.task}", store.fingerprint)
@@ -196,6 +203,16 @@ class PerSourceTask:
 
     def reference_texts(self, raw: RawSample) -> list[Text]:
         return self._tasks[raw.source].reference_texts(raw)
+
+
+def source_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """The end of each one's path, and its task where a path stands twice: `coco/train:caption`."""
+    paths = [source.path for source in sources]
+    short = dict(zip(dict.fromkeys(paths), short_names(list(dict.fromkeys(paths))), strict=True))
+    return [
+        short[source.path] if paths.count(source.path) == 1 else f"{short[source.path]}:{source.task}"
+        for source in sources
+    ]
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import posixpath
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +63,12 @@ def copies(table: ShardTable) -> list[list[str]]:
 
 
 def _count_names_in_several(folder: Path, table: ShardTable, found: LeftOutCounts) -> None:
-    seen = set[bytes]()
+    """In one folder; those of several are sets of their own, which count from 0 each."""
+    seen = defaultdict[str, set[bytes]](set)
     for number in range(len(table)):
-        index = load(folder / table.name(number))
+        name = table.name(number)
+        index, beside = load(folder / name), seen[posixpath.dirname(name)]
         names = set(index.table["key"][:-1].tolist()) if index else set()
-        if again := seen & names:
-            found.add(OTHER_SHARDS, f"{table.name(number)}:{decoded(min(again))}", len(again))
-        seen |= names
+        if again := beside & names:
+            found.add(OTHER_SHARDS, f"{name}:{decoded(min(again))}", len(again))
+        beside |= names

@@ -108,7 +108,10 @@ def open_store(path: str | Path, prepared: Sequence[Any] = ()) -> SampleStore:
 
     Logs what lies there and is not used. Raises one DataError that lists every problem.
     """
-    return _format_of(Path(path)).open(Path(path), prepared)
+    store = _format_of(Path(path)).open(Path(path), prepared)
+    if not len(store):
+        raise DataError(f"{path}: there is no sample in it")
+    return store
 
 
 def _format_of(path: Path) -> StoreFormat:

@@ -85,9 +85,17 @@ class Objective(ABC):
         """The micro-batches of a step, after what needs the model before it. Collective.
 
         A reward of generated texts generates them here and puts them in the place of the batch's; cached
-        representations come into `batch.extras`. Most objectives leave the batches as they are.
+        representations come into `batch.extras`. What is counted is counted afterwards. Most objectives leave the
+        batches as they are.
         """
         return batches
+
+    def stand_in(self, batch: Batch) -> Batch:
+        """A batch of the shapes that `prepare` gives, of any values, for a plan, which has no model to ask.
+
+        batch.extras["reward"] = torch.empty(len(batch.images), device=batch.images.device), say.
+        """
+        return batch
 
 
 def flaw_of(entry: object) -> str:

@@ -25,9 +25,10 @@ class TrainingLoss:
     def __init__(self, run: RunConfig) -> None:
         self.weights = dict(run.train.objectives)
         self.terms: dict[str, Objective] = {name: OBJECTIVES[name](run) for name in self.weights}
+        self.prepares = any(type(term).prepare is not Objective.prepare for term in self.terms.values())
 
     def counts(self, batches: list[Batch]) -> list[int]:
-        """Of each term, over this rank's micro-batches of a step."""
+        """Of each term, over this rank's micro-batches of a step as `prepare` has given them."""
         return [sum(_count(name, term, batch) for batch in batches) for name, term in self.terms.items()]
 
     def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
@@ -62,7 +63,9 @@ class TrainingLoss:
 def loss_alone(run: RunConfig, model: Callable[..., Any], batch: Batch, dtype: torch.dtype) -> Tensor:
     """The loss of one micro-batch that is a whole step, in a process that holds the whole model."""
     loss = TrainingLoss(run)
-    # What `prepare` adds is not there, and may be all that a term counts: it is run nevertheless.
+    for term in loss.terms.values():
+        batch = term.stand_in(batch)
+    # What a term counts may depend on values, and those are none here: it is run nevertheless.
     counts = {name: max(1, count) for name, count in zip(loss.terms, loss.counts([batch]), strict=True)}
     return total(loss.of(model, batch, dtype, counts, SingleRankComm()))
 
@@ -75,7 +78,15 @@ def _count(name: str, term: Objective, batch: Batch) -> int:
 
 
 def _sum(name: str, term: Objective, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
-    value = term.sum(logits, batch, comm)
+    try:
+        value = term.sum(logits, batch, comm)
+    except Exception as error:
+        error.add_note(f"in the objective {name}")
+        if isinstance(error, KeyError) and error.args[0] not in batch.extras:
+            error.add_note(
+                "a plan runs it without `prepare`: what that adds to a batch, its `stand_in` adds as well"
+            )
+        raise
     if not isinstance(value, Tensor) or value.ndim > 0:
         raise _misbehaves(name, "sum", value, "a tensor without dimensions")
     if logits.requires_grad and not value.requires_grad:

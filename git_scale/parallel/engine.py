@@ -207,6 +207,14 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self.base_learning_rates[group["name"]] * factor
 
+    def tower_learning_rates(self) -> dict[str, float]:
+        """The rate of each tower of the model; 0 where all of it is frozen."""
+        rates = self.learning_rates()
+        return {
+            tower: max((rate for name, rate in rates.items() if name.startswith(f"{tower}_")), default=0.0)
+            for tower in self._engine.module.towers()
+        }
+
     def learning_rates(self) -> dict[str, float]:
         """The rates that the innermost optimizer will use, by group name."""
         return {group["name"]: float(group["lr"]) for group in self._engine.basic_optimizer.param_groups}

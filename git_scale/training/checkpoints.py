@@ -19,6 +19,7 @@ from git_scale.checkpoint.opened_checkpoint import read_run
 from git_scale.checkpoint.state import TrainingState
 from git_scale.config import RunConfig
 from git_scale.data.fingerprint import compare_fingerprints
+from git_scale.data.mixture import describe_sources
 from git_scale.errors import CheckpointError
 from git_scale.files import FileDigest, sync_folder, write_bytes
 from git_scale.metrics.scores import lower_is_better
@@ -233,12 +234,16 @@ class Checkpoints:
         self, checkpoint: Path, saved: RunProgress, start: RunProgress, other_data: str
     ) -> None:
         """`other_data`: what the data of the checkpoint has that this start's has not; empty for the same data."""
+        there = read_run(checkpoint)
         differences = [f"training data: {other_data}"] if other_data else []
+        theirs, ours = describe_sources(there.data), describe_sources(self._run.data)
+        if other_data and theirs != ours:
+            differences.append(f"{theirs} there, {ours} here")
         if saved.tokenizer_fingerprint != start.tokenizer_fingerprint:
             differences.append(
                 f"tokenizer: {saved.tokenizer_fingerprint} there, {start.tokenizer_fingerprint} here"
             )
-        others = other_identity(read_run(checkpoint), self._run)
+        others = other_identity(there, self._run)
         differences += [f"{key}: {theirs!r} there, {ours!r} here" for key, ours, theirs in others]
         if differences:
             raise CheckpointError(

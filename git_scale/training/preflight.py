@@ -135,12 +135,14 @@ def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: SampleStor
 def report_sources(run: RunConfig, train: Mixture, tokenizer: Tokenizer) -> None:
     """Logs what the run sees of each source, and how the tokenizer spells it."""
     lines = train.describe(run.train.steps * run.train.global_batch)
-    keys = list(training_sources(run.data))
-    for key, store, line in zip(keys, train.stores, lines, strict=True):
-        log.info("%s: %s", key, line)
+    sources = training_sources(run.data)
+    keys = list(sources)
+    counts = train.schedule.counts(run.train.steps * run.train.global_batch)
+    for key, store, line, count in zip(keys, train.stores, lines, counts, strict=True):
+        log.log(logging.INFO if count else logging.WARNING, "%s: %s", key, line)
         report_coverage(tokenizer, store, key)
     for (key, store), (other_key, other) in combinations(zip(keys, train.stores, strict=True), 2):
-        if store.fingerprint == other.fingerprint:
+        if store.fingerprint == other.fingerprint and sources[key].task != sources[other_key].task:
             continue  # one folder for two tasks
         if count := int((np.isin(store.contents, other.contents) & (store.contents != 0)).sum()):
             log.warning("%s: %d of its %d parts lie in %s as well", key, count, len(store.counts), other_key)

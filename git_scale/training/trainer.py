@@ -71,7 +71,6 @@ class Trainer:
         self.lease = lease
         self.mixture = train
         self.loss = TrainingLoss(run)
-        self.towers = tuple(engine.model.module.towers())
         self.guards = StepGuards(engine)
         self.unusable = BadSamples(run.data.max_bad_share, (progress.recent_samples, progress.recent_bad))
         self.step = progress.step
@@ -148,12 +147,16 @@ class Trainer:
     def train_step(self, stop: bool = False) -> StepResult:
         """One optimizer step: the loss is a mean over the global batch, of its target tokens for a language model.
 
-        What each objective counts is known before the first forward pass, so that each micro-batch adds its sum
-        divided by it, whatever the ranks, micro-batches and ragged captions.
+        What each objective counts is known before the first forward pass of the loss, so that each micro-batch adds
+        its sum divided by it, whatever the ranks, micro-batches and ragged captions.
         """
         waited_from = time.perf_counter()
         batches, failure = self._load()
         wait_s = time.perf_counter() - waited_from
+        if self.loss.prepares:  # the ranks may ask the model together: none may be missing
+            if any(self._sum_over_dp(int(failure is not None))):
+                collectives.raise_together(failure)
+            batches = self.loss.prepare(self.engine, batches)
         asked = (
             sum(batch.num_targets for batch in batches),
             int(failure is not None),
@@ -198,7 +201,7 @@ class Trainer:
         of_terms = dict(zip(self.loss.terms, counts, strict=True))
         losses = {name: torch.zeros((), device=self.engine.device) for name in of_terms}
         report: UpdateResult | None = None
-        for batch in self.loss.prepare(self.engine, batches):
+        for batch in batches:
             found = self.micro_losses(batch, of_terms)
             self.engine.backward(total(found))
             report = self.engine.step()
@@ -217,10 +220,9 @@ class Trainer:
 
     def report(self) -> None:
         self.unusable.say(self.step)
-        rates = self.engine.learning_rates()
         values = self.meters.report(
             self.step,
-            learning_rates={tower: _highest(rates, tower) for tower in self.towers},
+            learning_rates=self.engine.tower_learning_rates(),
             skipped_steps=self.skipped_steps,
             data_skipped=self.bad_samples,
         )
@@ -293,8 +295,3 @@ class Trainer:
     def _sum_over_dp(self, *values: float) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         return collectives.sum_over_dp(tensor).tolist()
-
-
-def _highest(rates: dict[str, float], tower: str) -> float:
-    """0 where all of the tower is frozen."""
-    return max((rate for name, rate in rates.items() if name.startswith(tower)), default=0.0)

@@ -12,12 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from git_scale.config import DataConfig, RunConfig
+from git_scale.config import DataConfig, RunConfig, SourceConfig
 from git_scale.data.batch import Batch
 from git_scale.data.fingerprint import compare_fingerprints
 from git_scale.data.index_folder import fill_folder
 from git_scale.data.loader import build_train_loader
-from git_scale.data.mixture import Mixture, PerSourceTask, SourceSchedule, short_names, training_sources
+from git_scale.data.mixture import (
+    Mixture,
+    PerSourceTask,
+    SourceSchedule,
+    short_names,
+    source_names,
+    training_sources,
+)
 from git_scale.data.order import SampleOrder
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
@@ -239,6 +246,14 @@ def test_names_are_as_long_as_they_must_be() -> None:
     assert short_names(["/data/coco/train", "vqa/train/"]) == ["coco/train", "vqa/train"]
     assert short_names(["a/b/c", "x/b/c", "c"]) == ["a/b/c", "x/b/c", "c"]
     assert short_names(["data"]) == ["data"]
+
+
+def test_a_folder_for_two_tasks_is_named_with_them() -> None:
+    sources = [
+        SourceConfig(path=path, task=task)
+        for path, task in (("a/t", "caption"), ("b", "vqa"), ("a/t", "vqa"))
+    ]
+    assert source_names(sources) == ["t:caption", "b", "t:vqa"]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,12 @@ def test_a_path_that_no_format_takes_is_refused_by_all(tmp_path: Path) -> None:
         prepare_store(tmp_path / "empty", 0, 1)
 
 
+def test_a_source_without_samples_is_refused(captions: Path) -> None:
+    (captions / CSV).write_text("")
+    with pytest.raises(DataError, match=r"csv: there is no sample in it"):
+        open_store(captions)
+
+
 def test_it_is_prepared_by_parts(captions: Path) -> None:
     parts = [prepare_store(captions, part, 3) for part in range(3)]
     assert len(open_store(captions, parts)) == 4

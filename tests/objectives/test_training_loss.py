@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.config import RunConfig, TrainConfig
@@ -20,7 +21,7 @@ from git_scale.objectives.objective import Objective, VocabularyComm, inputs_of
 from git_scale.objectives.training_loss import TrainingLoss, check_accumulation, loss_alone
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
-from git_scale.testing.curves import ZERO, assert_same_curve, curve_of
+from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 from git_scale.training.build import build_trainer
@@ -213,3 +214,41 @@ def test_an_objective_without_targets_has_something_to_learn(
     ((is_nothing, loss),) = run_distributed(without_rows, 1, tiny_run(squares, tmp_path / "run", train=train))
     assert is_nothing is nothing
     assert nothing or loss == 1.0
+
+
+def every_second(batch: Batch) -> Batch:
+    return replace(batch, rows=batch.rows[::2], labels=batch.labels[::2])
+
+
+class CrossEntropy(Objective):
+    def count(self, batch: Batch) -> int:
+        return batch.num_targets
+
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
+        return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+
+
+class OfEverySecond(CrossEntropy):
+    def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
+        return list(map(every_second, batches))
+
+
+def learn(topology: Topology, device: torch.device, run: RunConfig, halves: bool) -> Curve:
+    OBJECTIVES.add("plain", CrossEntropy)
+    OBJECTIVES.add("half", OfEverySecond)
+    trainer = build_trainer(run, ZERO[1], topology, device)
+    if halves:
+        trainer._batches = map(every_second, trainer._batches)
+    return curve_of(trainer, 3)
+
+
+@pytest.mark.distributed
+def test_what_is_prepared_is_what_is_counted(squares: Path, tmp_path: Path) -> None:
+    """A mean over the targets that `prepare` leaves, not over those that the data had."""
+    half, plain, whole = (
+        tiny_run(squares, tmp_path / name, train={"objectives": {objective: 1.0}, "micro_batch": 2})
+        for name, objective in (("half", "half"), ("plain", "plain"), ("whole", "plain"))
+    )
+    prepared = run_distributed(learn, 2, half, False)[0]
+    assert prepared == run_distributed(learn, 2, plain, True)[0]
+    assert prepared != run_distributed(learn, 2, whole, False)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,6 +88,26 @@ def test_every_micro_batch_comes_back_prepared(run: Any, monkeypatch: pytest.Mon
 def test_a_plan_runs_what_counts_only_prepared_batches(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answers, "counts", 0)
     assert float(loss_alone(run, model, a_batch(), torch.float32)) == 4 * 7
+
+
+class Rewarded(Answers):
+    def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
+        return logits.sum() * batch.extras["reward"].mean()
+
+
+class RewardedInPlans(Rewarded):
+    def stand_in(self, batch: Batch) -> Batch:
+        return replace(batch, extras={"reward": torch.full((1,), 2.0)})
+
+
+def test_a_plan_takes_a_stand_in_for_what_is_prepared(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OBJECTIVES, "_added", {"answers": RewardedInPlans})
+    loss = loss_alone(run, model, a_batch(), torch.float32)
+    assert loss.item() == pytest.approx(2 * 4 * 7 / 3)
+    monkeypatch.setattr(OBJECTIVES, "_added", {"answers": Rewarded})
+    with pytest.raises(KeyError, match="reward") as caught:
+        loss_alone(run, model, a_batch(), torch.float32)
+    assert "answers" in caught.value.__notes__[0] and "stand_in" in caught.value.__notes__[1]
 
 
 @pytest.mark.parametrize(

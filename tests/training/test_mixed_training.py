@@ -97,6 +97,7 @@ def test_a_mixture_goes_on_with_any_number_of_ranks(
     sources[1]["weight"] = 0.5
     ((steps, refused),) = run_distributed(train, 1, squares, tmp_path / "cut", sources, 8)
     assert steps == [] and "training data: another mixture (number, order, weights or tasks" in refused
+    assert "there, data.sources[0]=" in refused and " here" in refused
 
 
 @pytest.mark.distributed
@@ -113,7 +114,7 @@ def test_each_source_must_serve_its_task_and_be_spelled(
     assert "they have captions: set its task=caption" in refused
     sources[1]["task"] = "caption"
     ((_, refused),) = run_distributed(train, 1, squares, tmp_path / "run", sources, 1)
-    assert f"texts of data.sources[1]={tmp_path / 'other'} 1e+02 % of 12 characters are lost" in refused
+    assert f"texts of data.sources[1]={tmp_path / 'other'} 100 % of 12 characters are lost" in refused
     assert "too much to learn from" in refused
 
 
