@@ -22,7 +22,7 @@ from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
 from git_scale.registry import did_you_mean, import_plugins, nearest
-from git_scale.upgrades import upgraded
+from git_scale.upgrades import FORMER_KEYS, upgraded
 from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
 log = logging.getLogger(__name__)
@@ -296,4 +296,6 @@ def known_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> Iterat
 
 def _nearest(word: str, known: list[str]) -> str:
     by_last = {key.rpartition(".")[2]: key for key in reversed(known)}  # a bare `taks` finds data.task
-    return did_you_mean(nearest(word, known) or by_last.get(nearest(word, by_last), word), known)
+    return did_you_mean(
+        FORMER_KEYS.get(word) or nearest(word, known) or by_last.get(nearest(word, by_last), word), known
+    )

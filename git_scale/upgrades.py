@@ -37,6 +37,8 @@ def _start_for_pretrained(tree: Tree) -> Iterator[str]:
 STEPS: tuple[Callable[[Tree], Iterator[str]], ...] = (_start_for_pretrained,)
 """The first brings a tree of version 1 to version 2, and so on: in place, yielding what it changed."""
 VERSION = 1 + len(STEPS)
+FORMER_KEYS = {"model.encoder.pretrained": "model.encoder.start"}
+"""Keys of earlier versions, and what stands in their place now."""
 
 
 def upgraded(tree: Tree, source: str = "") -> tuple[Tree, list[str]]:

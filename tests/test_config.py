@@ -65,6 +65,10 @@ def test_two_epochs_are_the_steps_of_the_base_recipe() -> None:
         ("train.micro_bach=3", "train.micro_bach=3: unknown key; did you mean train.micro_batch?"),
         ("optimiser.encoder_lr=3", "optimiser={'encoder_lr': 3}: unknown key; did you mean optimizer?"),
         ("encoder_lr=3", "encoder_lr=3: unknown key; did you mean optimizer.encoder_lr?"),
+        (
+            "model.encoder.pretrained=maybe",
+            "model.encoder.pretrained='maybe': unknown key; did you mean model.encoder.start?",
+        ),
         ("taks=vqa", "taks='vqa': unknown key; did you mean data.task?"),
         (
             "data.sources=[{path: a, taks: vqa}]",
