@@ -29,9 +29,8 @@ log = logging.getLogger(__name__)
 
 WHOLE = ("options", "objectives")  # mappings that an override replaces, names and all
 SHOWN = 200  # characters of an override, in a message
-WANTED = dict.fromkeys(("list_type", "tuple_type"), "a list is wanted: [a, b]") | dict.fromkeys(
-    ("dict_type", "model_type"), "a mapping is wanted: {key: value}"
-)
+A_LIST, A_MAPPING = "a list is wanted: [a, b]", "a mapping is wanted: {key: value}"
+WANTED = {"list_type": A_LIST, "tuple_type": A_LIST, "dict_type": A_MAPPING, "model_type": A_MAPPING}
 RECIPES = Path(__file__).parent / "configs"
 
 Start = Callable[[str, str], dict[str, Any]]
@@ -118,7 +117,7 @@ def _read_recipe(recipe: str) -> tuple[dict[str, Any], list[str]]:
     path = _recipe_path(recipe)
     if not path.is_file():
         known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-        hint = _nearest(recipe, known)
+        hint = did_you_mean(recipe, known)
         raise ConfigError([f"--config {recipe}: no such recipe or file{hint}; recipes: {', '.join(known)}"])
     try:
         tree, problems = read_tree(text_files.read_text(path), RunConfig)
