@@ -1,6 +1,7 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the whole test suite
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
+# make proofs  what the suite leaves out: more of a kind, and what compiles C++
 # make test-lowest  with the lowest versions that setup.py allows: docs/versions.md
 
 VENV := .venv
@@ -12,19 +13,24 @@ PYTHON ?= $(VENV)/bin/python
 SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-lowest check format sweep gpu-check clean
+.PHONY: demo test proofs test-lowest check format sweep gpu-check clean
 
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
 
 # Two at a time, file by file in the order of tests/conftest.py, with a thread each: threads that spin for one another
 # take ten times as long.
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu and not proof" $(TWO_AT_A_TIME)
+
+proofs: $(VENV)/ready
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "proof and not gpu" $(TWO_AT_A_TIME)
 
 test-lowest: $(LOWEST)/ready
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m "not gpu" -n 2 --dist loadfile \
-		--no-loadscope-reorder $(LOWEST_TESTS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(LOWEST)/bin/python -m pytest -m "not gpu and not proof" \
+		$(TWO_AT_A_TIME) $(LOWEST_TESTS)
 
 check: $(VENV)/ready
 	$(PYTHON) -m ruff check .

@@ -48,7 +48,7 @@ class TokenizerCoverage:
         if not self.unknown and not self.in_bytes:
             return f"the vocabulary has pieces for all {self.characters:,} characters of {self.texts:,} texts"
         parts = [
-            f"{100 * self._share(found):.3g} % of {self.characters:,} characters {become}: {self._named(found)}"
+            f"{_percent(self._share(found))} % of {self.characters:,} characters {become}: {self._named(found)}"
             for found, become in (
                 (self.unknown, "are lost, they become the unknown token"),
                 (self.in_bytes, "are spelled in bytes"),
@@ -130,3 +130,8 @@ def texts_of(record: TextRecord) -> Iterator[str]:
     for question in record.questions:
         yield question["question"]
         yield from question.get("answers", [])
+
+
+def _percent(share: float) -> str:
+    """Two digits that count, but 100 for all."""
+    return f"{float(f'{100 * share:.2g}'):g}"

@@ -212,7 +212,7 @@ class Engine:
         rates = self.learning_rates()
         return {
             tower: max((rate for name, rate in rates.items() if name.startswith(f"{tower}_")), default=0.0)
-            for tower in self._engine.module.towers()
+            for tower in self.model.module.towers()
         }
 
     def learning_rates(self) -> dict[str, float]:

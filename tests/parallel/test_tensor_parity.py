@@ -41,8 +41,14 @@ def serial(request: Any, squares: Path, tmp_path_factory: pytest.TempPathFactory
 LAYOUTS = {(1, 2): (0, 3), (2, 2): (0, 1, 2, 3), (1, 4): (0, 3), (2, 1): (0, 3), (1, 1): (0, 3)}
 
 
+WITHOUT_GROUPS = {(1, 1), (2, 1)}  # of every encoder alike, as tests/training/test_parity.py has them
+PARAMETERS = [
+    pytest.param(layout, marks=[pytest.mark.proof] if layout in WITHOUT_GROUPS else []) for layout in LAYOUTS
+]
+
+
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", LAYOUTS, ids="dp{0[0]}-tp{0[1]}".format)
+@pytest.mark.parametrize("layout", PARAMETERS, ids="dp{0[0]}-tp{0[1]}".format)
 def test_tensor_parallel_equals_serial(
     serial: tuple[str, Curve], squares: Path, tmp_path: Path, layout: tuple[int, int]
 ) -> None:

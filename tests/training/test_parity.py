@@ -105,6 +105,7 @@ def train_offloaded(
     return curve, skips
 
 
+@pytest.mark.proof  # DeepSpeed compiles its optimizer for the host first
 @pytest.mark.distributed
 def test_offloaded_states_equal_serial_and_forget_a_skipped_step(
     serial: Curve, squares: Path, tmp_path: Path
