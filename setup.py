@@ -24,6 +24,8 @@ REQUIREMENTS = [
     "psutil>=5.9",
     "xxhash>=3.4",
     "tqdm>=4.60",
+    "rapidfuzz>=3.9,<4",  # edit distances of ANLS and of recognised words
+    "lmdb>=1.6.2,<4",  # scene text is published as LMDB
     "pycocoevalcap>=1.2,<2",  # BLEU, ROUGE-L and CIDEr-D as the benchmarks compute them; no Java for these
 ]
 

@@ -6,51 +6,14 @@ Nothing here imports torch, so that a login node, a SLURM script or a test can r
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from git_scale.errors import ConfigError
-from git_scale.paths import expanded
+from git_scale.section import MAX_IMAGE_SIZE, MAX_SEED, NonEmptyText, Section, UserPath
 from git_scale.upgrades import VERSION, upgraded
-
-MAX_IMAGE_SIZE = 4096
-"""Pixels of a side: four times what any published image encoder takes; a table of positions grows with its square."""
-MAX_SEED = 2**32 - 1
-LARGEST = 10**12
-"""Of all whole numbers: what is computed from them stays within 64 bits."""
-
-NonEmptyText = Annotated[str, Field(min_length=1)]
-UserPath = Annotated[NonEmptyText, AfterValidator(expanded)]
-"""A path; `~` and `$NAME` are taken for what they stand for."""
-
-
-class Section(BaseModel):
-    """A part of the tree: unknown keys are refused, and each key's docstring is its description."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_and_no_giant_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`train.steps=yes` would pass as 1."""
-        given = value if isinstance(value, list | tuple) else [value]
-        is_switch = cls.model_fields[str(info.field_name)].annotation is bool
-        if not is_switch and any(isinstance(item, bool) for item in given):
-            raise ValueError("a switch was given where none is asked for")
-        if any(isinstance(item, int | float) and LARGEST < abs(item) < math.inf for item in given):
-            raise ValueError(f"more than {LARGEST:g}, the largest number that a run can have")
-        return value
 
 
 class EncoderConfig(Section):
@@ -66,7 +29,7 @@ class EncoderConfig(Section):
     """Standard deviation of the first values of a ViT's table of positions. None: timm's 0.02, which is small beside
     the embeddings of patches. With 0.5 a ViT that starts from scratch on few images learns sooner: its attention
     tells places apart from the first step on."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field({})
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
 
 
@@ -115,10 +78,13 @@ class DataConfig(Section):
     tokenizer: UserPath = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
     task: NonEmptyText = "caption"
-    """caption, vqa, or one that a plugin adds. vqa: questions as prefixes, the loss on the answer and the end token;
-    one of the answers is drawn per epoch."""
+    """caption, vqa, classification, scene_text, or one that a plugin adds. vqa: questions as prefixes, the loss on
+    the answer and the end token; one of the answers is drawn per epoch. classification, scene_text: the caption is
+    the name of a class, or the word that the image shows."""
     texts_per_image: int = Field(1, ge=1)
     """1: one caption (or question), drawn anew each epoch. K: K of them at once, sharing one image pass."""
+    class_names: UserPath | None = None
+    """Of classification: a file with the name of a class per line (tools/prepare_data.py classes writes it)."""
     max_text_tokens: int = Field(40, ge=3)
     """Longest text including begin and end token; longer ones are cut."""
     image_sizes: tuple[int, ...] = ()
@@ -185,7 +151,7 @@ class TrainConfig(Section):
     gradient_precision: Literal["fp32", "bf16"] = "fp32"
     """In which a bf16 run adds up gradients over micro-batches and ranks. bf16 rounds at each addition: 0.4 % of the
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
-    objectives: dict[NonEmptyText, Annotated[float, Field(gt=0)]] = {"lm": 1.0}
+    objectives: dict[NonEmptyText, Annotated[float, Field(gt=0)]] = Field({"lm": 1.0})
     """What is learned, each with its weight in the loss. lm: the paper's, every word from the image and the words
     before it. `train.objective=NAME` is short for one of weight 1."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)

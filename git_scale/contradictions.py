@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from git_scale.config import MAX_IMAGE_SIZE, RunConfig
+from git_scale.config import RunConfig
 from git_scale.objectives import OBJECTIVES
+from git_scale.section import MAX_IMAGE_SIZE
 from git_scale.tasks import TASKS, problems_of_task
 
 # Options of timm's encoders that mean the same in all of them

@@ -18,7 +18,7 @@ from git_scale.tasks import TASKS
 PACKAGE = Path(git_scale.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"config", "errors", "files", "formatting", "paths", "progress", "stop", "text_files"}
+BASE = {"config", "section", "errors", "files", "formatting", "paths", "progress", "stop", "text_files"}
 BELOW_PARALLEL = BASE | {"models", "data", "metrics", "tasks", "checkpoint", "monitoring", "precision"}
 # room -> rooms of the package that it may import, beside itself
 MAY_IMPORT = {
@@ -38,9 +38,10 @@ MAY_IMPORT = {
     "tasks": BASE | {"data", "metrics", "registry"},
     "objectives": BASE | {"data", "models", "registry"},
     "precision": set(),
-    "config": {"errors", "paths", "upgrades"},
+    "section": {"paths"},
+    "config": {"errors", "section", "upgrades"},
     "yaml_tree": set(),
-    "contradictions": {"config", "objectives", "tasks"},
+    "contradictions": {"config", "objectives", "section", "tasks"},
     "recipes": {
         "config",
         "contradictions",

@@ -63,7 +63,8 @@ def build_images(args: argparse.Namespace) -> dict[str, BuildReport]:
             f"{form.texts_file(given)}: no image and no text in it, so nothing to build; is it the right file?"
         )
     samples = samples_of(rows, args.source, args.shrink, args.workers)
-    report = write_shards(samples, args.destination, args.samples_per_shard, total=len(rows))
+    beside = form.text_files(given)
+    report = write_shards(samples, args.destination, args.samples_per_shard, len(rows), beside)
     return {args.destination.name: report}
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from git_scale.checkpoint.names import ENCODER
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights
-from git_scale.config import MAX_IMAGE_SIZE, EncoderConfig
+from git_scale.config import EncoderConfig
 from git_scale.errors import CheckpointError
 from git_scale.models.build import build_encoder
 from git_scale.models.encoders import resize_positions
+from git_scale.section import MAX_IMAGE_SIZE
 
 POSITIONS = f"{ENCODER}pos_embed"
 

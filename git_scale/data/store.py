@@ -89,13 +89,22 @@ class StoreFormat(Protocol):
         """
 
 
-STORE_FORMATS: Registry[StoreFormat] = Registry("format of samples", {"tar": "git_scale.data.tar_shards:TAR"})
+STORE_FORMATS: Registry[StoreFormat] = Registry(
+    "format of samples",
+    {"tar": "git_scale.data.tar_shards:TAR", "lmdb": "git_scale.data.lmdb_store:LMDB"},
+)
 
 
 def problem_of(path: str | Path) -> str:
     """Why no format takes `path`, and what to do; empty where one does."""
-    problems = [STORE_FORMATS[name].problem_of(Path(path)) for name in STORE_FORMATS]
-    return "; ".join(problems) if all(problems) else ""
+    problems = []
+    for name in STORE_FORMATS:
+        problems.append(STORE_FORMATS[name].problem_of(Path(path)))
+        if not problems[-1]:
+            return ""
+        if not Path(path).exists():
+            break  # the first says it for all
+    return "; ".join(problems)
 
 
 def prepare_store(path: str | Path, part: int, parts: int) -> Any:

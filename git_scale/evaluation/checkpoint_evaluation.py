@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 EFFECTIVE = (
     *("eval.beams", "eval.images", "eval.length_penalty", "eval.max_new_tokens", "eval.pictures"),
     *("data.max_bad_share", "data.max_side", "data.max_text_tokens", "data.resize", "data.task"),
+    "data.class_names",
     *("data.sample_timeout_s", "data.workers", "train.micro_batch", "train.precision"),
     *("parallel.decoder", "parallel.encoder", "parallel.tp"),
     *("model.encoder.image_size", "model.encoder.name", "model.encoder.options*", "model.frames", "plugins"),
@@ -62,11 +63,12 @@ def evaluate_checkpoint(
     device = start_processes(topology)
     store = open_store_together(topology, data)
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
+    asked = build_task(run.data.task, run, tokenizer)  # before the model, which takes longer to build
     deferred = DeferredModel(lambda: build_model(run.model), run.seed)
     values, _ = values_from(deferred, run.model, opened)
     materialised = materialise_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(materialised, run, ds_config, topology, device)
-    evaluation = Evaluator(run, store, build_task(run.data.task, run, tokenizer), topology).evaluate(runner)
+    evaluation = Evaluator(run, store, asked, topology).evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)

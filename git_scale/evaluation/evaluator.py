@@ -45,6 +45,8 @@ class EvaluationResult:
     """One message per sample that could not be used."""
     results: list[dict[str, Any]]
     """The predictions as the evaluation server takes them."""
+    metric_names: tuple[str, ...] = ()
+    """Those of the task, in git_scale.metrics.METRICS."""
 
 
 class Evaluator:
@@ -103,6 +105,7 @@ class Evaluator:
             _draw(everything, pictures),
             problems,
             [task.result_row(item) for item in everything],
+            task.metrics,
         )
 
     def _check_problems(self, problems: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,6 +15,9 @@ from git_scale.inference.generate import FREE, Decoding, Trie, generate
 from git_scale.metrics.metric import Prediction
 from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
+
+RANKED = 5
+"""Texts of a closed set that are kept of each query, as far as eval.beams finds so many."""
 
 Item = TypeVar("Item")
 
@@ -34,12 +38,15 @@ class TextGenerator:
         """A text for each query. Collective where the model's forward pass is."""
         runner = self.runner
         trie, roots = self._choices(batch)
+        decoding = self._decoding
+        if trie is not None:
+            decoding = replace(decoding, n_best=min(RANKED, decoding.beams, len(trie)))
         texts = generate(
             runner.model,
             normalise(batch.images.to(runner.device), runner.dtype),
             self._prefixes(batch),
             self._tokenizer.eos_id,
-            self._decoding,
+            decoding,
             trie,
             roots=roots,
             is_finished=self._all_finished,
@@ -52,6 +59,7 @@ class TextGenerator:
                 query.question,
                 query.choices.get(tuple(text[0].tokens)) or self._tokenizer.decode(text[0].tokens),
                 query.references,
+                tuple(query.choices[tuple(one.tokens)] for one in text if tuple(one.tokens) in query.choices),
             )
             for index, key, queries, answers in zip(
                 batch.indices, batch.keys, batch.queries, texts, strict=True

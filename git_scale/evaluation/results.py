@@ -1,8 +1,9 @@
 """What an evaluation leaves behind, in the formats that the evaluation servers take.
 
     metrics.json         {"eval/cider": 1.23, ...}
+    intervals.json       {"eval/cider": [1.21, 1.25], ...}: 95 % intervals over images, of the metrics that have any
     results.json         the rows of the task: [{"image_id": 42, "caption": "..."}, ...]
-    predictions.jsonl    one line per text: key, identity, question, generated, references
+    predictions.jsonl    one line per text: key, identity, question, generated, references, values of metrics
     captions.png         the first images with reference and text
 
 The ids are `image_id` of a sample's json and `question_id` of its questions. Where they are missing the sample's key
@@ -21,6 +22,7 @@ from typing import Any
 
 from git_scale.evaluation.evaluator import EvaluationResult
 from git_scale.files import replaced_atomically
+from git_scale.metrics.intervals import OfEach, intervals, values_of_each
 from git_scale.metrics.metric import Prediction
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,12 @@ def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
     write_rows(folder / "results.json", evaluation.results)
     for problem in id_problems(evaluation.predictions):
         log.warning("%s: %s", folder / "results.json", problem)
-    _write(folder / "predictions.jsonl", "".join(map(_line, evaluation.predictions)))
+    of_each = values_of_each(evaluation.metric_names, evaluation.predictions)
+    lines = (_line(number, item, of_each) for number, item in enumerate(evaluation.predictions))
+    _write(folder / "predictions.jsonl", "".join(lines))
+    found = intervals(of_each, [item.index for item in evaluation.predictions])
+    named = {f"eval/{name}": [low, high] for name, (low, high) in found.items()}
+    _write(folder / "intervals.json", json.dumps(named, indent=1) + "\n")
     if evaluation.sheet:
         with replaced_atomically(folder / "captions.png") as temporary:
             evaluation.sheet.save(temporary, "PNG")
@@ -68,9 +75,13 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     _write(path, "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n")
 
 
-def _line(item: Prediction) -> str:
+def _line(number: int, item: Prediction, of_each: OfEach) -> str:
     names = ("key", "identity", "question", "generated", "references")
-    return json.dumps({name: getattr(item, name) for name in names}, ensure_ascii=False) + "\n"
+    values = {name: found for name, every in of_each.items() if (found := every[number]) is not None}
+    tree = {name: getattr(item, name) for name in names}
+    if item.ranking:
+        tree["ranking"] = item.ranking
+    return json.dumps({**tree, "values": values}, ensure_ascii=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

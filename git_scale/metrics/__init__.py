@@ -26,6 +26,13 @@ METRICS: Registry[Metric] = Registry(
         "cider": "git_scale.metrics.caption_metrics:CIDER",
         "segmented_by_character": "git_scale.metrics.caption_metrics:SEGMENTED_BY_CHARACTER",
         "vqa_accuracy": "git_scale.metrics.vqa_accuracy:VQA_ACCURACY",
+        "anls": "git_scale.metrics.spelling:ANLS",
+        "word_accuracy": "git_scale.metrics.spelling:WORD_ACCURACY",
+        "word_accuracy_cased": "git_scale.metrics.spelling:WORD_ACCURACY_CASED",
+        "edit_similarity": "git_scale.metrics.spelling:EDIT_SIMILARITY",
+        "contains": "git_scale.metrics.classification:CONTAINS",
+        "top_1": "git_scale.metrics.classification:TOP_1",
+        "top_5": "git_scale.metrics.classification:TOP_5",
     },
     flaw_of="git_scale.metrics.metric:flaw_of",
 )

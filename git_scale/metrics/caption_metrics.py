@@ -23,35 +23,54 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
     words, whose characters are counted as words (segmentation.py).
     Raises DataError for lists of different length, for none at all, and for a caption without a reference.
     """
+    return _scores(generated, references)[0]
+
+
+def _scores(
+    generated: list[str], references: list[list[str]]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Of all, and of each caption where the first is the mean."""
     require_references("caption metrics", generated, references)
     hypotheses = {number: [_join(text)] for number, text in enumerate(generated)}
     truths = {number: [_join(text) for text in texts] for number, texts in enumerate(references)}
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
-    rouge, _ = Rouge().compute_score(truths, hypotheses)
+    rouge, rouge_of_each = Rouge().compute_score(truths, hypotheses)
     has_words = any(
         text for texts in truths.values() for text in texts
     )  # Cider takes the maximum of their counts
-    cider = Cider().compute_score(truths, hypotheses)[0] if has_words else 0.0
+    cider, cider_of_each = (
+        Cider().compute_score(truths, hypotheses) if has_words else (0.0, [0.0] * len(generated))
+    )
     scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
     scores |= {"rouge_l": rouge, "cider": cider}
     texts = [*generated, *(text for several in references for text in several)]
     if segmented := sum(map(is_segmented, texts)):
         scores["segmented_by_character"] = segmented / len(texts)
-    return {name: float(value) for name, value in scores.items()}
+    of_each = {"rouge_l": list(map(float, rouge_of_each)), "cider": list(map(float, cider_of_each))}
+    return {name: float(value) for name, value in scores.items()}, of_each
 
 
 def _join(caption: str) -> str:
     return " ".join(words_of(caption))
 
 
-def _all(texts: Predictions) -> dict[str, float]:
-    return caption_metrics(texts.generated, texts.references)
+def _all(texts: Predictions) -> tuple[dict[str, float], dict[str, list[float]]]:
+    return _scores(texts.generated, texts.references)
 
 
-BLEU_1 = Metric(lambda texts: texts.shared(_all)["bleu_1"])
-BLEU_2 = Metric(lambda texts: texts.shared(_all)["bleu_2"])
-BLEU_3 = Metric(lambda texts: texts.shared(_all)["bleu_3"])
-BLEU_4 = Metric(lambda texts: texts.shared(_all)["bleu_4"])
-ROUGE_L = Metric(lambda texts: texts.shared(_all)["rouge_l"])
-CIDER = Metric(lambda texts: texts.shared(_all)["cider"])
-SEGMENTED_BY_CHARACTER = Metric(lambda texts: texts.shared(_all).get("segmented_by_character"), better=None)
+def _published(name: str) -> Metric:
+    """Of all texts at once: BLEU is no mean of what each of them has."""
+    return Metric(lambda texts: texts.shared(_all)[0].get(name))
+
+
+def _mean(name: str) -> Metric:
+    return Metric(
+        lambda texts: texts.shared(_all)[0][name], of_each=lambda texts: texts.shared(_all)[1][name]
+    )
+
+
+BLEU_1, BLEU_2, BLEU_3, BLEU_4 = (_published(f"bleu_{n}") for n in (1, 2, 3, 4))
+ROUGE_L, CIDER = _mean("rouge_l"), _mean("cider")
+SEGMENTED_BY_CHARACTER = Metric(
+    lambda texts: texts.shared(_all)[0].get("segmented_by_character"), better=None
+)

@@ -39,4 +39,4 @@ def normalize_text(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-EXACT_MATCH = Metric(lambda texts: exact_match(texts.generated, texts.references))
+EXACT_MATCH = Metric.mean_of(lambda texts: [is_match(item.generated, item.references) for item in texts])

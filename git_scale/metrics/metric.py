@@ -1,6 +1,6 @@
 """What a metric is: a number for the texts of an evaluation, and whether more of it is better.
 
-EXACT_MATCH = Metric(lambda texts: exact_match(texts.generated, texts.references))
+EXACT_MATCH = Metric.mean_of(lambda texts: [is_match(text.generated, text.references) for text in texts])
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Prediction:
     question: str
     generated: str
     references: list[str]
+    ranking: tuple[str, ...] = ()
+    """The best of a closed set of texts, the best first, where the answer was chosen among them."""
 
 
 class Predictions(Sequence[Prediction]):
@@ -63,6 +65,18 @@ class Metric:
     """None: it describes the texts and judges nothing, so that checkpoint.best cannot name it."""
     needs_references: bool = True
     """Whether it is taken over the predictions alone that have a right text."""
+    of_each: Callable[[Predictions], Sequence[float] | None] | None = None
+    """The value of each prediction, where the metric is their mean: intervals are drawn from them."""
+
+    @classmethod
+    def mean_of(cls, of_each: Callable[[Predictions], Sequence[float] | None], **options: Any) -> Metric:
+        """The metric that is the mean of a value of each prediction."""
+
+        def compute(texts: Predictions) -> float | None:
+            values = of_each(texts)
+            return None if values is None else float(sum(values)) / len(values)
+
+        return cls(compute, of_each=of_each, **options)
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower", None):

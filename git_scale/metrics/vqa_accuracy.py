@@ -88,4 +88,6 @@ def normalize_answer(text: str) -> str:
     return " ".join(_MENDED.get(word, word) for word in words if word not in _ARTICLES)
 
 
-VQA_ACCURACY = Metric(lambda texts: vqa_accuracy(texts.generated, texts.references))
+VQA_ACCURACY = Metric.mean_of(
+    lambda texts: [answer_accuracy(item.generated, item.references) for item in texts]
+)

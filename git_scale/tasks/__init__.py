@@ -19,6 +19,8 @@ TASKS: Registry[type[Task]] = Registry(
     {
         "caption": "git_scale.tasks.caption:CaptionTask",
         "vqa": "git_scale.tasks.vqa:QuestionTask",
+        "classification": "git_scale.tasks.classification:ClassificationTask",
+        "scene_text": "git_scale.tasks.scene_text:SceneTextTask",
     },
     flaw_of="git_scale.tasks.task:flaw_of",
 )

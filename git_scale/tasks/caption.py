@@ -29,7 +29,7 @@ def _has_caption(text: TextRecord) -> bool:
 class CaptionTask(Task):
     """Learns and asks for captions of images; of clips where `model.frames` is above 1."""
 
-    metrics: ClassVar = (
+    metrics: ClassVar[tuple[str, ...]] = (
         *("exact_match", "distinct", "distinct_references"),
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "segmented_by_character"),
     )

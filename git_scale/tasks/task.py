@@ -65,6 +65,11 @@ class Task(ABC):
         self.run, self.tokenizer = run, tokenizer
         self.prompts = Prompts(tokenizer, run.data)
 
+    @classmethod
+    def problems_of(cls, run: RunConfig) -> list[str]:
+        """What a run lacks for this task, each with its key: looked for before any work."""
+        return []
+
     @abstractmethod
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:
         """At most `data.texts_per_image` texts to learn. Raises DataError when the sample has none."""

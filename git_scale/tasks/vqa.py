@@ -26,7 +26,7 @@ def _has_answered_question(text: TextRecord) -> bool:
 class QuestionTask(Task):
     """Takes questions as prefixes. One of the annotators' answers is drawn anew each epoch, as GIT does for VQAv2."""
 
-    metrics: ClassVar = ("exact_match", "distinct", "distinct_references", "vqa_accuracy")
+    metrics: ClassVar = ("exact_match", "distinct", "distinct_references", "vqa_accuracy", "anls")
     learns_from: ClassVar = TextRequirement("questions with answers", _has_answered_question)
     asks_about: ClassVar = TextRequirement("questions", _has_question)
     has_questions: ClassVar = True

@@ -61,7 +61,10 @@ def check_inputs(run: RunConfig, problems: ProblemList) -> None:
         not problems.found
     )  # else the model may be the default's, and not what the tokenizer is for
     problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
-    folders = {key: source.path for key, source in training_sources(run.data).items()}
+    sources = training_sources(run.data)
+    for task in dict.fromkeys([run.data.task, *(str(source.task) for source in sources.values())]):
+        problems.found += TASKS[task].problems_of(run) if not TASKS.problem_of(task) else []
+    folders = {key: source.path for key, source in sources.items()}
     for key, folder in (folders | {f"data.heldout={run.data.heldout}": run.data.heldout}).items():
         if folder is not None and (problem := problem_of(folder)):
             problems.found.append(f"{key}: {problem}")

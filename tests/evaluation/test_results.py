@@ -31,7 +31,8 @@ def evaluation(predictions: list[Prediction], sheet: Image.Image | None = None) 
     name = "vqa" if predictions[0].question else "caption"
     task = build_task(name, RunConfig(), cast(Tokenizer, None))
     rows = [task.result_row(item) for item in predictions]
-    return EvaluationResult({"eval/cider": 1.25, "eval/texts": 2.0}, predictions, sheet, [], rows)
+    metrics = {"eval/cider": 1.25, "eval/texts": 2.0}
+    return EvaluationResult(metrics, predictions, sheet, [], rows, task.metrics)
 
 
 def test_captions_in_cocos_format(tmp_path: Path) -> None:
@@ -45,6 +46,7 @@ def test_captions_in_cocos_format(tmp_path: Path) -> None:
     assert Image.open(folder / "captions.png").size == (4, 3)
     assert sorted(path.name for path in folder.iterdir()) == [
         "captions.png",
+        "intervals.json",
         "metrics.json",
         "predictions.jsonl",
         "results.json",
@@ -64,7 +66,10 @@ def test_answers_in_vqas_format_and_all_predictions(tmp_path: Path) -> None:
         "question": "how many?",
         "generated": "2",
         "references": ["two"],
+        "values": {"exact_match": 0.0, "vqa_accuracy": 1.0, "anls": 0.0},
     }
+    found = json.loads((tmp_path / "intervals.json").read_text())
+    assert found == {"eval/exact_match": [0.5, 0.5], "eval/vqa_accuracy": [1.0, 1.0], "eval/anls": [0.5, 0.5]}
     assert not (tmp_path / "captions.png").exists()
 
 

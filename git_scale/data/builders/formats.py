@@ -39,6 +39,8 @@ class AnnotationFormat:
 
     Raises DataError for a file of another form.
     """
+    text_files: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda given: {}
+    """Name -> content of what is written beside the shards, from the same values as `read`."""
 
     def texts_file(self, given: Mapping[str, Any]) -> Path:
         """What to look at where nothing was found: the file that must be given, else the folder."""
@@ -53,6 +55,7 @@ ANNOTATION_FORMATS: Registry[AnnotationFormat] = Registry(
         "flickr": "git_scale.data.builders.flickr:FORMAT",
         "coco": "git_scale.data.builders.coco:FORMAT",
         "vqa": "git_scale.data.builders.vqa:FORMAT",
+        "classes": "git_scale.data.builders.classes:FORMAT",
     },
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,12 +121,14 @@ def write_shards(
     destination: Path,
     samples_per_shard: int = 1000,
     total: int | None = None,
+    text_files: Mapping[str, str] | None = None,
 ) -> BuildReport:
     """Writes `destination`/NAME-000000.tar, ... (NAME is the folder's own) with their indexes; keys count up.
 
     report.json beside them holds the returned report. `total`: number of items to come, for the estimate of the
-    time left. Raises DataError when `destination` holds anything already, when no sample was usable, or when the
-    disk is full, which leaves the complete shards and says where; Stopped when a stop was asked for.
+    time left. `text_files`: name -> content of others. Raises DataError when `destination` holds anything already,
+    when no sample was usable, or when the disk is full, which leaves the complete shards and says where; Stopped
+    when a stop was asked for.
     """
     report = BuildReport()
     with new_shard_folder(destination) as folder:
@@ -139,6 +141,9 @@ def write_shards(
         if not report.samples:
             reasons = "".join(f"\n  {line}" for line in describe_skipped(report))
             raise DataError(f"{destination}: nothing usable to write{reasons}")
+        for name, content in (text_files or {}).items():
+            with replaced_atomically(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
         _write_report(folder / REPORT, report)
     return report
 

@@ -1,0 +1,176 @@
+"""Rows of a folder of classes, as ImageNet and torchvision have it: SOURCE/CLASS/IMAGE, or one folder and a list.
+
+    train/n01440764/a.JPEG    --names LOC_synset_mapping.txt     -> "tench"
+    val/b.JPEG                --labels LOC_val_solution.csv      -> the class of each image
+
+The name of a class is what a model learns to say, so it is to be readable and no other class's.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from git_scale.data.builders.formats import AnnotationFormat, FormatOption
+from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.writer import Skipped
+from git_scale.data.captions import clean_caption
+from git_scale.errors import DataError
+from git_scale.text_files import read_json, read_text
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+NAMES_FILE = "class_names.txt"
+
+# Classes of ImageNet whose first name is another one's too (GIT's own list of readable names).
+READABLE = {
+    "n02012849": "crane bird",
+    "n03126707": "crane machine",
+    "n02113186": "cardigan dog",
+    "n02963159": "cardigan jacket",
+    "n03710637": "maillot tights",
+    "n03710721": "maillot bathing suit",
+}
+
+
+def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
+    """A row per image, with the name of its class as its caption; of a class without one image a Skipped.
+
+    `shots` of each class alone, drawn by `seed`. Raises DataError for names that are not there or stand twice.
+    """
+    source: Path = given["source"]
+    classes = _labelled(source, given["labels"]) if given["labels"] else _in_folders(source)
+    names = names_of(sorted(classes), given["names"])
+    shots, seed = _number("shots", given["shots"], 1), _number("seed", given["seed"], 0)
+    rows: list[SourceRow | Skipped] = [
+        Skipped(key, "class without an image", "class") for key in names if not classes.get(key)
+    ]
+    for key in sorted(classes):
+        files = sorted(classes[key])
+        if shots is not None:
+            files = sorted(random.Random(f"{seed or 0} {key}").sample(files, min(shots, len(files))))
+        rows += [
+            SourceRow(file, (names[key],), {"image_id": Path(file).stem, "class": key}) for file in files
+        ]
+    return rows
+
+
+def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
+    """Class -> its name: from the file, or the class's own with blanks for `_`.
+
+    Raises DataError for a class that the file does not name, and for two of one name.
+    """
+    names = dict(_read_names(path)) if path else {key: key.replace("_", " ") for key in keys}
+    if missing := [key for key in keys if key not in names]:
+        raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r}")
+    first: dict[str, str] = {}
+    for key, name in names.items():
+        if (other := first.setdefault(name.casefold(), key)) != key:
+            raise DataError(
+                f"{path or 'folders'}: the classes {other!r} and {key!r} are both named {name!r}: no text would tell"
+                " them apart; give one another name (--names FILE, a line CLASS<TAB>NAME for each)"
+            )
+    return names
+
+
+def class_names(given: Mapping[str, Any]) -> dict[str, str]:
+    """What is written beside the shards: the names, one per line, for data.class_names."""
+    source: Path = given["source"]
+    classes = _labelled(source, given["labels"]) if given["labels"] else _in_folders(source)
+    return {NAMES_FILE: "".join(f"{name}\n" for name in names_of(sorted(classes), given["names"]).values())}
+
+
+def _in_folders(source: Path) -> dict[str, list[str]]:
+    classes = {
+        folder.name: [
+            file.relative_to(source).as_posix() for file in folder.rglob("*") if file.suffix.lower() in IMAGES
+        ]
+        for folder in source.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+    }
+    if not classes:
+        raise DataError(f"{source}: no folders of classes in it; for one folder of images give --labels FILE")
+    return classes
+
+
+def _labelled(source: Path, path: Path) -> dict[str, list[str]]:
+    """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString)."""
+    classes = defaultdict[str, list[str]](list)
+    for number, row in enumerate(csv.reader(_text(path, "labels").splitlines()), start=1):
+        cells = row if len(row) > 1 else (row[0].split(maxsplit=1) if row else [])
+        if not cells or cells == ["ImageId", "PredictionString"]:
+            continue
+        if len(cells) != 2 or not all(cell.strip() for cell in cells):
+            raise DataError(
+                f"{path}, line {number}: FILE and CLASS are expected, found {','.join(row)[:60]!r}"
+            )
+        file, key = cells[0].strip(), cells[1].split()[0]
+        classes[key].append(file if Path(file).suffix else f"{file}.JPEG")
+    return classes
+
+
+def _read_names(path: Path) -> Iterator[tuple[str, str]]:
+    """Of JSON {"CLASS": "name"} or {"0": ["CLASS", "name"]}; of lines `CLASS<TAB>NAME` or `CLASS name, another`."""
+    if path.suffix.lower() == ".json":
+        tree = _json(path)
+        pairs = [value if isinstance(value, list) else [key, value] for key, value in tree.items()]
+    else:
+        lines = [line for line in _text(path, "names").splitlines() if line.strip()]
+        pairs = [_pair_of(line) for line in lines]
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
+            raise DataError(f"{path}: a class and its name are expected, found {pair!r}")
+        key, name = pair[0].strip(), clean_caption(READABLE.get(pair[0], pair[1].replace("_", " ")))
+        if name is None:
+            raise DataError(f"{path}: the name of {key!r} has no visible character")
+        yield key, name
+
+
+def _pair_of(line: str) -> list[str]:
+    if "\t" in line:
+        return line.split("\t")
+    key, _, names = line.strip().partition(" ")
+    return [key, names.split(",")[0]]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable names: {error}") from None
+    if not isinstance(tree, dict):
+        raise DataError(f'{path}: an object {{"CLASS": "name"}} is expected')
+    return tree
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable {what}: {error}") from None
+
+
+def _number(name: str, text: str | None, least: int) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise DataError(f"--{name} {text}: a whole number from {least} on is needed")
+    return int(text)
+
+
+FORMAT = AnnotationFormat(
+    "folders of classes, or one folder and --labels; each image's caption is its class's name",
+    (
+        FormatOption(
+            "names", "of the classes: LOC_synset_mapping.txt, JSON or lines CLASS<TAB>NAME", is_file=True
+        ),
+        FormatOption("labels", "of the images: LOC_val_solution.csv or lines FILE CLASS", is_file=True),
+        FormatOption("shots", "take so many images of each class"),
+        FormatOption("seed", "by which they are drawn (0)"),
+    ),
+    read_classes,
+    class_names,
+)

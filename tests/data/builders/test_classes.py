@@ -1,0 +1,106 @@
+"""Folders of classes, as torchvision and ImageNet have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from git_scale.data.builders.classes import class_names, names_of, read_classes
+from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.writer import Skipped
+from git_scale.errors import DataError
+
+
+def given(source: Path, **options: Any) -> dict[str, Any]:
+    return {"source": source, "names": None, "labels": None, "shots": None, "seed": None, **options}
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for name, files in {"red_fox": "ab", "n02113186": "cde", "empty": ""}.items():
+        (tmp_path / "src" / name).mkdir(parents=True)
+        for file in files:
+            (tmp_path / "src" / name / f"{file}.JPEG").write_bytes(b"x")
+    (tmp_path / "src" / "red_fox" / "notes.txt").write_text("no image")
+    return tmp_path / "src"
+
+
+def test_each_image_has_the_name_of_its_folder(folders: Path) -> None:
+    rows = read_classes(given(folders))
+    assert rows[0] == Skipped("empty", "class without an image", "class")
+    assert rows[1] == SourceRow("n02113186/c.JPEG", ("n02113186",), {"image_id": "c", "class": "n02113186"})
+    assert [row.captions for row in rows[4:]] == [("red fox",), ("red fox",)]  # type: ignore[union-attr]
+    assert class_names(given(folders)) == {"class_names.txt": "empty\nn02113186\nred fox\n"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("map.txt", "n02113186 Cardigan, Cardigan Welsh corgi\nred_fox red fox, Vulpes\nempty nothing\n"),
+        ("map.tsv", "n02113186\tCardigan\nred_fox\tred fox\nempty\tnothing\n"),
+        ("map.json", json.dumps({"n02113186": "Cardigan", "red_fox": "red_fox", "empty": "nothing"})),
+        (
+            "map.json",
+            json.dumps(
+                {"0": ["n02113186", "Cardigan"], "1": ["red_fox", "red_fox"], "2": ["empty", "nothing"]}
+            ),
+        ),
+    ],
+)
+def test_names_of_every_form(folders: Path, tmp_path: Path, file: str, content: str) -> None:
+    (tmp_path / file).write_text(content)
+    names = names_of(["empty", "n02113186", "red_fox"], tmp_path / file)
+    assert names == {"n02113186": "cardigan dog", "red_fox": "red fox", "empty": "nothing"}, (
+        "GIT's readable name"
+    )
+
+
+def test_two_classes_of_one_name_and_classes_without_one_are_refused(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a crane\nb Crane\n")
+    with pytest.raises(DataError, match=r"the classes 'a' and 'b' are both named 'Crane'"):
+        names_of(["a", "b"], tmp_path / "names.txt")
+    with pytest.raises(DataError, match=r"no name for 2 classes of the folder, as 'c'"):
+        names_of(["c", "d"], tmp_path / "names.txt")
+    with pytest.raises(
+        DataError, match=r"no folders of classes in it; for one folder of images give --labels"
+    ):
+        read_classes(given(folders / "red_fox"))
+
+
+def test_a_few_images_of_each_class_by_the_seed(folders: Path) -> None:
+    def drawn(**options: Any) -> list[str]:
+        return [row.file for row in read_classes(given(folders, **options)) if isinstance(row, SourceRow)]
+
+    assert [name.split("/")[0] for name in drawn(shots="1")] == ["n02113186", "red_fox"]
+    assert drawn(shots="1") == drawn(shots="1", seed="0")
+    assert len({tuple(drawn(shots="1", seed=str(seed))) for seed in range(20)}) > 3
+    assert len(drawn(shots="5")) == 5, "all where there are fewer"
+    with pytest.raises(DataError, match=r"--shots 0: a whole number from 1 on"):
+        drawn(shots="0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ImageId,PredictionString\nILSVRC_1,n1 1 2 3 4 n1 5 6 7 8\nILSVRC_2,n0 1 2 3 4 \n",
+        "ILSVRC_1.JPEG n1\nILSVRC_2.JPEG\tn0\n",
+        "ILSVRC_1.JPEG,n1\n\nILSVRC_2.JPEG,n0\n",
+    ],
+)
+def test_one_folder_with_a_list_of_labels(tmp_path: Path, content: str) -> None:
+    (tmp_path / "labels.csv").write_text(content)
+    (tmp_path / "names.txt").write_text("n0 tench, Tinca tinca\nn1 goldfish\n")
+    rows = read_classes(given(tmp_path, labels=tmp_path / "labels.csv", names=tmp_path / "names.txt"))
+    assert rows == [
+        SourceRow("ILSVRC_2.JPEG", ("tench",), {"image_id": "ILSVRC_2", "class": "n0"}),
+        SourceRow("ILSVRC_1.JPEG", ("goldfish",), {"image_id": "ILSVRC_1", "class": "n1"}),
+    ]
+
+
+def test_a_line_without_a_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a.jpg n1\nb.jpg\n")
+    with pytest.raises(DataError, match=r"labels.txt, line 2: FILE and CLASS are expected, found 'b.jpg'"):
+        read_classes(given(tmp_path, labels=tmp_path / "labels.txt"))
