@@ -45,7 +45,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["git_scale", "git_scale.*"]),
-    package_data={"git_scale": ["py.typed", "configs/*.yaml", "monitoring/accelerators.yaml"]},
+    package_data={"git_scale": ["py.typed", "configs/*.yaml", "evaluation/*.html", "monitoring/*.yaml"]},
     python_requires=">=3.11,<3.13",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

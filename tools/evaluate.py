@@ -4,11 +4,12 @@
     python tools/evaluate.py --checkpoint runs/vqa/checkpoints/best --data data/vqav2/heldout --task vqa
     torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/git2 --data data/coco/heldout \\
         --ds_config ds_configs/zero3.json
+    python tools/evaluate.py compare results/a results/b --data data/coco/heldout
 
 The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is
 answered once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
-predictions.jsonl (with question, references and the values of metrics), intervals.json (95 %) and captions.png.
-section.key=value changes what the checkpoint's recipe says: eval.beams, eval.max_new_tokens, train.micro_batch
+predictions.jsonl (with question, references and the values of metrics), intervals.json (95 %), captions.png and
+page.html, which a browser opens. section.key=value changes what the checkpoint's recipe says: eval.beams, eval.max_new_tokens, train.micro_batch
 (images per pass), data.resize ...
 
 Exit codes: 0 done, 2 wrong usage, 130 stopped by a signal before the end.
@@ -20,6 +21,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 
 from git_scale.console import output_folder, path, tool
 from git_scale.errors import UserError
@@ -31,7 +33,10 @@ from git_scale.processes import end_with, launcher_processes
 
 @tool(speaks=is_first_rank)
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["compare"]:
+        return compare(given[1:])
+    args = parse_args(given)
     topology = topology_from(os.environ)
     if topology.is_launched:
         end_with(launcher_processes())
@@ -57,7 +62,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def compare(argv: list[str]) -> int:
+    """Two folders of results: which is better, by how much, and how sure that is."""
+    parser = argparse.ArgumentParser(prog="evaluate.py compare", description=compare.__doc__)
+    parser.add_argument("first", type=path, metavar="A", help="a folder that --out named")
+    parser.add_argument("second", type=path, metavar="B", help="another, of the same data")
+    parser.add_argument(
+        "--data", type=path, metavar="SHARDS", help="that both are of, for the images of the page"
+    )
+    parser.add_argument(
+        "--out", type=path, default="comparison.html", help="page of what differs (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    from git_scale.evaluation.compare import describe_differences, write_comparison
+
+    found = write_comparison(args.out, args.first, args.second, args.data)
+    print(describe_differences(args.first, args.second, found))
+    print(f"\n{args.out}: the texts in which they differ")
+    return 0
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -47,6 +47,8 @@ class EvaluationResult:
     """The predictions as the evaluation server takes them."""
     metric_names: tuple[str, ...] = ()
     """Those of the task, in git_scale.metrics.METRICS."""
+    store: SampleStore | None = None
+    """What was asked about."""
 
 
 class Evaluator:
@@ -106,6 +108,7 @@ class Evaluator:
             problems,
             [task.result_row(item) for item in everything],
             task.metrics,
+            self._store,
         )
 
     def _check_problems(self, problems: list[str]) -> None:

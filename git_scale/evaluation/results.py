@@ -3,8 +3,9 @@
     metrics.json         {"eval/cider": 1.23, ...}
     intervals.json       {"eval/cider": [1.21, 1.25], ...}: 95 % intervals over images, of the metrics that have any
     results.json         the rows of the task: [{"image_id": 42, "caption": "..."}, ...]
-    predictions.jsonl    one line per text: key, identity, question, generated, references, values of metrics
+    predictions.jsonl    one line per text: index, key, identity, question, generated, references, values of metrics
     captions.png         the first images with reference and text
+    page.html            scores, and texts beside their images to sort and to search, in a browser
 
 The ids are `image_id` of a sample's json and `question_id` of its questions. Where they are missing the sample's key
 stands instead, "coco-000000.tar:42", and "coco-000000.tar:42#1" for its second question; no server takes those.
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.evaluation.evaluator import EvaluationResult
+from git_scale.evaluation.page import Card, disagreement, write_page
 from git_scale.files import replaced_atomically
 from git_scale.metrics.intervals import OfEach, intervals, values_of_each
 from git_scale.metrics.metric import Prediction
@@ -52,7 +54,30 @@ def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
     if evaluation.sheet:
         with replaced_atomically(folder / "captions.png") as temporary:
             evaluation.sheet.save(temporary, "PNG")
+    _write_page(folder / "page.html", evaluation, of_each, named)
     _write(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def _write_page(
+    path: Path, evaluation: EvaluationResult, of_each: OfEach, found: dict[str, list[float]]
+) -> None:
+    said = evaluation.predictions
+    values = [values_of(of_each, number) for number in range(len(said))]
+    spreads = disagreement(values, list(of_each))
+    cards = [
+        Card(item.index, item.key, item.question, item.generated, item.references, each, spread)
+        for item, each, spread in zip(said, values, spreads, strict=True)
+    ]
+    rows = [("metric", "value", "95 % interval")]
+    for name, value in evaluation.metrics.items():
+        low_high = " to ".join(f"{bound:.4g}" for bound in found.get(name, ()))
+        rows.append((name.removeprefix("eval/"), f"{value:.4g}", low_high))
+    write_page(path, path.parent.name, cards, rows, "metrics disagree", evaluation.store)
+
+
+def values_of(of_each: OfEach, number: int) -> dict[str, float]:
+    """Those that prediction `number` has."""
+    return {name: found for name, every in of_each.items() if (found := every[number]) is not None}
 
 
 def id_problems(predictions: Sequence[Prediction]) -> list[str]:
@@ -76,12 +101,11 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _line(number: int, item: Prediction, of_each: OfEach) -> str:
-    names = ("key", "identity", "question", "generated", "references")
-    values = {name: found for name, every in of_each.items() if (found := every[number]) is not None}
+    names = ("index", "key", "identity", "question", "generated", "references")
     tree = {name: getattr(item, name) for name in names}
     if item.ranking:
         tree["ranking"] = item.ranking
-    return json.dumps({**tree, "values": values}, ensure_ascii=False) + "\n"
+    return json.dumps({**tree, "values": values_of(of_each, number)}, ensure_ascii=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

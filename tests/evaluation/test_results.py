@@ -48,6 +48,7 @@ def test_captions_in_cocos_format(tmp_path: Path) -> None:
         "captions.png",
         "intervals.json",
         "metrics.json",
+        "page.html",
         "predictions.jsonl",
         "results.json",
     ]
@@ -61,6 +62,7 @@ def test_answers_in_vqas_format_and_all_predictions(tmp_path: Path) -> None:
     ]
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert lines[1] == {
+        "index": 0,
         "key": "s.tar:000",
         "identity": 42002,
         "question": "how many?",

@@ -1,0 +1,178 @@
+"""Two evaluations side by side: which is better, by how much, and how sure that is (paired bootstrap over images).
+
+    compare_results(Path("results/a"), Path("results/b"))   ->  one row per metric, b - a with its 95 % interval
+
+Both are folders that tools/evaluate.py wrote of the same samples. What was asked about one image is drawn together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from git_scale.data.store import open_store
+from git_scale.errors import DataError
+from git_scale.evaluation.page import Card, write_page
+from git_scale.formatting import format_table
+from git_scale.metrics.intervals import intervals
+from git_scale.text_files import read_json, read_text
+
+Said = dict[str, Any]
+"""A line of predictions.jsonl."""
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """Says how two evaluations differ in one metric; the last four are None for one that is no mean of texts."""
+
+    metric: str
+    first: float
+    second: float
+    low: float | None = None
+    high: float | None = None
+    """The 95 % interval of second - first."""
+    wins: int | None = None
+    """Texts of which the second one's value is larger."""
+    losses: int | None = None
+
+    @property
+    def difference(self) -> float:
+        return self.second - self.first
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether 0 lies outside the interval."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def compare_results(first: Path, second: Path) -> list[MetricDifference]:
+    """One for each metric that both have, in the order of the first.
+
+    Raises DataError for folders without results, and for results of other samples.
+    """
+    pairs = paired(first, second)
+    ours, theirs = _metrics(first), _metrics(second)
+    found = []
+    for name in (name for name in ours if name in theirs):
+        metric = name.removeprefix("eval/")
+        values = [(a["values"].get(metric), b["values"].get(metric)) for a, b in pairs]
+        known = [None if None in pair else pair[1] - pair[0] for pair in values]
+        if all(value is None for value in known):
+            found.append(MetricDifference(metric, ours[name], theirs[name]))
+            continue
+        ((low, high),) = intervals({metric: known}, _images(pairs)).values()
+        wins = sum(value is not None and value > 0 for value in known)
+        losses = sum(value is not None and value < 0 for value in known)
+        found.append(MetricDifference(metric, ours[name], theirs[name], low, high, wins, losses))
+    return found
+
+
+def paired(first: Path, second: Path) -> list[tuple[Said, Said]]:
+    """What both said of each text. Raises DataError where one of them has other texts than the other."""
+    sides = [
+        {_name(said): said for said in _numbered(read_predictions(folder))} for folder in (first, second)
+    ]
+    if missing := [name for name in sides[0] if name not in sides[1]]:
+        raise DataError(
+            f"{second}: {len(missing)} of {len(sides[0])} texts of {first} are not in it, as {missing[0][0]!r}:"
+            " compare evaluations of the same data"
+        )
+    if more := len(sides[1]) - len(sides[0]):
+        raise DataError(
+            f"{second}: it has {more} texts that {first} has not: compare evaluations of the same data"
+        )
+    return [(said, sides[1][name]) for name, said in sides[0].items()]
+
+
+def read_predictions(folder: Path) -> list[Said]:
+    """The lines of predictions.jsonl. Raises DataError for a folder without them, and for an earlier form."""
+    path = folder / "predictions.jsonl"
+    try:
+        lines = [json.loads(line) for line in read_text(path).splitlines() if line]
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}: a folder that tools/evaluate.py wrote is needed"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path}: not readable: {error}") from None
+    if not lines or not all(isinstance(line, dict) and "values" in line for line in lines):
+        raise DataError(
+            f"{path}: no values of metrics in it: evaluate again, it was written by an earlier version"
+        )
+    return lines
+
+
+def describe_differences(first: Path, second: Path, found: list[MetricDifference]) -> str:
+    """A table, and what of it is clear."""
+    header, *rows = table_of(first, second, found)
+    clear = ", ".join(item.metric for item in found if item.is_clear)
+    return f"{format_table(rows, header)}\n\nbeyond chance at 95 %: {clear or 'nothing'}"
+
+
+def table_of(first: Path, second: Path, found: list[MetricDifference]) -> list[tuple[str, ...]]:
+    """The header and a row for each metric."""
+    header = ("metric", str(first), str(second), "difference", "95 % interval", "texts higher / lower")
+    rows = [
+        (
+            item.metric,
+            f"{item.first:.4g}",
+            f"{item.second:.4g}",
+            f"{item.difference:+.4g}",
+            "" if item.low is None else f"{item.low:+.4g} to {item.high:+.4g}",
+            "" if item.wins is None else f"{item.wins} / {item.losses}",
+        )
+        for item in found
+    ]
+    return [header, *rows]
+
+
+def write_comparison(path: Path, first: Path, second: Path, data: Path | None) -> list[MetricDifference]:
+    """compare_results, and a page of the texts in which they differ. `data`: shards of their images."""
+    found, pairs = compare_results(first, second), paired(first, second)
+    cards = [
+        Card(
+            a["index"],
+            a["key"],
+            a["question"],
+            a["generated"],
+            a["references"],
+            {name: b["values"][name] - value for name, value in a["values"].items() if name in b["values"]},
+            float(a["generated"] != b["generated"]),
+            b["generated"],
+        )
+        for a, b in pairs
+    ]
+    store = None if data is None else open_store(data)
+    write_page(path, f"{first} and {second}", cards, table_of(first, second, found), "they differ", store)
+    return found
+
+
+def _numbered(lines: list[Said]) -> list[Said]:
+    """With the number of each among the texts of its key and question."""
+    seen = Counter[tuple[str, str]]()
+    numbered = []
+    for line in lines:
+        asked = (line["key"], line["question"])
+        numbered.append({**line, "number": seen[asked]})
+        seen[asked] += 1
+    return numbered
+
+
+def _name(said: Said) -> tuple[str, str, int]:
+    return said["key"], said["question"], said["number"]
+
+
+def _images(pairs: list[tuple[Said, Said]]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(said["key"], len(numbers)) for said, _ in pairs]
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    try:
+        found = read_json(folder / "metrics.json")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / 'metrics.json'}: not readable: {error}") from None
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
