@@ -7,10 +7,10 @@
     python tools/evaluate.py compare results/a results/b --data data/coco/heldout
 
 The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is
-answered once, whatever the number of processes. Under --out lie metrics.json, results.json (COCO's or VQA's format),
-predictions.jsonl (with question, references and the values of metrics), intervals.json (95 %), captions.png and
-page.html, which a browser opens. section.key=value changes what the checkpoint's recipe says: eval.beams, eval.max_new_tokens, train.micro_batch
-(images per pass), data.resize ...
+answered once, whatever the number of processes. Under --out lie metrics.json, intervals.json (95 %), results.json (in
+the benchmark's format), predictions.jsonl (with question, references and the values of metrics), captions.png and
+page.html, which a browser opens. section.key=value changes what the checkpoint's recipe says: eval.beams,
+eval.max_new_tokens, train.micro_batch (images per pass), data.resize ...
 
 Exit codes: 0 done, 2 wrong usage, 130 stopped by a signal before the end.
 """

@@ -18,7 +18,8 @@ from git_scale.data.shard_table import ROW, ShardTable, joined, left_out_dtype
 from git_scale.files import replaced_atomically
 
 FILE = "shards.index.npz"
-VERSION = 1
+VERSION = 2
+"""2: videos are read, which indexes of before list among what they left out."""
 WORTH = 100
 """Shards from which on a start writes the file by itself; it opens fewer of them in hundredths of a second."""
 

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from git_scale.data.left_out import LeftOut
-from git_scale.data.members import PICTURES, TEXTS, MemberKind
+from git_scale.data.members import PICTURES, TEXTS, VIDEO_ENDINGS, MemberKind
 from git_scale.files import replaced_atomically
 
 SUFFIX = ".index.npy"
 MAX_SUMMARY = 1 << 16  # bytes
+_UNREAD = {f"unknown kind .{ending}" for ending in VIDEO_ENDINGS}
 _DIGEST = re.compile("([0-9a-f]{16})?")
 BLOCK = 512  # bytes: a tar's headers and data begin at multiples
 
@@ -106,7 +107,9 @@ def read(shard: Path) -> ShardIndex | None:
             return None
         with path.open("rb") as file:
             file.seek(table.offset + table.nbytes)
-            return ShardIndex(table, _summary(json.loads(file.read(MAX_SUMMARY))))
+            summary = _summary(json.loads(file.read(MAX_SUMMARY)))
+        # one of before videos were read lists them among what it left out: it is made anew
+        return None if _UNREAD & {item.reason for item in summary.left_out} else ShardIndex(table, summary)
     except (OSError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RecursionError):
         return None  # whatever is wrong with it: it is made anew
 

@@ -209,7 +209,7 @@ def _scan_open(
     if not known:
         left_out = reasons.describe(0, count)
         raise DataError(
-            f"{shard}: no sample inside (images .jpg .jpeg .png .webp, texts .json .txt)"
+            f"{shard}: no sample inside (images .jpg .jpeg .png .webp, videos .mp4 ..., texts .json .txt)"
             f"{f'; {left_out}' if left_out else ''}"
         )
     return _index_of(known, count, end, size, reasons)

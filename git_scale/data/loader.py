@@ -30,6 +30,7 @@ from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import WatchedReader
 from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Text, TextMaker, check_choices
+from git_scale.data.video import read_frames
 from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.errors import ConfigError, DataError
 
@@ -139,16 +140,18 @@ def scored_images(run: RunConfig, store: SampleStore) -> int:
 
 
 def decode_images(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
-    """The image, or `frames` equally spaced frames of the clip, all of the first one's size.
+    """The image, or `frames` equally spaced frames of the clip or the video, all of the first one's size.
 
     `offset` in [0, 1) places each within its part of the clip: 0.5 for the middle, random in training.
     """
     if frames == 1:
         if raw.image is None:
-            raise DataError("no image, only frames of a clip; set model.frames to use those")
+            raise DataError("no image, only a clip; set model.frames to use its frames")
         return [decode(raw.image)]
+    if not raw.is_clip:
+        raise DataError(f"no video, and no frames of a clip (0.jpg, 1.jpg, ...), but model.frames={frames}")
     if not raw.frames:
-        raise DataError(f"no frames of a clip (0.jpg, 1.jpg, ...), but model.frames={frames}")
+        return read_frames(raw.video or b"", frames, offset)
     pictures = [decode(frame) for frame in pick_frames(raw.frames, frames, offset)]
     check_one_size(pictures)
     return pictures

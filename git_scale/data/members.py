@@ -2,6 +2,7 @@
 
     a.jpg a.json | sub/b.png sub/b.txt       image and text of one name, wherever they lie in the shard
     photo.v1.0001.png photo.v1.0001.txt      a name may hold dots: the last one begins the kind
+    v.mp4 v.json                             a video and its text
     c.0.jpg c.1.jpg c.txt                    a numbered image is a frame of the clip c ...
     cam1.0004.jpg cam1.0004.txt              ... unless it has a text of its own: then it is an image
 
@@ -20,7 +21,10 @@ from typing import NamedTuple
 
 from git_scale.data.left_out import SAME_NAME, LeftOutCounts
 
-_KNOWN = re.compile(r"(?P<stem>.*)\.(?P<ending>jpe?g|png|webp|json|txt)", re.DOTALL | re.IGNORECASE)
+VIDEO_ENDINGS = ("mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv")
+_KNOWN = re.compile(
+    rf"(?P<stem>.*)\.(?P<ending>jpe?g|png|webp|json|txt|{'|'.join(VIDEO_ENDINGS)})", re.DOTALL | re.IGNORECASE
+)
 _NUMBERED = re.compile(r"(?P<clip>.+)\.(?P<frame>[0-9]{1,6})", re.DOTALL)
 
 
@@ -31,13 +35,14 @@ class MemberKind(enum.IntEnum):
     FRAME = 1
     JSON = 2
     TXT = 3
+    VIDEO = 4
     END = 255
 
 
-PICTURES = (MemberKind.IMAGE, MemberKind.FRAME)
+PICTURES = (MemberKind.IMAGE, MemberKind.FRAME, MemberKind.VIDEO)
 TEXTS = (MemberKind.JSON, MemberKind.TXT)
 TEXT_ENDINGS = ("json", "txt")
-_KIND_OF = {"json": MemberKind.JSON, "txt": MemberKind.TXT}
+_KIND_OF = {"json": MemberKind.JSON, "txt": MemberKind.TXT} | dict.fromkeys(VIDEO_ENDINGS, MemberKind.VIDEO)
 
 
 class TextHashes(NamedTuple):

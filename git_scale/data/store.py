@@ -27,7 +27,7 @@ from git_scale.registry import Registry
 class RawSample:
     """Holds a sample as it is stored, under the `key` that messages name it by.
 
-    `frames` are in the order of their numbers; image or frames may be missing.
+    `frames` are in the order of their numbers; image, frames or video may be missing.
     """
 
     key: str
@@ -36,6 +36,12 @@ class RawSample:
     text: TextRecord
     source: int = 0
     """Number of its source among several."""
+    video: bytes | None = None
+    """A whole video file, of which frames are taken when it is used."""
+
+    @property
+    def is_clip(self) -> bool:
+        return bool(self.frames or self.video)
 
 
 class SampleStore(Protocol):

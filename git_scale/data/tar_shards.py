@@ -130,9 +130,11 @@ class TarShards:
         with naming(self._key(shard, rows)) as key:
             images = self._of_kind(shard, rows, MemberKind.IMAGE)
             frames = self._of_kind(shard, rows, MemberKind.FRAME)
-            if not images and not frames:
+            videos = self._of_kind(shard, rows, MemberKind.VIDEO)
+            if not images and not frames and not videos:
                 raise DataError("no image beside the text")
-            return RawSample(key, images[0] if images else None, frames, self._text(shard, rows))
+            image, video = (found[0] if found else None for found in (images, videos))
+            return RawSample(key, image, frames, self._text(shard, rows), video=video)
 
     def read_text(self, number: int) -> TextRecord:
         """The text of sample `number` alone. Raises DataError naming the sample."""

@@ -17,18 +17,20 @@ from PIL import Image
 
 from git_scale.data.frames import pick_frames, spaced
 from git_scale.data.images import MAX_PIXELS, check_size
+from git_scale.data.members import VIDEO_ENDINGS
 from git_scale.errors import DataError, UserError
 from git_scale.paths import special_kind
 
-ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv")
+ENDINGS = tuple(f".{ending}" for ending in VIDEO_ENDINGS)
 # No playlists: they would open further files and addresses.
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf"
 # The others' times are those of decoding, or their seeking is a guess by the byte.
 SEEKABLE = ("mov", "matroska")
 
 
-def read_frames(source: str | Path | bytes, count: int) -> list[Image.Image]:
-    """`count` RGB frames of a video (a path or its bytes): those shown in the middle of each of `count` equal parts.
+def read_frames(source: str | Path | bytes, count: int, offset: float = 0.5) -> list[Image.Image]:
+    """`count` RGB frames of a video (a path or its bytes): those shown in the middle of each of `count` equal parts,
+    or at another `offset` in [0, 1) of the part.
 
     A video of fewer frames gives some of them more than once. Turned upright when the file says so.
     Raises DataError for anything but a whole video of reasonable size, UserError when PyAV is not installed.
@@ -39,7 +41,7 @@ def read_frames(source: str | Path | bytes, count: int) -> list[Image.Image]:
         raise DataError(f"{name}: {kind}; give a file")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            return _read(av, file, count)
+            return _read(av, file, count, offset)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -56,13 +58,13 @@ def _import_av() -> ModuleType:
     return av
 
 
-def _read(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Image]:
+def _read(av: ModuleType, file: BinaryIO, count: int, offset: float) -> list[Image.Image]:
     with _open(av, file) as container:
         if not container.streams.video:
             raise DataError("no video in it, only sound or other streams")
         if container.format.name.split(",")[0] in SEEKABLE and (times := _frame_times(container)):
-            return _read_at(container, times, count)
-    return _read_in_order(av, file, count)
+            return _read_at(container, times, count, offset)
+    return _read_in_order(av, file, count, offset)
 
 
 def _open(av: ModuleType, file: BinaryIO) -> Any:
@@ -81,9 +83,9 @@ def _frame_times(container: Any) -> list[int]:
     return [] if None in times else sorted(times)
 
 
-def _read_at(container: Any, times: list[int], count: int) -> list[Image.Image]:
+def _read_at(container: Any, times: list[int], count: int, offset: float) -> list[Image.Image]:
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
-    targets = spaced(times[0], times[-1] + mean_duration, count)
+    targets = spaced(times[0], times[-1] + mean_duration, count, offset)
     shown = [times[bisect.bisect_right(times, target) - 1] for target in targets]
     pictures = {pts: _to_image(_frame_at(container, pts)) for pts in sorted(set(shown))}
     return [pictures[pts] for pts in shown]
@@ -101,13 +103,13 @@ def _frame_at(container: Any, pts: int) -> Any:
     return frame
 
 
-def _read_in_order(av: ModuleType, file: BinaryIO, count: int) -> list[Image.Image]:
+def _read_in_order(av: ModuleType, file: BinaryIO, count: int, offset: float) -> list[Image.Image]:
     """By the numbers of the frames, all of which are decoded twice: first to count them."""
     with _open(av, file) as container:
         total = sum(1 for _ in _decode(container))
     if not total:
         raise DataError("no frame in it")
-    shown = pick_frames(range(total), count)
+    shown = pick_frames(range(total), count, offset)
     with _open(av, file) as container:
         frames = enumerate(_decode(container))
         pictures = {number: _to_image(frame) for number, frame in frames if number in shown}

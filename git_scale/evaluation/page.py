@@ -21,6 +21,7 @@ from PIL import Image
 
 from git_scale.data.images import decode
 from git_scale.data.store import SampleStore
+from git_scale.data.video import read_frames
 from git_scale.errors import DataError
 from git_scale.files import replaced_atomically
 
@@ -129,7 +130,10 @@ def _inline(store: SampleStore | None, number: int) -> str | None:
         return None
     try:
         raw = store.read(number)
-        small = decode(raw.image or raw.frames[0]).convert("RGB")
+        (small,) = (
+            read_frames(raw.video, 1) if raw.video and not raw.image else [decode(raw.image or raw.frames[0])]
+        )
+        small = small.convert("RGB")
     except (DataError, IndexError):
         return None
     small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)

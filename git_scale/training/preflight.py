@@ -193,9 +193,9 @@ def _problem_of_task(
             f" for {setting}={wanted}; {remedy}take other shards"
         )
     raws = [raw for number in numbers[:IMAGES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
-    if run.model.frames > 1 and raws and not any(raw.frames for raw in raws):
+    if run.model.frames > 1 and raws and not any(raw.is_clip for raw in raws):
         return (
-            f"{key}: none of {len(raws)} samples looked at has frames (KEY.0.jpg, KEY.1.jpg, ...), for"
+            f"{key}: none of {len(raws)} samples looked at has a video or frames (KEY.0.jpg, KEY.1.jpg, ...), for"
             f" model.frames={run.model.frames}: set model.frames=1, or take shards of clips"
         )
     if run.model.frames == 1 and raws and not any(raw.image for raw in raws):

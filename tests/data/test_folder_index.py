@@ -123,7 +123,7 @@ def broken(path: Path, how: str) -> None:
     elif how == "compressed":
         np.savez_compressed(path, **arrays)
     elif how == "of another version":
-        np.savez(path, **{**arrays, "version": 2})
+        np.savez(path, **{**arrays, "version": 1})
     elif how == "without a column":
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("part"), "w") as kept:
             for name in archive.namelist()[:-1]:

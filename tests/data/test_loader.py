@@ -296,7 +296,7 @@ def test_frames_of_clips(clips: SampleStore, tokenizer: Tokenizer) -> None:
         assert batch.images[rows["short"]].float().mean((1, 2, 3)).tolist() == [0, 0, 0, 20, 20, 20]
         assert decoded(tokenizer, batch.tokens[rows["clip"], 0]) == "clip 0"
         assert decoded(tokenizer, batch.tokens[rows["short"], 0]) == "clip 1"
-        assert any("s.tar:image: no frames of a clip" in problem for problem in batch.problems)
+        assert any("s.tar:image: no video, and no frames of a clip" in problem for problem in batch.problems)
     assert starts == {0, 20}  # random within their parts
     batch = next(iter(eval_batches(run, clips, tokenizer, 0, 1)))
     assert batch.images[0].float().mean((1, 2, 3)).tolist() == [20, 60, 100, 140, 180, 220]
@@ -319,7 +319,7 @@ def test_frames_share_one_crop(
 
 def test_a_clip_alone_is_no_image(clips: SampleStore, tokenizer: Tokenizer) -> None:
     batch = take(train_batches(make_run(0, 4, 4), clips, tokenizer, 0, 1, 0), 1)[0]
-    assert len(batch.problems) == 2 and all("only frames of a clip" in p for p in batch.problems)
+    assert len(batch.problems) == 2 and all("no image, only a clip" in p for p in batch.problems)
     used = targets_of(batch).any(-1)[:, 0].tolist()
     assert {key for key, use in zip(batch.keys, used, strict=True) if use} == {"s.tar:clip", "s.tar:image"}
 
