@@ -56,6 +56,8 @@ ANNOTATION_FORMATS: Registry[AnnotationFormat] = Registry(
         "coco": "git_scale.data.builders.coco:FORMAT",
         "vqa": "git_scale.data.builders.vqa:FORMAT",
         "classes": "git_scale.data.builders.classes:FORMAT",
+        "msrvtt": "git_scale.data.builders.msrvtt:FORMAT",
+        "vatex": "git_scale.data.builders.vatex:FORMAT",
     },
 )
 

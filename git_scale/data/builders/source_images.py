@@ -19,6 +19,8 @@ from git_scale.data.builders.parallel import map_in_order
 from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.data.captions import HALVES, clean_caption
 from git_scale.data.images import decode
+from git_scale.data.members import VIDEO_ENDINGS
+from git_scale.data.video import read_frames
 from git_scale.errors import DataError
 
 SHORTER_SIDE, LONGER_SIDE, JPEG_QUALITY = 384, 640, 90  # GIT, arXiv 2205.14100, section 4.1
@@ -128,8 +130,10 @@ class _UnusableError(Exception):
 
 
 def load_image(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
-    """The bytes of an image that decodes, with the extension that its content asks for."""
+    """The bytes of an image that decodes, with the extension that its content asks for; or of a video that does."""
     data = _read_inside(images, file)
+    if (ending := Path(file).suffix.lower()[1:]) in VIDEO_ENDINGS:
+        return _checked_video(data), ending
     extension = extension_of(data)
     if not extension:
         raise _UnusableError("not a JPEG, PNG or WebP image")
@@ -140,6 +144,14 @@ def load_image(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
     if shrink and (smaller := shrink_image(picture)):
         return smaller, "jpg"
     return data, extension
+
+
+def _checked_video(data: bytes) -> bytes:
+    try:
+        read_frames(data, 1)
+    except DataError:
+        raise _UnusableError("broken video") from None
+    return data
 
 
 def _read_inside(folder: Path, file: str) -> bytes:

@@ -1,0 +1,68 @@
+"""Rows of VATEX's captions: a list of videos with ten captions in English, and as many in Chinese.
+
+    [{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["..."], "chCap": ["..."]}]
+
+A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the public test set has no captions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
+from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, records_of
+from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.writer import Skipped
+from git_scale.errors import DataError
+from git_scale.text_files import read_json
+
+LANGUAGES = {"en": "enCap", "ch": "chCap"}
+
+
+def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
+    """One row per video, with the captions of one language and its `image_id`; before them captions that are no text.
+
+    Raises DataError for a file of another form, and for a video that stands twice.
+    """
+    if language not in LANGUAGES:
+        raise DataError(f"--language {language}: one of {', '.join(LANGUAGES)} is needed")
+    try:
+        tree = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file: {error}") from None
+    rows: list[SourceRow | Skipped] = []
+    skipped: list[SourceRow | Skipped] = []
+    seen = set()
+    try:
+        for place, video in records_of({"videos": tree}, "videos"):
+            number = id_of(place, video, "videoID")
+            if number in seen:
+                raise DataError(f"{path}: videoID {number!r} stands twice")
+            seen.add(number)
+            said = video.get(LANGUAGES[language], [])
+            said = said if isinstance(said, list) else [said]
+            skipped += [
+                Skipped(f"{place} of {number!r}", not_text(LANGUAGES[language], caption), "caption")
+                for caption in said
+                if not isinstance(caption, str)
+            ]
+            captions = tuple(caption for caption in said if isinstance(caption, str))
+            rows.append(SourceRow(f"{number}.mp4", captions, {"image_id": number}))
+    except MalformedRecordError as error:
+        raise DataError(
+            f"{path}: not VATEX's captions ({error}); expected a list of {{videoID, enCap, chCap}}"
+        ) from None
+    return [*skipped, *rows]
+
+
+def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
+    return read_vatex(given["captions"], given["language"] or "en")
+
+
+FORMAT = AnnotationFormat(
+    "VATEX: videos and vatex_training_v1.0.json",
+    (CAPTIONS, FormatOption("language", "en (the default) or ch")),
+    _read,
+)
