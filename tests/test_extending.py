@@ -178,7 +178,10 @@ def refused(
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("data.task=color", "did you mean colour?; there are caption, vqa, colour, and those of your own"),
+        (
+            "data.task=color",
+            "did you mean colour?; there are caption, vqa, classification",
+        ),
         (
             "checkpoint.best=cider",
             "checkpoint.best='cider': with data.task=colour it is one of exact_match, worst_class, loss",

@@ -12,8 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from git_scale.parallel.topology import Topology
 from git_scale.stop import StopRequest
+from git_scale.tasks import TASKS
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.tiny import tiny_run
+from git_scale.testing.tiny import COLOURS, SIDES, describe, tiny_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
 # of unhealthy runs, of scripts without blanks, of several objectives, and of several sources
@@ -28,17 +29,19 @@ def names_on(page: str) -> set[str]:
 def logged(
     topology: Topology, device: torch.device, squares: Path, folder: Path
 ) -> tuple[set[str], set[str]]:
-    """Names in TensorBoard and in metrics.jsonl, of a run on captions and of one on questions."""
+    """Names in TensorBoard and in metrics.jsonl, of a run of each task."""
     from git_scale.training.build import build_trainer
 
     board, lines = set(), set()
-    for task in ("caption", "vqa"):
+    names = folder / "class_names.txt"
+    names.write_text("".join(f"{describe(colour, side)}\n" for colour in COLOURS for side in SIDES))
+    for task in TASKS:
         run = tiny_run(
             squares,
             folder / task,
-            data={"task": task},
+            data={"task": task, "class_names": str(names)},
             train={"steps": 5},
-            eval={"every": 5, "max_new_tokens": 2},
+            eval={"every": 5, "max_new_tokens": 12 if task == "classification" else 2, "beams": 5},
         )
         trainer = build_trainer(run, {}, topology, device)
         trainer.fit(StopRequest())
