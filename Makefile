@@ -1,4 +1,4 @@
-# make demo   from a fresh machine to a trained, evaluated model        make test    the whole test suite
+# make demo   from a fresh machine to a trained, evaluated model        make test    the test suite
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
 # make proofs  what the suite leaves out: more of a kind, and what compiles C++

@@ -334,4 +334,5 @@ def test_every_output_is_tried_before_the_work(tool: str) -> None:
         for keyword in call.keywords
         if keyword.arg == "type" and isinstance(keyword.value, ast.Name)
     ]
-    assert kinds == ["output_folder" if tool == "evaluate" else "output_file"]
+    # its comparison writes a page
+    assert kinds == (["output_file", "output_folder"] if tool == "evaluate" else ["output_file"])

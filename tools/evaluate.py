@@ -23,7 +23,7 @@ import logging
 import os
 import sys
 
-from git_scale.console import output_folder, path, tool
+from git_scale.console import output_file, output_folder, path, tool
 from git_scale.errors import UserError
 from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
@@ -71,7 +71,7 @@ def compare(argv: list[str]) -> int:
         "--data", type=path, metavar="SHARDS", help="that both are of, for the images of the page"
     )
     parser.add_argument(
-        "--out", type=path, default="comparison.html", help="page of what differs (%(default)s)"
+        "--out", type=output_file, default="comparison.html", help="page of what differs (%(default)s)"
     )
     args = parser.parse_args(argv)
     from git_scale.evaluation.compare import describe_differences, write_comparison

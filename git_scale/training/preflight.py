@@ -187,7 +187,9 @@ def _problem_of_task(
     served = [task for task, need in needs.items() if any(map(need.is_met_by, texts))]
     if texts and wanted not in served:
         setting = "its task" if key.startswith("data.sources") else "data.task"
-        remedy = "".join(f"they have {needs[task].what}: set {setting}={task}, or " for task in served)
+        # of several tasks for what is there the first, and none that lacks something else
+        others = {needs[task].what: task for task in reversed(served) if not TASKS[task].problems_of(run)}
+        remedy = "".join(f"they have {what}: set {setting}={task}, or " for what, task in others.items())
         return (
             f"{key}: none of {len(texts)} samples looked at has {needs[wanted].what},"
             f" for {setting}={wanted}; {remedy}take other shards"

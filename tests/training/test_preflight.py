@@ -133,6 +133,7 @@ def test_captions_for_questions_and_the_other_way_round(squares: Path, tmp_path:
     problem = refusal(run)
     assert f"data.train={captions}: none of 3 samples looked at has questions with answers" in problem
     assert "they have captions: set data.task=caption" in problem
+    assert "classification" not in problem and "scene_text" not in problem, "one task for what is there"
     run = tiny_run(squares, tmp_path / "run", data={"train": str(questions), "heldout": None})
     problem = refusal(run)
     assert "has captions, for data.task=caption" in problem and "set data.task=vqa" in problem
