@@ -116,7 +116,7 @@ def add_format(formats: Any, name: str) -> argparse.ArgumentParser:
     for option in form.options:
         command.add_argument(
             f"--{option.name.replace('_', '-')}",
-            type=path if option.is_file else str,
+            type=path if option.is_file else str if option.least is None else whole(option.least),
             required=option.required,
             help=option.help,
             metavar="FILE" if option.is_file else None,

@@ -54,7 +54,7 @@ def problem_of_shards(path: Path) -> str:
     if not path.is_dir():
         return f"{special_kind(path) or 'no such folder of tar shards'}; {MAKER} one"
     others, unfinished = list[str](), ""
-    for below, entry in _walk(path):
+    for below, entry in walk(path):
         if entry.name.endswith(".tar"):
             return ""
         if _OTHER_ARCHIVE.search(entry.name):
@@ -74,7 +74,7 @@ def list_shards(path: Path) -> ShardListing:
         has_index = Path(f"{path}{SUFFIX}").exists()
         return ShardListing(path, path.parent, [path.name], {path.name} if has_index else set(), "")
     names, indexed, others, special = list[str](), set[str](), list[str](), list[str]()
-    for below, entry in _walk(path):
+    for below, entry in walk(path):
         name = below + entry.name
         if name.endswith(".tar"):
             names.append(name)
@@ -91,7 +91,7 @@ def list_shards(path: Path) -> ShardListing:
     return ShardListing(path, path, sorted(names), indexed, _other_archives(others))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every entry below a folder, with the path to it (`a/b/`); links that lead back up are not followed."""
     top = folder.stat()
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset({(top.st_dev, top.st_ino)}))]

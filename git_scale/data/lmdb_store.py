@@ -18,7 +18,8 @@ import numpy as np
 import xxhash
 
 from git_scale.data.captions import TextRecord, decode_text
-from git_scale.data.store import RawSample, naming
+from git_scale.data.listing import walk
+from git_scale.data.store import RawSample, StoreFormat, naming
 from git_scale.errors import DataError
 
 FILE = "data.mdb"
@@ -27,14 +28,11 @@ COMPARED = 64
 """Samples of a database, over all of it, that its digest is of; the whole of MJSynth would take minutes to read."""
 
 
-class LmdbFormat:
+class LmdbFormat(StoreFormat):
     """Opens a database of words, or all below a folder."""
 
     def problem_of(self, path: Path) -> str:
         return "" if databases_of(path) else f"no {FILE} (an LMDB of words) in it"
-
-    def prepare(self, path: Path, part: int, parts: int) -> None:
-        """Nothing comes before opening: a database says how many samples it has."""
 
     def open(self, path: Path, prepared: Sequence[Any]) -> LmdbStore:
         return LmdbStore(path, databases_of(path))
@@ -47,10 +45,11 @@ def databases_of(path: Path) -> list[str]:
     """The folders of the databases below `path`, as texts relative to it, in order; `.` for itself."""
     if (path / FILE).is_file():
         return ["."]
-    if not path.is_dir():
-        return []
-    found = [Path(folder).relative_to(path).as_posix() for folder, _, files in os.walk(path) if FILE in files]
-    return sorted(found)
+    return (
+        sorted(below.rstrip("/") for below, entry in walk(path) if entry.name == FILE)
+        if path.is_dir()
+        else []
+    )
 
 
 class LmdbStore:
@@ -59,14 +58,16 @@ class LmdbStore:
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         """Raises DataError for a database that cannot be opened, or does not say how many samples it has."""
         self.root, self.names = root, list(names)
-        self.counts = np.array([self._count(part) for part in range(len(names))], np.int64)
+        counts = [self._count(part) for part in range(len(names))]
+        self.names = [name for name, count in zip(names, counts, strict=True) if count]
+        self.counts = np.array(list(filter(None, counts)), np.int64)
         self._ends = np.cumsum(self.counts)
-        self.contents = np.array([self._digest(part) for part in range(len(names))], np.uint64)
+        self.contents = np.array([self._digest(part) for part in range(len(self.names))], np.uint64)
         parts = sorted(zip(self.names, self.counts.tolist(), self.contents.tolist(), strict=True))
         self.fingerprint = xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self.counts.sum())
 
     def key(self, number: int) -> str:
         part, own = self._place(number)
@@ -111,7 +112,7 @@ class LmdbStore:
         """Of the number of samples, and of some of them."""
         count = int(self.counts[part])
         digest = xxhash.xxh3_64(str(count).encode())
-        for own in np.unique(np.linspace(1, count, COMPARED).astype(int)).tolist() if count else ():
+        for own in np.unique(np.linspace(1, count, COMPARED).astype(int)).tolist():
             for name in (IMAGE, LABEL):
                 digest.update(self._value(part, name.format(own).encode()) or b"")
         return digest.intdigest() or 1  # 0 stands for an unknown one

@@ -105,12 +105,10 @@ def problem_of(path: str | Path) -> str:
     """Why no format takes `path`, and what to do; empty where one does."""
     problems = []
     for name in STORE_FORMATS:
-        problems.append(STORE_FORMATS[name].problem_of(Path(path)))
-        if not problems[-1]:
+        if not (problem := STORE_FORMATS[name].problem_of(Path(path))):
             return ""
-        if not Path(path).exists():
-            break  # the first says it for all
-    return "; ".join(problems)
+        problems.append(problem)
+    return "; ".join(problems) if Path(path).exists() else problems[0]
 
 
 def prepare_store(path: str | Path, part: int, parts: int) -> Any:

@@ -130,7 +130,7 @@ class TarShards:
         with naming(self._key(shard, rows)) as key:
             images = self._of_kind(shard, rows, MemberKind.IMAGE)
             frames = self._of_kind(shard, rows, MemberKind.FRAME)
-            videos = self._of_kind(shard, rows, MemberKind.VIDEO)
+            videos = [] if frames else self._of_kind(shard, rows, MemberKind.VIDEO)
             if not images and not frames and not videos:
                 raise DataError("no image beside the text")
             image, video = (found[0] if found else None for found in (images, videos))

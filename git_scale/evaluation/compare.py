@@ -24,6 +24,9 @@ Said = dict[str, Any]
 """A line of predictions.jsonl."""
 
 
+FIELDS = {"index", "key", "question", "generated", "references", "values"}
+
+
 @dataclass(frozen=True)
 class MetricDifference:
     """Says how two evaluations differ in one metric; the last four are None for one that is no mean of texts."""
@@ -34,9 +37,9 @@ class MetricDifference:
     low: float | None = None
     high: float | None = None
     """The 95 % interval of second - first."""
-    wins: int | None = None
+    raised: int | None = None
     """Texts of which the second one's value is larger."""
-    losses: int | None = None
+    lowered: int | None = None
 
     @property
     def difference(self) -> float:
@@ -53,21 +56,29 @@ def compare_results(first: Path, second: Path) -> list[MetricDifference]:
 
     Raises DataError for folders without results, and for results of other samples.
     """
-    pairs = paired(first, second)
+    return _differences(first, second, paired(first, second))
+
+
+def _differences(first: Path, second: Path, pairs: list[tuple[Said, Said]]) -> list[MetricDifference]:
     ours, theirs = _metrics(first), _metrics(second)
+    metrics = [name.removeprefix("eval/") for name in ours if name in theirs]
+    of_each = {metric: [_raise(metric, *pair) for pair in pairs] for metric in metrics}
+    bounds = intervals(of_each, [said["index"] for said, _ in pairs])
     found = []
-    for name in (name for name in ours if name in theirs):
-        metric = name.removeprefix("eval/")
-        values = [(a["values"].get(metric), b["values"].get(metric)) for a, b in pairs]
-        known = [None if None in pair else pair[1] - pair[0] for pair in values]
-        if all(value is None for value in known):
-            found.append(MetricDifference(metric, ours[name], theirs[name]))
-            continue
-        ((low, high),) = intervals({metric: known}, _images(pairs)).values()
-        wins = sum(value is not None and value > 0 for value in known)
-        losses = sum(value is not None and value < 0 for value in known)
-        found.append(MetricDifference(metric, ours[name], theirs[name], low, high, wins, losses))
+    for metric in metrics:
+        both = MetricDifference(metric, ours[f"eval/{metric}"], theirs[f"eval/{metric}"])
+        if metric in bounds:
+            known = [value for value in of_each[metric] if value is not None]
+            raised, lowered = sum(value > 0 for value in known), sum(value < 0 for value in known)
+            both = MetricDifference(metric, both.first, both.second, *bounds[metric], raised, lowered)
+        found.append(both)
     return found
+
+
+def _raise(metric: str, first: Said, second: Said) -> float | None:
+    """By how much the second's value of a text is higher; None where one of them has none."""
+    values = first["values"].get(metric), second["values"].get(metric)
+    return None if None in values else values[1] - values[0]
 
 
 def paired(first: Path, second: Path) -> list[tuple[Said, Said]]:
@@ -91,14 +102,15 @@ def read_predictions(folder: Path) -> list[Said]:
     """The lines of predictions.jsonl. Raises DataError for a folder without them, and for an earlier form."""
     path = folder / "predictions.jsonl"
     try:
-        lines = [json.loads(line) for line in read_text(path).splitlines() if line]
+        # not splitlines: it would cut a text at U+2028
+        lines = [json.loads(line) for line in read_text(path).split("\n") if line]
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}: a folder that tools/evaluate.py wrote is needed"
         ) from None
     except ValueError as error:
         raise DataError(f"{path}: not readable: {error}") from None
-    if not lines or not all(isinstance(line, dict) and "values" in line for line in lines):
+    if not lines or not all(isinstance(line, dict) and line.keys() >= FIELDS for line in lines):
         raise DataError(
             f"{path}: no values of metrics in it: evaluate again, it was written by an earlier version"
         )
@@ -122,7 +134,7 @@ def table_of(first: Path, second: Path, found: list[MetricDifference]) -> list[t
             f"{item.second:.4g}",
             f"{item.difference:+.4g}",
             "" if item.low is None else f"{item.low:+.4g} to {item.high:+.4g}",
-            "" if item.wins is None else f"{item.wins} / {item.losses}",
+            "" if item.raised is None else f"{item.raised} / {item.lowered}",
         )
         for item in found
     ]
@@ -131,7 +143,8 @@ def table_of(first: Path, second: Path, found: list[MetricDifference]) -> list[t
 
 def write_comparison(path: Path, first: Path, second: Path, data: Path | None) -> list[MetricDifference]:
     """compare_results, and a page of the texts in which they differ. `data`: shards of their images."""
-    found, pairs = compare_results(first, second), paired(first, second)
+    pairs = paired(first, second)
+    found = _differences(first, second, pairs)
     cards = [
         Card(
             a["index"],
@@ -165,14 +178,11 @@ def _name(said: Said) -> tuple[str, str, int]:
     return said["key"], said["question"], said["number"]
 
 
-def _images(pairs: list[tuple[Said, Said]]) -> list[int]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(said["key"], len(numbers)) for said, _ in pairs]
-
-
 def _metrics(folder: Path) -> dict[str, float]:
     try:
         found = read_json(folder / "metrics.json")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / 'metrics.json'}: not readable: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{folder / 'metrics.json'}: no metrics in it: evaluate again")
     return {name: value for name, value in found.items() if isinstance(value, int | float)}

@@ -24,6 +24,8 @@ from git_scale.data.store import SampleStore
 from git_scale.data.video import read_frames
 from git_scale.errors import DataError
 from git_scale.files import replaced_atomically
+from git_scale.metrics import METRICS
+from git_scale.metrics.scores import lower_is_better
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SIDE = 224
@@ -61,12 +63,8 @@ def disagreement(cards_values: Sequence[Mapping[str, float]], metrics: Sequence[
         ranks.append(np.where(np.isnan(values), np.nan, (first + last) / 2 / max(1, len(known))))
     if len(ranks) < 2:
         return [0.0] * len(cards_values)
-    with np.errstate(all="ignore"):
-        table = np.array(ranks)
-        found = np.nanmax(np.nan_to_num(table, nan=-1.0), axis=0) - np.nanmin(
-            np.nan_to_num(table, nan=2.0), axis=0
-        )
-    return [float(max(0.0, value)) for value in found]
+    spread = np.fmax.reduce(ranks) - np.fmin.reduce(ranks)  # of those that are known
+    return np.nan_to_num(spread).tolist()
 
 
 def chosen(cards: Sequence[Card], metrics: Sequence[str]) -> list[Card]:
@@ -99,6 +97,7 @@ def write_page(
     data = {
         "table": [list(row) for row in table],
         "metrics": metrics,
+        "lower": [name for name in metrics if name in METRICS and lower_is_better(name)],
         "spread": spread,
         "texts": len(cards),
         "cards": [
@@ -116,8 +115,8 @@ def write_page(
             for card, place in zip(shown, order, strict=True)
         ],
     }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    before, after = template.replace("TITLE", html.escape(title)).split("DATA", 1)
+    before, after = TEMPLATE.read_text(encoding="utf-8").split("DATA")
+    before = before.replace("TITLE", html.escape(title))
     # "<" ends a script in HTML wherever it stands; lone surrogates have no UTF-8
     said = json.dumps(data).replace("<", "\\u003c")
     with replaced_atomically(path) as temporary:

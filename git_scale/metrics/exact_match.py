@@ -6,16 +6,6 @@ from git_scale.errors import DataError
 from git_scale.metrics.metric import Metric
 
 
-def exact_match(generated: list[str], references: list[list[str]]) -> float:
-    """Share (0 to 1) of texts that equal any of their references after `normalize_text`.
-
-    Raises DataError for lists of different length, for none at all, and for a text without a reference.
-    """
-    require_references("exact match", generated, references)
-    hits = [is_match(text, texts) for text, texts in zip(generated, references, strict=True)]
-    return sum(hits) / len(hits)
-
-
 def require_references(metric: str, generated: list[str], references: list[list[str]]) -> None:
     """Raises DataError when `metric` is not defined: unequal lengths, no text, a text without a reference."""
     if len(generated) != len(references):

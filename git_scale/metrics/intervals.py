@@ -6,6 +6,7 @@ CIDEr's weights of phrases stay those of all references, as is usual.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ LOW, HIGH = 2.5, 97.5
 """Percentiles of the resampled means."""
 
 OfEach = dict[str, list[float | None]]
-"""Metric -> its value of each prediction; None for one without a right text."""
+"""Metric -> its value of each prediction; None for one without a right text, or whose value is not finite."""
 
 
 def values_of_each(names: Iterable[str], predictions: Sequence[Prediction]) -> OfEach:
@@ -30,9 +31,9 @@ def values_of_each(names: Iterable[str], predictions: Sequence[Prediction]) -> O
         texts = known if metric.needs_references else Predictions(predictions)
         values = metric.of_each(texts) if metric.of_each and len(texts) else None
         if values is not None:
-            given = iter(values)
+            given = (float(value) if math.isfinite(value) else None for value in values)
             found[name] = [
-                float(next(given)) if item.references or not metric.needs_references else None
+                next(given) if item.references or not metric.needs_references else None
                 for item in predictions
             ]
     return found

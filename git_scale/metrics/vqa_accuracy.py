@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from git_scale.metrics.exact_match import require_references
 from git_scale.metrics.metric import Metric
 
 ENOUGH = 3  # people who must agree with an answer
@@ -44,16 +43,6 @@ _MENDED = {
     for at, letter in enumerate(word)
     if letter == "'"
 }
-
-
-def vqa_accuracy(generated: list[str], references: list[list[str]]) -> float:
-    """Mean of `answer_accuracy` (0 to 1) over all questions.
-
-    Raises DataError for lists of different length, for none at all, and for a question without an answer.
-    """
-    require_references("VQA accuracy", generated, references)
-    scores = [answer_accuracy(text, answers) for text, answers in zip(generated, references, strict=True)]
-    return sum(scores) / len(scores)
 
 
 def answer_accuracy(generated: str, answers: list[str]) -> float:

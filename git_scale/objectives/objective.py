@@ -93,7 +93,7 @@ class Objective(ABC):
     def stand_in(self, batch: Batch) -> Batch:
         """A batch of the shapes that `prepare` gives, of any values, for a plan, which has no model to ask.
 
-        batch.extras["reward"] = torch.empty(len(batch.images), device=batch.images.device), say.
+        return replace(batch, extras={"reward": torch.empty(len(batch.images), device=batch.images.device)})
         """
         return batch
 

@@ -116,7 +116,7 @@ def read_class_names(run: RunConfig) -> list[str]:
         raise ConfigError([f"{key}: {error}"]) from None
     if len(names) < 2:
         raise ConfigError([f"{key}: it has {len(names)} names, and a choice takes at least two"])
-    if twice := first_of_kind(names, normalize_text):
+    if twice := _first_of_kind(names, normalize_text):
         raise ConfigError(
             [f"{key}: two classes are named {twice[0]!r} and {twice[1]!r}: give one another name"]
         )
@@ -124,11 +124,11 @@ def read_class_names(run: RunConfig) -> list[str]:
 
 
 def _spelled_alike(names: Iterable[str], tokenizer: Tokenizer) -> str:
-    first, second = first_of_kind(names, lambda name: tuple(tokenizer.encode(name)))
+    first, second = _first_of_kind(names, lambda name: tuple(tokenizer.encode(name)))
     return f"data.class_names: the tokenizer spells {first!r} and {second!r} alike: rename one of them"
 
 
-def first_of_kind(names: Iterable[str], kind: Callable[[str], Hashable]) -> tuple[str, ...]:
+def _first_of_kind(names: Iterable[str], kind: Callable[[str], Hashable]) -> tuple[str, ...]:
     """The first two names of one kind; none where all differ."""
     seen: dict[Hashable, str] = {}
     for name in names:

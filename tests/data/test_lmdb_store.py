@@ -48,6 +48,19 @@ def test_samples_are_read_by_number_over_the_databases(words: Path, image: Calla
     assert open_store(words / "ST").key(0) == "ST:000000001"
 
 
+def test_links_are_followed_and_empty_databases_are_none(
+    words: Path, tmp_path: Path, image: Callable
+) -> None:
+    write_database(tmp_path / "far", {1: "away"}, 1, image)
+    (words / "linked").symlink_to(tmp_path / "far")
+    (words / "ST" / "up").symlink_to(words)  # which leads back
+    write_database(words / "empty", {}, 0, image)
+    store = open_store(words)
+    assert store.counts.tolist() == [3, 2, 1] and store.key(5) == "linked:000000001"
+    with pytest.raises(DataError, match="there is no sample in it"):
+        open_store(words / "empty")
+
+
 def test_holes_are_samples_that_cannot_be_read(words: Path) -> None:
     store = open_store(words)
     with pytest.raises(DataError, match=r"MJ/train:000000003: no image: a hole in the database"):

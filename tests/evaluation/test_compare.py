@@ -38,7 +38,7 @@ def test_a_difference_is_paired(tmp_path: Path) -> None:
     second = write(tmp_path / "b", np.stack([mended, mended], 1))
     exact, bleu, *counts = compare_results(first, second)
     assert (exact.metric, exact.first, exact.second) == ("exact_match", 0.5, 0.6)
-    assert (exact.wins, exact.losses) == (40, 0)
+    assert (exact.raised, exact.lowered) == (40, 0)
     error = 1.96 * (0.1 * 0.9 / 200) ** 0.5  # of a mean over 200 images, not 400 texts
     assert (exact.low, exact.high) == pytest.approx((0.1 - error, 0.1 + error), abs=0.008)
     assert exact.is_clear
@@ -52,7 +52,7 @@ def test_equal_evaluations_differ_in_nothing(tmp_path: Path) -> None:
     right = np.random.default_rng(0).integers(2, size=(50, 2))
     first, second = write(tmp_path / "a", right), write(tmp_path / "b", right)
     exact = compare_results(first, second)[0]
-    assert (exact.difference, exact.low, exact.high, exact.wins, exact.losses) == (0, 0, 0, 0, 0)
+    assert (exact.difference, exact.low, exact.high, exact.raised, exact.lowered) == (0, 0, 0, 0, 0)
     assert "beyond chance at 95 %: nothing" in describe_differences(first, second, [exact])
 
 
@@ -62,6 +62,20 @@ def test_a_difference_by_chance_is_not_clear(tmp_path: Path) -> None:
     second = write(tmp_path / "b", rng.integers(2, size=(40, 2)))
     exact = compare_results(first, second)[0]
     assert exact.difference != 0 and not exact.is_clear
+
+
+def test_a_text_may_hold_any_character(tmp_path: Path) -> None:
+    """U+2028 ends a line for Python's splitlines, and not in a file of JSON lines."""
+    said = [
+        Prediction(0, "s.tar:0", 0, "", "a\u2028b\x85c", ["a"]),
+        Prediction(1, "s.tar:1", 1, "", "a", ["a"]),
+    ]
+    for name in "ab":
+        write_results(
+            tmp_path / name, EvaluationResult({"eval/exact_match": 0.5}, said, None, [], [], METRICS)
+        )
+    (exact,) = compare_results(tmp_path / "a", tmp_path / "b")
+    assert (exact.first, exact.difference) == (0.5, 0)
 
 
 def test_other_samples_and_older_results_are_refused(tmp_path: Path) -> None:

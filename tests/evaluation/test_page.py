@@ -14,6 +14,8 @@ from PIL import Image
 
 from git_scale.data.store import open_store
 from git_scale.evaluation.page import AT_RANDOM, OF_EACH_END, Card, chosen, disagreement, write_page
+from git_scale.metrics import METRICS
+from git_scale.metrics.metric import Metric
 
 EVIL = "</script><script>alert(1)</script> & <b>bold</b> \ud83d"
 
@@ -47,7 +49,7 @@ def test_texts_are_data_and_images_are_inside(squares: Path, tmp_path: Path) -> 
     store = open_store(squares / "heldout")
     cards = [card(0, a=1.0), card(99, a=0.5)]
     rows = [("metric", "value"), ("a", "0.75")]
-    write_page(tmp_path / "page.html", f"runs/{EVIL[:9]}", cards, rows, "x", store)
+    write_page(tmp_path / "page.html", f"runs/DATA{EVIL[:9]}", cards, rows, "x", store)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<script") == 2 and "<b>bold" not in page
     data = data_of(page)
@@ -57,3 +59,12 @@ def test_texts_are_data_and_images_are_inside(squares: Path, tmp_path: Path) -> 
     assert Image.open(io.BytesIO(base64.b64decode(packed))).size == (32, 32)
     assert data["cards"][1]["image"] is None, "what cannot be read has no image"
     assert "http" not in page, "nothing is fetched"
+
+
+def test_a_metric_of_which_less_is_better_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    errors = Metric.mean_of(lambda texts: [1.0] * len(texts), better="lower")
+    monkeypatch.setattr(METRICS, "_added", {"errors": errors})
+    cards = [card(0, errors=1.0, exact_match=0.0, unknown=2.0)]
+    write_page(tmp_path / "page.html", "t", cards, [("metric",)], "x", None)
+    data = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert data["lower"] == ["errors"] and data["metrics"] == ["errors", "exact_match", "unknown"]

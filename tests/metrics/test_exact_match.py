@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from git_scale.errors import DataError
-from git_scale.metrics.exact_match import exact_match, normalize_text
+from git_scale.metrics.exact_match import EXACT_MATCH, normalize_text, require_references
+from git_scale.metrics.metric import Prediction, Predictions
 
 
 def test_share_of_texts_that_equal_any_reference() -> None:
     generated = ["two dogs", " A  Cat\n", "a bird", "a bird."]
     references = [["a dog", "two dogs"], ["a cat"], ["a fish"], ["a bird"]]
-    assert exact_match(generated, references) == 0.5
+    said = [Prediction(0, "", "", "", text, right) for text, right in zip(generated, references, strict=True)]
+    assert EXACT_MATCH.compute(Predictions(said)) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -31,4 +33,4 @@ def test_normalisation(text: str, normal: str) -> None:
 )
 def test_unusable_lists_are_refused(generated: list[str], references: list[list[str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        exact_match(generated, references)
+        require_references("exact match", generated, references)

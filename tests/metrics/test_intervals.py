@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from git_scale.metrics import METRICS
 from git_scale.metrics.intervals import intervals, values_of_each
-from git_scale.metrics.metric import Prediction
+from git_scale.metrics.metric import Metric, Prediction
 from git_scale.metrics.scores import score
 
 
@@ -56,6 +57,13 @@ def test_values_are_those_whose_mean_the_metric_is() -> None:
         assert np.mean(known) == pytest.approx(metrics[name], abs=1e-12), name
     found = intervals(values, [0, 1, 2, 3])
     assert all(low <= metrics[name] <= high for name, (low, high) in found.items())
+
+
+def test_a_value_that_is_not_finite_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = Metric.mean_of(lambda texts: [1.0, float("nan"), float("inf")])
+    monkeypatch.setattr(METRICS, "_added", {"odd": odd})
+    said = [Prediction(number, "", number, "", "a", ["a"]) for number in range(3)]
+    assert values_of_each(["odd"], said) == {"odd": [1.0, None, None]}
 
 
 def test_nothing_known_has_no_interval() -> None:

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from git_scale.errors import DataError
-from git_scale.metrics.vqa_accuracy import answer_accuracy, normalize_answer, vqa_accuracy
+from git_scale.metrics.metric import Prediction, Predictions
+from git_scale.metrics.vqa_accuracy import VQA_ACCURACY, answer_accuracy, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,6 @@ def test_equals_leaving_out_each_person_in_turn() -> None:
 
 
 def test_mean_over_questions() -> None:
-    assert vqa_accuracy(["yes", "red", "4"], [["yes"], ["blue"], ["four", "five"]]) == pytest.approx(0.5)
-
-
-def test_a_question_without_answers_is_refused() -> None:
-    with pytest.raises(DataError, match=r"VQA accuracy: text 0 .* has no reference"):
-        vqa_accuracy(["yes"], [[]])
+    asked = [("yes", ["yes"]), ("red", ["blue"]), ("4", ["four", "five"])]
+    said = [Prediction(0, "", "", "?", text, right) for text, right in asked]
+    assert VQA_ACCURACY.compute(Predictions(said)) == pytest.approx(0.5)

@@ -9,6 +9,7 @@ The name of a class is what a model learns to say, so it is to be readable and n
 from __future__ import annotations
 
 import csv
+import io
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import AnnotationFormat, FormatOption
+from git_scale.data.builders.json_records import MalformedRecordError, read_object
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.data.captions import clean_caption
+from git_scale.data.images import ENDINGS
 from git_scale.errors import DataError
-from git_scale.text_files import read_json, read_text
+from git_scale.text_files import read_text
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 NAMES_FILE = "class_names.txt"
 
 # Classes of ImageNet whose first name is another one's too (GIT's own list of readable names).
@@ -44,14 +46,14 @@ def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
     source: Path = given["source"]
     classes = _labelled(source, given["labels"]) if given["labels"] else _in_folders(source)
     names = names_of(sorted(classes), given["names"])
-    shots, seed = _number("shots", given["shots"], 1), _number("seed", given["seed"], 0)
+    shots: int | None = given["shots"]
     rows: list[SourceRow | Skipped] = [
         Skipped(key, "class without an image", "class") for key in names if not classes.get(key)
     ]
     for key in sorted(classes):
         files = sorted(classes[key])
         if shots is not None:
-            files = sorted(random.Random(f"{seed or 0} {key}").sample(files, min(shots, len(files))))
+            files = sorted(random.Random(f"{given['seed'] or 0} {key}").sample(files, min(shots, len(files))))
         rows += [
             SourceRow(file, (names[key],), {"image_id": Path(file).stem, "class": key}) for file in files
         ]
@@ -63,7 +65,11 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
 
     Raises DataError for a class that the file does not name, and for two of one name.
     """
-    names = dict(_read_names(path)) if path else {key: key.replace("_", " ") for key in keys}
+    names = (
+        dict(_read_names(path))
+        if path
+        else {key: clean_caption(key.replace("_", " ")) or key for key in keys}
+    )
     if missing := [key for key in keys if key not in names]:
         raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r}")
     first: dict[str, str] = {}
@@ -79,27 +85,33 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
 def class_names(given: Mapping[str, Any]) -> dict[str, str]:
     """What is written beside the shards: the names, one per line, for data.class_names."""
     source: Path = given["source"]
-    classes = _labelled(source, given["labels"]) if given["labels"] else _in_folders(source)
-    return {NAMES_FILE: "".join(f"{name}\n" for name in names_of(sorted(classes), given["names"]).values())}
+    keys = _labelled(source, given["labels"]) if given["labels"] else _folders(source)
+    return {NAMES_FILE: "".join(f"{name}\n" for name in names_of(sorted(keys), given["names"]).values())}
+
+
+def _folders(source: Path) -> dict[str, Path]:
+    """Those of classes, by their names."""
+    found = {item.name: item for item in source.iterdir() if item.is_dir() and not item.name.startswith(".")}
+    if not found:
+        raise DataError(f"{source}: no folders of classes in it; for one folder of images give --labels FILE")
+    return found
 
 
 def _in_folders(source: Path) -> dict[str, list[str]]:
-    classes = {
-        folder.name: [
-            file.relative_to(source).as_posix() for file in folder.rglob("*") if file.suffix.lower() in IMAGES
+    return {
+        name: [
+            file.relative_to(source).as_posix()
+            for file in folder.rglob("*")
+            if file.suffix.lower() in ENDINGS
         ]
-        for folder in source.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".")
+        for name, folder in _folders(source).items()
     }
-    if not classes:
-        raise DataError(f"{source}: no folders of classes in it; for one folder of images give --labels FILE")
-    return classes
 
 
 def _labelled(source: Path, path: Path) -> dict[str, list[str]]:
     """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString)."""
     classes = defaultdict[str, list[str]](list)
-    for number, row in enumerate(csv.reader(_text(path, "labels").splitlines()), start=1):
+    for number, row in enumerate(csv.reader(_lines(path, "labels")), start=1):
         cells = row if len(row) > 1 else (row[0].split(maxsplit=1) if row else [])
         if not cells or cells == ["ImageId", "PredictionString"]:
             continue
@@ -118,12 +130,12 @@ def _read_names(path: Path) -> Iterator[tuple[str, str]]:
         tree = _json(path)
         pairs = [value if isinstance(value, list) else [key, value] for key, value in tree.items()]
     else:
-        lines = [line for line in _text(path, "names").splitlines() if line.strip()]
-        pairs = [_pair_of(line) for line in lines]
+        pairs = [_pair_of(line) for line in _lines(path, "names") if line.strip()]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
             raise DataError(f"{path}: a class and its name are expected, found {pair!r}")
-        key, name = pair[0].strip(), clean_caption(READABLE.get(pair[0], pair[1].replace("_", " ")))
+        key = pair[0].strip()
+        name = clean_caption(READABLE.get(key, pair[1].replace("_", " ")))
         if name is None:
             raise DataError(f"{path}: the name of {key!r} has no visible character")
         yield key, name
@@ -138,27 +150,16 @@ def _pair_of(line: str) -> list[str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        tree = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable names: {error}") from None
-    if not isinstance(tree, dict):
-        raise DataError(f'{path}: an object {{"CLASS": "name"}} is expected')
-    return tree
+        return read_object(path)
+    except MalformedRecordError as error:
+        raise DataError(f'{path}: {error}; an object {{"CLASS": "name"}} is expected') from None
 
 
-def _text(path: Path, what: str) -> str:
+def _lines(path: Path, what: str) -> list[str]:
     try:
-        return read_text(path)
+        return list(io.StringIO(read_text(path), newline=None))  # all three line ends, and no others
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable {what}: {error}") from None
-
-
-def _number(name: str, text: str | None, least: int) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < least:
-        raise DataError(f"--{name} {text}: a whole number from {least} on is needed")
-    return int(text)
 
 
 FORMAT = AnnotationFormat(
@@ -168,8 +169,8 @@ FORMAT = AnnotationFormat(
             "names", "of the classes: LOC_synset_mapping.txt, JSON or lines CLASS<TAB>NAME", is_file=True
         ),
         FormatOption("labels", "of the images: LOC_val_solution.csv or lines FILE CLASS", is_file=True),
-        FormatOption("shots", "take so many images of each class"),
-        FormatOption("seed", "by which they are drawn (0)"),
+        FormatOption("shots", "take so many images of each class", least=1),
+        FormatOption("seed", "by which they are drawn (0)", least=0),
     ),
     read_classes,
     class_names,

@@ -24,6 +24,8 @@ class FormatOption:
     help: str = ""
     is_file: bool = False
     required: bool = False
+    least: int | None = None
+    """Of a whole number, which it then is."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,17 @@ from git_scale.text_files import read_json
 Id = int | str
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises DataError for anything else, or when an object gives a key twice."""
+def read_value(path: Path) -> Any:
+    """What a JSON file holds. Raises DataError for one that is none, or of which an object gives a key twice."""
     try:
-        tree = read_json(path)
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError as `read_value`, MalformedRecordError for another value."""
+    tree = read_value(path)
     if not isinstance(tree, dict):
         raise MalformedRecordError(f"it holds {kind_of(tree)}, not an object")
     return tree

@@ -51,6 +51,8 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
         if number in captions:
             raise DataError(f"{path}: video_id {number!r} stands twice")
         captions[number], splits[number] = [], video.get("split")
+    if not captions:
+        raise MalformedRecordError("no video in it")
     wanted = [number for number in captions if split is None or splits[number] == split]
     if not wanted:
         known = ", ".join(sorted({str(each) for each in splits.values()}))

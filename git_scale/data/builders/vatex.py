@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, records_of
+from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, read_value, records_of
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
-from git_scale.text_files import read_json
 
 LANGUAGES = {"en": "enCap", "ch": "chCap"}
 
@@ -28,10 +27,7 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
     """
     if language not in LANGUAGES:
         raise DataError(f"--language {language}: one of {', '.join(LANGUAGES)} is needed")
-    try:
-        tree = read_json(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable JSON file: {error}") from None
+    tree = read_value(path)
     rows: list[SourceRow | Skipped] = []
     skipped: list[SourceRow | Skipped] = []
     seen = set()
