@@ -1,4 +1,5 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the test suite
+# make demo-tasks  that model on questions, numbers, classes and clips
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
 # make proofs  what the suite leaves out: more of a kind, and what compiles C++
@@ -13,10 +14,13 @@ PYTHON ?= $(VENV)/bin/python
 SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test proofs test-lowest check format sweep gpu-check clean
+.PHONY: demo demo-tasks test proofs test-lowest check format sweep gpu-check clean
 
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
+
+demo-tasks: $(VENV)/ready
+	$(PYTHON) tools/demo_tasks.py
 
 # Two at a time, file by file in the order of tests/conftest.py, with a thread each: threads that spin for one another
 # take ten times as long.

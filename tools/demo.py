@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -30,24 +28,14 @@ from git_scale.evaluation.sheet import SheetCell, draw_captions
 from git_scale.files import replaced_atomically
 from git_scale.formatting import format_table
 from git_scale.metrics.exact_match import is_match
+from git_scale.own_commands import call, call_on_all
 from git_scale.recipes import load_run
 
 RUN = Path("runs/demo")
 VIT_RUN = Path("runs/demo_vit")
 DATA = Path("runs/demo-data")
-PROCESSES = 2
-DS_CONFIG = "ds_configs/zero3.json"
 BATCH = 100  # images per forward pass of the evaluation
 SHOWN = 24  # images in captions.png
-
-# Two processes share two cores: one thread each, no spinning while one waits for the other, and memory that
-# glibc keeps instead of handing every large tensor back to the kernel (a sixth of the time otherwise).
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 36),
-}
 
 
 @tool
@@ -57,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     ).parse_args(argv)
     started = time.monotonic()
     build_data()
-    train_seconds = train("demo")
+    train_seconds = call_on_all("tools/pretrain.py", "--config", "demo")
     captions = caption_heldout()
     summary = summarise(train_seconds, captions, export_to_huggingface())
     draw(captions)
@@ -86,20 +74,12 @@ def build_data() -> None:
         call("tools/train_tokenizer.py", str(DATA / "train"), str(tokenizer), "--vocab-size", size)
 
 
-def train(recipe: str) -> float:
-    """Pretrains on two processes under ZeRO stage 3; returns the seconds of the whole command."""
-    started = time.monotonic()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    call(*launcher, "tools/pretrain.py", "--config", recipe, "--ds_config", DS_CONFIG)
-    return time.monotonic() - started
-
-
 def export_to_huggingface() -> dict[str, Any]:
     """Trains the one demo that transformers has a class for, exports its checkpoint and compares the logits.
 
     transformers' GIT knows CLIP's ViT only, not the ResNet that learns these scenes in minutes.
     """
-    train("demo_vit")
+    call_on_all("tools/pretrain.py", "--config", "demo_vit")
     report = VIT_RUN / "export.json"
     target = str(VIT_RUN / "hf")
     convert = ("tools/convert_checkpoint.py", "export", str(VIT_RUN), target, "--format", "hf")
@@ -109,14 +89,6 @@ def export_to_huggingface() -> dict[str, Any]:
         "hf_logits_max_abs_diff": exported["max_abs_diff"],
         "hf_verified_with": exported["verified_with"],
     }
-
-
-def call(*arguments: str) -> None:
-    """Runs one command of the project as a user would type it; ends the demo with its code if it fails."""
-    print(f"\n$ python {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, *arguments], env={**os.environ, **ENVIRONMENT}).returncode
-    if code:
-        sys.exit(code)
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,15 @@ def digit_scenes(split: str, count: int, seed: int, workers: int = 1) -> Iterato
     return map_in_order(partial(draw_scene, split, seed), range(count), workers)
 
 
-def draw_scene(split: str, seed: int, number: int) -> SampleToWrite:
-    """Scene `number`: image, caption, questions, what it is made of, and on some a clip."""
+def draw_scene(
+    split: str, seed: int, number: int, kind: str | None = None, clip_every: int = CLIP_EVERY
+) -> SampleToWrite:
+    """Scene `number`: image, caption, questions, what it is made of, and on some a clip.
+
+    `kind`: one, pair or number; by default drawn as well.
+    """
     rng = np.random.default_rng((seed, handwriting.SPLITS.index(split), number))
-    scene = draw_layout(rng, split)
+    scene = draw_layout(rng, split, kind)
     paper, noise = handwriting.draw_paper(rng, SIDE), handwriting.draw_noise(rng, SIDE)
     pen = handwriting.pick_pen(rng)
 
@@ -50,7 +55,7 @@ def draw_scene(split: str, seed: int, number: int) -> SampleToWrite:
         return handwriting.to_jpeg(image + noise)
 
     text = _describe(scene, number)
-    if number % CLIP_EVERY or scene.kind != "one":
+    if number % clip_every or scene.kind != "one":
         return SampleToWrite(paint(), "jpg", text)
     moves = possible_moves(scene.digits[0])
     move = str(rng.choice(list(moves)))

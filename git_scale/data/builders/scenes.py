@@ -72,8 +72,8 @@ class Scene:
     """Of a pair: left or above."""
 
 
-def draw_layout(rng: np.random.Generator, split: str) -> Scene:
-    """A random scene, written with the scans of `split`."""
+def draw_layout(rng: np.random.Generator, split: str, kind: str | None = None) -> Scene:
+    """A random scene, of that kind (a key of KINDS) or a random one, written with the scans of `split`."""
     scans = scans_of(split)
 
     def write(value: int, size: str) -> Stroke:
@@ -82,7 +82,7 @@ def draw_layout(rng: np.random.Generator, split: str) -> Scene:
         height = int(rng.integers(low, high + 1))
         return Stroke(value, scan, size, write_digit(rng, scan, height, int(WIDEST * height)))
 
-    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    kind = kind or str(rng.choice(list(KINDS), p=list(KINDS.values())))
     return {"one": _one, "pair": _pair, "number": _number}[kind](rng, write)
 
 
