@@ -75,3 +75,4 @@ ANNOTATION_FORMATS: Registry[AnnotationFormat] = Registry(
 
 CAPTIONS = FormatOption("captions", "the file of the captions", is_file=True, required=True)
 QUESTIONS = FormatOption("questions", "the file of the questions", is_file=True, required=True)
+HELD_OUT = FormatOption("split", "train or heldout, every tenth of the file; all without it")

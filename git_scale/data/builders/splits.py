@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
 Item = TypeVar("Item")
+HELD_OUT_EVERY = 10
 
 
 def of_split(path: Path, unit: str, splits: Mapping[Item, object], wanted: str | None) -> list[Item]:
@@ -26,3 +29,18 @@ def of_split(path: Path, unit: str, splits: Mapping[Item, object], wanted: str |
             f"{path}: no {unit} of --split {missing[0]}; its splits are {', '.join(sorted(known)) or 'none'}"
         )
     return [item for item, part in splits.items() if part in names]
+
+
+def tenth_held_out(
+    path: Path, rows: Sequence[SourceRow | Skipped], wanted: str | None
+) -> list[SourceRow | Skipped]:
+    """The rows of train or heldout, and all that was skipped, for a file that holds nothing out itself.
+
+    Every tenth of the rows is heldout. All of them where nothing is wanted; raises DataError for another part.
+    """
+    files = [row.file for row in rows if isinstance(row, SourceRow)]
+    parts = {
+        file: "train" if place % HELD_OUT_EVERY else "heldout" for place, file in enumerate(files, start=1)
+    }
+    kept = set(of_split(path, "image", parts, wanted))
+    return [row for row in rows if isinstance(row, Skipped) or row.file in kept]

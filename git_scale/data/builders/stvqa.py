@@ -9,11 +9,9 @@ tenth image of the training file, in order of first mention, is --split heldout,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
+from git_scale.data.builders.formats import HELD_OUT, QUESTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     MalformedRecordError,
     id_of,
@@ -23,11 +21,9 @@ from git_scale.data.builders.json_records import (
 )
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
-from git_scale.data.builders.splits import of_split
+from git_scale.data.builders.splits import tenth_held_out
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
-
-HELD_OUT_EVERY = 10
 
 
 def read_stvqa(path: Path, split: str | None = None) -> list[SourceRow | Skipped]:
@@ -49,21 +45,11 @@ def read_stvqa(path: Path, split: str | None = None) -> list[SourceRow | Skipped
             f"{path}: not ST-VQA ({error}); expected an object with data: [{{file_path, question, question_id,"
             " answers}]"
         ) from None
-    rows = asked.rows(str)
-    images = [row.file for row in rows if isinstance(row, SourceRow)]
-    parts = {
-        file: "train" if (place + 1) % HELD_OUT_EVERY else "heldout" for place, file in enumerate(images)
-    }
-    wanted = set(of_split(path, "image", parts, split))
-    return [row for row in rows if isinstance(row, Skipped) or row.file in wanted]
-
-
-def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
-    return read_stvqa(given["questions"], given["split"])
+    return tenth_held_out(path, asked.rows(str), split)
 
 
 FORMAT = AnnotationFormat(
     "ST-VQA: train_task_3.json; keeps question_id",
-    (QUESTIONS, FormatOption("split", "train or heldout, every tenth image; all without it")),
-    _read,
+    (QUESTIONS, HELD_OUT),
+    lambda given: read_stvqa(given["questions"], given["split"]),
 )

@@ -4,7 +4,8 @@
     tumblr_no73q2fm0I1uuf348o1_250<TAB>what is being placed in the cone ?<TAB>cookie<TAB>0<TAB>FRAMEQA1159<TAB>...
 
 The file is Train_frameqa_question.csv or Test_frameqa_question.csv; a GIF lies at GIF_NAME.gif. Frames of it, not the
-GIF, go into the shards. A question's id is its line.
+GIF, go into the shards. A question's id is its line. No part is held out as it is published: every tenth GIF of the
+training file, in order of first mention, is --split heldout, and the others are --split train.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat
+from git_scale.data.builders.formats import HELD_OUT, QUESTIONS, AnnotationFormat
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.segments import WHOLE
 from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.splits import tenth_held_out
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
@@ -25,8 +27,8 @@ from git_scale.text_files import read_text
 COLUMNS = ("gif_name", "question", "answer")
 
 
-def read_tgif_qa(path: Path) -> list[SourceRow | Skipped]:
-    """One row per GIF, in order of first mention, with its questions; its name is the `image_id`.
+def read_tgif_qa(path: Path, split: str | None = None) -> list[SourceRow | Skipped]:
+    """One row per GIF of train or heldout (all without a split), with its questions; its name is the `image_id`.
 
     Before them what cannot be used. Raises DataError for a file of another form, such as the other three kinds of
     questions (action, transition and count), and for a line without all cells.
@@ -50,12 +52,12 @@ def read_tgif_qa(path: Path) -> list[SourceRow | Skipped]:
             raise DataError(f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}")
         name, question, answer = (cells[header.index(column)].strip() for column in COLUMNS)
         asked.ask({"question": question}, number, name, asked.texts([answer], number))
-    rows = asked.rows(lambda name: f"{name}.gif")
+    rows = tenth_held_out(path, asked.rows(lambda name: f"{name}.gif"), split)
     return [replace(row, segment=WHOLE) if isinstance(row, SourceRow) else row for row in rows]
 
 
 FORMAT = AnnotationFormat(
     "TGIF-QA's Frame questions: Train_frameqa_question.csv",
-    (QUESTIONS,),
-    lambda given: read_tgif_qa(given["questions"]),
+    (QUESTIONS, HELD_OUT),
+    lambda given: read_tgif_qa(given["questions"], given["split"]),
 )
