@@ -212,7 +212,7 @@ TEXTVQA = {"data": [{"image_id": "00a1", "question": "what?", "question_id": 3, 
     [
         (read_coco, COCO, r"not COCO captions \(images\[0\] has no id\); expected an object with images"),
         (read_coco, TEXTVQA, r"not COCO captions \(no images, but 'data'\)"),
-        (read_coco, {"images": []}, r"not COCO captions \(no image in it\)"),
+        (read_coco, {"images": []}, r"not COCO captions \(no annotations, but 'images'\)"),
         (
             read_karpathy,
             NOCAPS,
