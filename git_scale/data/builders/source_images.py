@@ -159,7 +159,7 @@ def load_segment(images: Path, file: str, segment: Segment, shrink: bool) -> tup
     """JPEGs of the frames of a part of a video, or of a folder of frames, which keep their bytes."""
     path = _inside(images, file)
     if path.is_dir():
-        names = names_within((item.name for item in path.iterdir()), segment)
+        names = names_within(_names_in(path), segment)
         frames = [load_image(images, f"{file}/{name}", shrink) for name in names]
         if not all(extension == "jpg" for _, extension in frames):
             raise _UnusableError("frame that is no JPEG")
@@ -171,6 +171,13 @@ def load_segment(images: Path, file: str, segment: Segment, shrink: bool) -> tup
     except DataError:
         raise _UnusableError("broken video, or one that ends before its segment") from None
     return tuple((shrink and shrink_image(picture)) or _to_jpeg(picture) for picture in pictures)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [item.name for item in folder.iterdir()]
+    except OSError:
+        raise _UnusableError("unreadable image") from None
 
 
 def _decoded(data: bytes) -> Image.Image:
