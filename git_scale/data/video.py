@@ -107,7 +107,7 @@ def _read_at(
 
 
 def _check_begins(segment: Segment, duration: float) -> None:
-    if segment[0] >= duration:
+    if segment[0] >= max(duration, 1e-9):  # a single frame has no duration, and shows what begins with it
         raise DataError(f"the video ends after {duration:.1f} s, before its segment {segment} begins")
 
 

@@ -76,6 +76,10 @@ def test_frames_of_a_segment_are_equally_spaced_within_it(format: str, codec: st
 
 def test_frames_of_a_gif() -> None:
     assert levels(read_frames(a_gif(6), 3)) == pytest.approx([40, 120, 200], abs=2)
+    assert levels(read_frames(a_gif(6), 3, segment=WHOLE)) == pytest.approx([40, 120, 200], abs=2)
+    assert levels(read_frames(a_gif(1), 2, segment=WHOLE)) == [0, 0], "a still"
+    with pytest.raises(DataError, match=r"before its segment \(1, 2\) begins"):
+        read_frames(a_gif(1), 2, segment=(1, 2))
 
 
 def test_a_folders_frames_are_chosen_by_their_times() -> None:
