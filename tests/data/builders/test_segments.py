@@ -263,3 +263,23 @@ def test_another_form_of_tvc_is_refused(tmp_path: Path, content: str, message: s
 def test_another_form_of_youcook2_is_refused(tmp_path: Path, tree: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_youcook2(written(tmp_path, tree), tmp_path)
+
+
+def test_no_part_of_a_video_leads_out_of_the_folder(tmp_path: Path) -> None:
+    videos, folder = tmp_path / "videos", tmp_path / "videos" / "bbt_frames" / "s01e01_seg02_clip_00"
+    folder.mkdir(parents=True)
+    (tmp_path / "secret.mp4").write_bytes(a_video())
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "secret.jpg")
+    (folder / "00001.jpg").symlink_to(tmp_path / "secret.jpg")
+    rows = [
+        SourceRow("../secret.mp4", ("a",), {"image_id": 1}, segment=(0.0, 1.0)),
+        SourceRow("bbt_frames/s01e01_seg02_clip_00", ("a",), {"image_id": 2}, segment=(0.0, 1.0)),
+        SourceRow("bbt_frames", ("a",), {"image_id": 3}, segment=(0.0, 1.0)),
+    ]
+    outcomes = list(samples_of(rows, videos))
+    assert [item.reason for item in outcomes if isinstance(item, Skipped)] == [
+        "path leaves the images folder",
+        "path leaves the images folder",
+        "no frame within the segment",
+    ]
+    assert len(outcomes) == 3
