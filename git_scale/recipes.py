@@ -10,28 +10,25 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from git_scale import text_files
 from git_scale.config import RunConfig
 from git_scale.contradictions import contradictions
 from git_scale.errors import ConfigError, UserError
 from git_scale.paths import expanded
+from git_scale.recipe_files import WHOLE, laid_over, read_recipe
 from git_scale.registry import did_you_mean, import_plugins, nearest
 from git_scale.upgrades import FORMER_KEYS, upgraded
 from git_scale.yaml_tree import NoValueError, read_text, read_tree, text_kind, type_of
 
 log = logging.getLogger(__name__)
 
-WHOLE = ("options", "objectives")  # mappings that an override replaces, names and all
 SHOWN = 200  # characters of an override, in a message
 A_LIST, A_MAPPING = "a list is wanted: [a, b]", "a mapping is wanted: {key: value}"
 WANTED = {"list_type": A_LIST, "tuple_type": A_LIST, "dict_type": A_MAPPING, "model_type": A_MAPPING}
-RECIPES = Path(__file__).parent / "configs"
 
 Start = Callable[[str, str], dict[str, Any]]
 """(init_from, run_dir) -> the part of the tree that a checkpoint decides: its model and its tokenizer."""
@@ -56,7 +53,7 @@ def draft_run(
 
     Raises ConfigError for a recipe that cannot be read at all.
     """
-    tree, problems = _read_recipe(recipe)
+    tree, problems = read_recipe(recipe)
     before, given = copy.deepcopy(tree), dict[str, str]()
     for text in overrides:
         problems += _apply(tree, text, given)
@@ -65,7 +62,7 @@ def draft_run(
     try:
         if start and isinstance(init_from := tree.get("init_from"), str):
             run_dir = str(tree.get("run_dir", RunConfig().run_dir))
-            tree = _laid_over(start(expanded(init_from), expanded(run_dir)), tree)
+            tree = laid_over(start(expanded(init_from), expanded(run_dir)), tree)
     except UserError as error:
         problems.append(f"init_from: {error}")
     except ValueError:
@@ -112,36 +109,6 @@ def _validated(tree: dict[str, Any], problems: list[str], plugins: Any) -> tuple
     return run, problems + [problem for problem in contradictions(run) if not problem.startswith(of_defaults)]
 
 
-def _read_recipe(recipe: str) -> tuple[dict[str, Any], list[str]]:
-    """The tree of a recipe, and what is wrong with how it is written."""
-    path = _recipe_path(recipe)
-    if not path.is_file():
-        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-        hint = did_you_mean(recipe, known)
-        raise ConfigError([f"--config {recipe}: no such recipe or file{hint}; recipes: {', '.join(known)}"])
-    try:
-        tree, problems = read_tree(text_files.read_text(path), RunConfig)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError([f"{path}: not valid YAML: {error}"]) from None
-    except OSError as error:
-        raise ConfigError([f"--config {path}: {error.strerror}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}"])
-    tree, changes = upgraded(tree, str(path))
-    for change in changes:
-        log.warning("%s: %s", path, change)
-    return tree, [f"{path}: {problem}" for problem in problems]
-
-
-def _recipe_path(recipe: str) -> Path:
-    if not recipe.endswith((".yaml", ".yml")):
-        return RECIPES / f"{recipe}.yaml"
-    try:
-        return Path(expanded(recipe))
-    except ValueError as error:
-        raise ConfigError([f"--config {recipe}: {error}"]) from None
-
-
 def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[str]:
     """Writes one `section.key=value` into the tree and `given` (key -> override); returns the problems."""
     key, equals, text = override.partition("=")
@@ -171,7 +138,7 @@ def _apply(tree: dict[str, Any], override: str, given: dict[str, str]) -> list[s
             if not isinstance(node, dict):
                 return [f"{override!r}: {section} is a value, not a section"]
         above = {last: new}
-        node.update(_laid_over(node, above))
+        node.update(laid_over(node, above))
     return [f"{override!r}: {problem}" for problem in problems]
 
 
@@ -230,15 +197,6 @@ def _get(tree: Any, dotted: str) -> Any:
     for name in dotted.split("."):
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
-
-
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both trees in one; `above` wins key by key."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in WHOLE
-        merged[key] = _laid_over(merged[key], value) if both else value
-    return merged
 
 
 def _without(tree: dict[str, Any], locations: list[tuple[int | str, ...]]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import yaml
 
 from git_scale.config import RunConfig, check_world
 from git_scale.errors import ConfigError
-from git_scale.recipes import RECIPES, known_keys, load_run
+from git_scale.recipe_files import RECIPES
+from git_scale.recipes import known_keys, load_run
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -57,6 +58,70 @@ def test_multi_scale_of_the_base_recipe_is_the_papers() -> None:
 def test_two_epochs_are_the_steps_of_the_base_recipe() -> None:
     """10M pairs, 2 epochs, batch 4096: 4882.8 steps."""
     assert load_run("git_base").train.steps == 4883
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "images", "epochs"),
+    [
+        ("coco", 113_287, 10),
+        ("textcaps", 21_953, 10),
+        ("vizwiz_caption", 23_431, 10),
+        ("vqav2", 82_783, 20),
+        ("textvqa", 21_953, 20),
+        ("stvqa", 18_921 * 9 // 10, 20),
+        ("ocrvqa", 166_000, 10),
+        ("vizwiz_vqa", 20_523, 20),
+        ("msvd", 1_200, 20),
+        ("youcook2", 10_337, 10),
+        ("tvc", 86_603, 5),
+        ("msrvtt_qa", 6_513, 40),
+        ("msvd_qa", 1_200, 50),
+    ],
+)
+def test_the_steps_of_a_benchmark_are_its_epochs(benchmark: str, images: int, epochs: int) -> None:
+    """Within a hundredth or two: a recipe says whole steps of each epoch."""
+    run = load_run(f"finetune_{benchmark}")
+    assert run.train.steps * run.train.global_batch / images == pytest.approx(epochs, rel=0.02)
+    assert run.train.steps % run.eval.every == 0 and run.eval.every == run.checkpoint.every
+    assert str(run.run_dir) == f"runs/finetune_{benchmark}"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("finetune_")])
+def test_videos_have_the_papers_six_frames_and_questions_the_papers_pixels(name: str) -> None:
+    """arXiv 2205.14100: six frames of 224 pixels; 480 pixels for the questions of the base model."""
+    run = load_run(name)
+    videos = {"msvd", "msrvtt", "vatex", "youcook2", "tvc", "msvd_qa", "msrvtt_qa", "tgif_qa"}
+    is_video = name.removeprefix("finetune_") in videos
+    assert (run.model.frames == 6) == is_video
+    questions = {"vqav2", "textvqa", "stvqa", "ocrvqa", "vizwiz_vqa"}
+    assert run.model.encoder.image_size == (480 if name.removeprefix("finetune_") in questions else 224)
+
+
+def test_a_recipe_begins_with_another(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: finetune_textvqa\ntrain: {steps: 700}\nmodel: {encoder: {image_size: 420}}\n")
+    mine, other = load_run(str(recipe)), load_run("finetune_textvqa")
+    assert (mine.train.steps, mine.model.encoder.image_size) == (700, 420)
+    assert (mine.data, mine.train.global_batch) == (other.data, other.train.global_batch)
+    assert load_run(str(recipe), ["train.steps=900"]).train.steps == 900
+
+
+@pytest.mark.parametrize(
+    ("base", "problem"),
+    [
+        (
+            "finetune_textvga",
+            "base='finetune_textvga': no recipe of that name; did you mean finetune_textvqa?",
+        ),
+        ("[git_base]", "base=['git_base']: no recipe of that name"),
+        ("../configs/git_base", "base='../configs/git_base': no recipe of that name"),
+    ],
+)
+def test_a_base_is_a_recipes_name(tmp_path: Path, base: str, problem: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"base: {base}\n")
+    (found,) = problems_of(recipe=str(recipe))
+    assert found.startswith(f"{recipe}: {problem}")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from git_scale.data.builders.formats import ANNOTATION_FORMATS
-from git_scale.recipes import RECIPES, known_keys
+from git_scale.recipe_files import RECIPES
+from git_scale.recipes import known_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

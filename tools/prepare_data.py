@@ -7,7 +7,10 @@
     python tools/prepare_data.py vqa val2014/ data/vqav2/heldout \\
         --questions v2_OpenEnded_mscoco_val2014_questions.json --annotations v2_mscoco_val2014_annotations.json
     python tools/prepare_data.py vqa train_images/ data/textvqa/train --questions TextVQA_0.5.1_train.json
+    python tools/prepare_data.py karpathy coco/ data/coco/train --captions dataset_coco.json --split train,restval
     python tools/prepare_data.py index shards_from_elsewhere/
+
+docs/tasks.md has a command for each of the paper's benchmarks.
 
 Images keep their bytes (JPEG, PNG, WebP); --shrink brings large ones to the pretraining size of the paper.
 """

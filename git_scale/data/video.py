@@ -23,17 +23,24 @@ from git_scale.paths import special_kind
 
 ENDINGS = tuple(f".{ending}" for ending in VIDEO_ENDINGS)
 # No playlists: they would open further files and addresses.
-CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf"
+CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,gif"
 # The others' times are those of decoding, or their seeking is a guess by the byte.
 SEEKABLE = ("mov", "matroska")
 
 
-def read_frames(source: str | Path | bytes, count: int, offset: float = 0.5) -> list[Image.Image]:
+Segment = tuple[float, float]
+"""A part of a video: its beginning and its end, in seconds from the first frame."""
+
+
+def read_frames(
+    source: str | Path | bytes, count: int, offset: float = 0.5, segment: Segment | None = None
+) -> list[Image.Image]:
     """`count` RGB frames of a video (a path or its bytes): those shown in the middle of each of `count` equal parts,
-    or at another `offset` in [0, 1) of the part.
+    or at another `offset` in [0, 1) of the part; with `segment` of equal parts of that alone.
 
     A video of fewer frames gives some of them more than once. Turned upright when the file says so.
-    Raises DataError for anything but a whole video of reasonable size, UserError when PyAV is not installed.
+    Raises DataError for anything but a whole video of reasonable size and for a segment that begins after its end,
+    UserError when PyAV is not installed.
     """
     av = _import_av()
     name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -41,7 +48,7 @@ def read_frames(source: str | Path | bytes, count: int, offset: float = 0.5) -> 
         raise DataError(f"{name}: {kind}; give a file")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            return _read(av, file, count, offset)
+            return _read(av, file, count, offset, segment)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -58,13 +65,15 @@ def _import_av() -> ModuleType:
     return av
 
 
-def _read(av: ModuleType, file: BinaryIO, count: int, offset: float) -> list[Image.Image]:
+def _read(
+    av: ModuleType, file: BinaryIO, count: int, offset: float, segment: Segment | None
+) -> list[Image.Image]:
     with _open(av, file) as container:
         if not container.streams.video:
             raise DataError("no video in it, only sound or other streams")
         if container.format.name.split(",")[0] in SEEKABLE and (times := _frame_times(container)):
-            return _read_at(container, times, count, offset)
-    return _read_in_order(av, file, count, offset)
+            return _read_at(container, times, count, offset, segment)
+    return _read_in_order(av, file, count, offset, segment)
 
 
 def _open(av: ModuleType, file: BinaryIO) -> Any:
@@ -83,12 +92,23 @@ def _frame_times(container: Any) -> list[int]:
     return [] if None in times else sorted(times)
 
 
-def _read_at(container: Any, times: list[int], count: int, offset: float) -> list[Image.Image]:
+def _read_at(
+    container: Any, times: list[int], count: int, offset: float, segment: Segment | None
+) -> list[Image.Image]:
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
-    targets = spaced(times[0], times[-1] + mean_duration, count, offset)
-    shown = [times[bisect.bisect_right(times, target) - 1] for target in targets]
+    start, end = float(times[0]), times[-1] + mean_duration
+    if segment:
+        unit = float(container.streams.video[0].time_base)
+        _check_begins(segment, (end - start) * unit)
+        start, end = start + segment[0] / unit, min(end, start + segment[1] / unit)
+    shown = [times[bisect.bisect_right(times, target) - 1] for target in spaced(start, end, count, offset)]
     pictures = {pts: _to_image(_frame_at(container, pts)) for pts in sorted(set(shown))}
     return [pictures[pts] for pts in shown]
+
+
+def _check_begins(segment: Segment, duration: float) -> None:
+    if segment[0] >= max(duration, 1e-9):  # a single frame has no duration, and shows what begins with it
+        raise DataError(f"the video ends after {duration:.1f} s, before its segment {segment} begins")
 
 
 def _frame_at(container: Any, pts: int) -> Any:
@@ -103,17 +123,30 @@ def _frame_at(container: Any, pts: int) -> Any:
     return frame
 
 
-def _read_in_order(av: ModuleType, file: BinaryIO, count: int, offset: float) -> list[Image.Image]:
+def _read_in_order(
+    av: ModuleType, file: BinaryIO, count: int, offset: float, segment: Segment | None
+) -> list[Image.Image]:
     """By the numbers of the frames, all of which are decoded twice: first to count them."""
     with _open(av, file) as container:
-        total = sum(1 for _ in _decode(container))
-    if not total:
+        times = [frame.time for frame in _decode(container)]
+    if not times:
         raise DataError("no frame in it")
-    shown = pick_frames(range(total), count, offset)
+    shown = pick_frames(range(len(times)) if segment is None else _within(times, segment), count, offset)
     with _open(av, file) as container:
         frames = enumerate(_decode(container))
         pictures = {number: _to_image(frame) for number, frame in frames if number in shown}
     return [pictures[number] for number in shown]
+
+
+def _within(times: list[float | None], segment: Segment) -> range:
+    """The numbers of the frames of a segment. Raises DataError where a frame has no time."""
+    known = [time for time in times if time is not None]
+    if len(known) < len(times):
+        raise DataError("its frames have no times, so that no segment can be found; write it as an mp4")
+    _check_begins(segment, known[-1] - known[0] + (known[-1] - known[0]) / max(1, len(known) - 1))
+    first, after = (bisect.bisect_left(known, known[0] + second) for second in segment)
+    first = min(first, len(known) - 1)
+    return range(first, max(after, first + 1))
 
 
 def _decode(container: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -244,3 +245,85 @@ def test_a_destination_among_the_images_is_refused(
     assert tool.main(["images", str(images), str(images / "out"), "--captions", str(captions)]) == 2
     assert "lies in the folder of the images" in capsys.readouterr().err
     assert not (images / "out").exists()
+
+
+def img2dataset_shard(path: Path, captions: list[str]) -> None:
+    """A tar of KEY.jpg, KEY.txt and KEY.json, as img2dataset writes it; a parquet and a json stand beside it."""
+    image = io.BytesIO()
+    Image.new("RGB", (32, 24), "red").save(image, "JPEG")
+    with tarfile.open(path, "w") as tar:
+        for number, caption in enumerate(captions):
+            meta = {"caption": caption, "url": "https://a/b.jpg", "key": f"{number:09d}", "status": "success"}
+            meta |= {"error_message": None, "width": 32, "height": 24, "exif": "{}", "sha256": "00"}
+            for ending, data in (
+                ("jpg", image.getvalue()),
+                ("json", json.dumps(meta, indent=4).encode()),
+                ("txt", caption.encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:09d}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    path.with_suffix(".parquet").write_bytes(b"PAR1")
+    path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"count": 5, "successes": len(captions)}))
+
+
+def test_a_folder_of_img2dataset_is_a_source(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CC3M, CC12M and SBU are downloaded so; what could not be downloaded is in no tar."""
+    img2dataset_shard(tmp_path / "00000.tar", ["a red car", "a wall"])
+    img2dataset_shard(tmp_path / "00001.tar", ["the sky at dusk"])
+    assert tool.main(["index", str(tmp_path), "--workers", "1"]) == 0
+    assert "3 samples in 2 shards" in capsys.readouterr().out
+    store = open_store(tmp_path)
+    texts = [store.read(number).text for number in range(len(store))]
+    assert [text.captions for text in texts] == [["a red car"], ["a wall"], ["the sky at dusk"]]
+    assert texts[0].meta["url"] == "https://a/b.jpg"
+
+
+KARPATHY = {
+    "images": [
+        {"imgid": n, "split": split, "filename": f"{n}.jpg", "sentences": [{"raw": "a dog"}]}
+        for n, split in enumerate(("train", "val"))
+    ]
+}
+QUESTION = {"question": "what?", "question_id": 1, "answers": ["x"], "file_path": "z.jpg"}
+COVER = {"imageURL": "http://a/b.jpg", "questions": ["who?"], "answers": ["I"], "split": 2}
+MOMENT = {"vid_name": "s01e01_seg02_clip_00", "clip_id": 1, "ts": [0, 1], "descs": [{"desc": "he sits"}]}
+STEP = {"segment": [0, 2], "id": 0, "sentence": "boil"}
+RECIPE = {"database": {"v": {"subset": "training", "recipe_type": "1", "annotations": [STEP]}}}
+FRAME_QA = "gif_name\tquestion\tanswer\ttype\ng\twhat ?\tcat\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "options", "file"),
+    [
+        ("karpathy", KARPATHY, ["--split", "val"], "1.jpg"),
+        ("textcaps", {"data": [{"image_id": "z", "caption_str": "a sign"}]}, [], "z.jpg"),
+        ("stvqa", {"data": [QUESTION]}, ["--split", "train"], "z.jpg"),
+        ("ocrvqa", {"7": COVER}, ["--split", "val"], "7.jpg"),
+        ("vizwiz_vqa", [{"image": "z.jpg", "question": "what?"}], [], "z.jpg"),
+        ("msvd", "v_0_9 a man sings\n", [], "v_0_9.avi"),
+        ("tvc", json.dumps(MOMENT), [], "bbt_frames/s01e01_seg02_clip_00"),
+        ("youcook2", RECIPE, ["--split", "training"], "v.mp4"),
+        ("video_qa", [{"id": 1, "video_id": 7, "question": "who?", "answer": "man"}], [], "video7.mp4"),
+        ("tgif_qa", FRAME_QA, ["--split", "train"], "g.gif"),
+    ],
+)
+def test_the_commands_of_the_benchmarks(
+    tool: ModuleType,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    content: object,
+    options: list[str],
+    file: str,
+) -> None:
+    """Each reads its file with its options and looks for the one image or video that it names."""
+    source = tmp_path / "texts"
+    source.write_text(content if isinstance(content, str) else json.dumps(content))
+    asks = form in ("stvqa", "ocrvqa", "vizwiz_vqa", "video_qa", "tgif_qa")
+    command = [form, str(images), str(tmp_path / "out"), "--questions" if asks else "--captions", str(source)]
+    assert tool.main([*command, *options, "--workers", "1"]) == 2
+    assert f"skipped 1 (100.0 % of the images): missing image: '{file}'" in capsys.readouterr().err

@@ -1,4 +1,9 @@
-"""Rows of a COCO captions file (captions_train2017.json and its like): `images` joined with `annotations`."""
+"""Rows of a COCO captions file (captions_train2017.json and its like): `images` joined with `annotations`.
+
+nocaps and VizWiz-Captions have the same form. A file without annotations is a test split's: an evaluation asks for
+the captions of its images. nocaps says of each image how near it is to COCO's (`domain`), which is kept;
+VizWiz-Captions marks captions of no use (`is_precanned`, `is_rejected`), which its own evaluation leaves out.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,14 @@ from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
+OF_NO_USE = {"is_precanned": "precanned caption", "is_rejected": "rejected caption"}
+
 
 def read_coco(path: Path) -> list[SourceRow | Skipped]:
     """One row per image in the file's order, each with its `image_id`, which evaluation servers ask for.
 
-    Before them what cannot be used: captions that are no text or belong to no image, images without a name.
+    Before them what cannot be used: captions that are no text, belong to no image or are marked as of no use, images
+    without a name.
     Raises DataError when the file is not of that form, or when two images have one id or one file.
     """
     try:
@@ -40,7 +48,7 @@ def read_coco(path: Path) -> list[SourceRow | Skipped]:
 
 def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipped]]:
     skipped: list[Skipped] = []
-    files, captions_of = dict[Id, str](), dict[Id, list[str]]()
+    files, captions_of, kept = dict[Id, str](), dict[Id, list[str]](), dict[Id, dict[str, Any]]()
     for place, image in records_of(tree, "images"):
         number, file = id_of(place, image, "id"), value_of(place, image, "file_name")
         if number in captions_of:
@@ -49,23 +57,28 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipp
                 " image an id of its own"
             )
         captions_of[number] = []
+        kept[number] = {"image_id": number} | {key: image[key] for key in ("domain",) if key in image}
         if isinstance(file, str):
             files[number] = file
         else:
             skipped.append(Skipped(f"image id {number!r}", not_text("file_name", file)))
-    for place, annotation in records_of(tree, "annotations"):
+    is_test = bool(captions_of) and "annotations" not in tree
+    annotations = [] if is_test else records_of(tree, "annotations")
+    for place, annotation in annotations:
         number, caption = id_of(place, annotation, "image_id"), value_of(place, annotation, "caption")
         if number not in captions_of:
             reason = f"annotation of no image{hint_at_other_kind(number, captions_of)}"
             skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
         elif not isinstance(caption, str):
-            skipped.append(
-                Skipped(f"{place} of image id {number!r}", not_text("caption", caption), "caption")
-            )
+            reason = not_text("caption", caption)
+            skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
+        elif mark := next((mark for mark in OF_NO_USE if annotation.get(mark)), None):
+            skipped.append(Skipped(f"{place} of image id {number!r}", OF_NO_USE[mark], "caption"))
         else:
             captions_of[number].append(caption)
     rows = [
-        SourceRow(file, tuple(captions_of[number]), {"image_id": number}) for number, file in files.items()
+        SourceRow(file, tuple(captions_of[number]), kept[number], is_asked=not annotations)
+        for number, file in files.items()
     ]
     return rows, skipped
 
@@ -78,5 +91,7 @@ def hint_at_other_kind(number: Id, known: Container[Id]) -> str:
 
 
 FORMAT = AnnotationFormat(
-    "COCO captions JSON; keeps image_id", (CAPTIONS,), lambda given: read_coco(given["captions"])
+    "COCO captions JSON, also nocaps and VizWiz-Captions; keeps image_id",
+    (CAPTIONS,),
+    lambda given: read_coco(given["captions"]),
 )

@@ -56,11 +56,23 @@ ANNOTATION_FORMATS: Registry[AnnotationFormat] = Registry(
         "images": "git_scale.data.builders.tables:FORMAT",
         "flickr": "git_scale.data.builders.flickr:FORMAT",
         "coco": "git_scale.data.builders.coco:FORMAT",
+        "karpathy": "git_scale.data.builders.karpathy:FORMAT",
+        "textcaps": "git_scale.data.builders.textcaps:FORMAT",
         "vqa": "git_scale.data.builders.vqa:FORMAT",
+        "stvqa": "git_scale.data.builders.stvqa:FORMAT",
+        "ocrvqa": "git_scale.data.builders.ocrvqa:FORMAT",
+        "vizwiz_vqa": "git_scale.data.builders.vizwiz_vqa:FORMAT",
         "classes": "git_scale.data.builders.classes:FORMAT",
         "msrvtt": "git_scale.data.builders.msrvtt:FORMAT",
         "vatex": "git_scale.data.builders.vatex:FORMAT",
+        "msvd": "git_scale.data.builders.msvd:FORMAT",
+        "tvc": "git_scale.data.builders.tvc:FORMAT",
+        "youcook2": "git_scale.data.builders.youcook2:FORMAT",
+        "video_qa": "git_scale.data.builders.video_qa:FORMAT",
+        "tgif_qa": "git_scale.data.builders.tgif_qa:FORMAT",
     },
 )
 
 CAPTIONS = FormatOption("captions", "the file of the captions", is_file=True, required=True)
+QUESTIONS = FormatOption("questions", "the file of the questions", is_file=True, required=True)
+HELD_OUT = FormatOption("split", "train or heldout, every tenth of the file; all without it")

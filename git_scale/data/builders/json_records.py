@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class MalformedRecordError(Exception):
 def records_of(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
     """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises MalformedRecordError."""
     if key not in tree:
-        raise MalformedRecordError(f"no {key}")
+        raise MalformedRecordError(f"no {key}, but {', '.join(map(repr, list(tree)[:8])) or 'nothing'}")
     if not isinstance(tree[key], list):
         raise MalformedRecordError(f"{key} is {kind_of(tree[key])}, not a list")
     records = [(f"{key}[{number}]", record) for number, record in enumerate(tree[key])]
@@ -60,6 +61,15 @@ def id_of(place: str, record: dict[str, Any], key: str) -> Id:
     if isinstance(value, str) and HALVES.search(value):
         raise MalformedRecordError(f"{place}.{key} is {value!r}, with half a character (a lone surrogate)")
     return value
+
+
+def segment_of(place: str, record: dict[str, Any], key: str) -> tuple[float, float]:
+    """A beginning and an end in seconds. Raises MalformedRecordError for anything else."""
+    value = value_of(place, record, key)
+    numbers = [second for second in value if type(second) in (int, float)] if isinstance(value, list) else []
+    if len(numbers) != 2 or len(value) != 2 or not 0 <= numbers[0] <= numbers[1] < math.inf:
+        raise MalformedRecordError(f"{place}.{key} is {value!r}, not [start, end] in seconds")
+    return float(numbers[0]), float(numbers[1])
 
 
 def not_text(key: str, value: object) -> str:

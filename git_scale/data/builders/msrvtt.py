@@ -23,6 +23,7 @@ from git_scale.data.builders.json_records import (
     value_of,
 )
 from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
@@ -53,10 +54,7 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
         captions[number], splits[number] = [], video.get("split")
     if not captions:
         raise MalformedRecordError("no video in it")
-    wanted = [number for number in captions if split is None or splits[number] == split]
-    if not wanted:
-        known = ", ".join(sorted({str(each) for each in splits.values()}))
-        raise DataError(f"{path}: no video of --split {split}; its splits are {known}")
+    wanted = of_split(path, "video", splits, split)
     for place, sentence in records_of(tree, "sentences"):
         number, caption = id_of(place, sentence, "video_id"), value_of(place, sentence, "caption")
         if number not in captions:

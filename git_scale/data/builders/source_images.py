@@ -16,11 +16,12 @@ from typing import Any
 from PIL import Image
 
 from git_scale.data.builders.parallel import map_in_order
+from git_scale.data.builders.segments import frames_of_video, names_within
 from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.data.captions import HALVES, clean_caption
 from git_scale.data.images import decode
 from git_scale.data.members import VIDEO_ENDINGS
-from git_scale.data.video import read_frames
+from git_scale.data.video import Segment, read_frames
 from git_scale.errors import DataError
 
 SHORTER_SIDE, LONGER_SIDE, JPEG_QUALITY = 384, 640, 90  # GIT, arXiv 2205.14100, section 4.1
@@ -37,6 +38,10 @@ class SourceRow:
     """Goes into the sample's json as it is."""
     questions: tuple[dict[str, Any], ...] = ()
     """Each `{"question": str, "answers": [str, ...]}`, and what else is to be kept of it."""
+    is_asked: bool = False
+    """Whether it is kept without a text: of a test split's image an evaluation asks one."""
+    segment: Segment | None = None
+    """The part of a video, or of a folder with its frames, that the texts are about: its frames become the sample."""
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> list[SourceRow]:
@@ -89,16 +94,23 @@ def make_sample(images: Path, shrink: bool, row: SourceRow | Skipped) -> list[Sa
     outcomes += [Skipped(row.file, "empty question", "question")] * (len(row.questions) - len(questions))
     distinct = list(dict.fromkeys(captions))
     outcomes += [Skipped(row.file, "same caption again", "caption")] * (len(captions) - len(distinct))
-    if not captions and not questions:
+    if not captions and not questions and not row.is_asked:
         return [*outcomes, Skipped(row.file, "no caption")]
-    try:
-        image, extension = load_image(images, row.file, shrink)
-    except _UnusableError as reason:
-        return [*outcomes, Skipped(row.file, str(reason))]
     text = {"captions": distinct, "file": row.file, **row.extra}
     if questions:
         text["questions"] = questions
-    return [*outcomes, SampleToWrite(image, extension, text)]
+    try:
+        return [*outcomes, _with_pictures(images, shrink, row, text)]
+    except _UnusableError as reason:
+        return [*outcomes, Skipped(row.file, str(reason))]
+
+
+def _with_pictures(images: Path, shrink: bool, row: SourceRow, text: dict[str, Any]) -> SampleToWrite:
+    if row.segment is None:
+        image, extension = load_image(images, row.file, shrink)
+        return SampleToWrite(image, extension, text)
+    frames = load_segment(images, row.file, row.segment, shrink)
+    return SampleToWrite(frames[len(frames) // 2], "jpg", text, frames)
 
 
 def _in_whole_characters(
@@ -137,13 +149,42 @@ def load_image(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
     extension = extension_of(data)
     if not extension:
         raise _UnusableError("not a JPEG, PNG or WebP image")
-    try:
-        picture = decode(data)
-    except DataError:
-        raise _UnusableError("broken image") from None
+    picture = _decoded(data)
     if shrink and (smaller := shrink_image(picture)):
         return smaller, "jpg"
     return data, extension
+
+
+def load_segment(images: Path, file: str, segment: Segment, shrink: bool) -> tuple[bytes, ...]:
+    """JPEGs of the frames of a part of a video, or of a folder of frames, which keep their bytes."""
+    path = _inside(images, file)
+    if path.is_dir():
+        names = names_within(_names_in(path), segment)
+        frames = [load_image(images, f"{file}/{name}", shrink) for name in names]
+        if not all(extension == "jpg" for _, extension in frames):
+            raise _UnusableError("frame that is no JPEG")
+        if not frames:
+            raise _UnusableError("no frame within the segment")
+        return tuple(data for data, _ in frames)
+    try:
+        pictures = frames_of_video(_existing(path), segment)
+    except DataError:
+        raise _UnusableError("broken video, or one that ends before its segment") from None
+    return tuple((shrink and shrink_image(picture)) or _to_jpeg(picture) for picture in pictures)
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [item.name for item in folder.iterdir()]
+    except OSError:
+        raise _UnusableError("unreadable image") from None
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        return decode(data)
+    except DataError:
+        raise _UnusableError("broken image") from None
 
 
 def _checked_video(data: bytes) -> bytes:
@@ -155,20 +196,32 @@ def _checked_video(data: bytes) -> bytes:
 
 
 def _read_inside(folder: Path, file: str) -> bytes:
-    """The content of `file` within the (resolved) folder; links are followed before that is judged."""
+    """The content of `file` within the (resolved) folder."""
+    path = _existing(_inside(folder, file))
+    try:
+        return path.read_bytes()
+    except OSError:
+        raise _UnusableError("unreadable image") from None
+
+
+def _inside(folder: Path, file: str) -> Path:
+    """Where `file` lies within the (resolved) folder; links are followed before that is judged."""
     try:
         path = (folder / file).resolve()
-        if not path.is_relative_to(folder):
-            raise _UnusableError("path leaves the images folder")
-        if not path.is_file():  # nor is a named pipe, on which a read would wait for ever
-            raise _UnusableError("missing image")
-        return path.read_bytes()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ):  # no permission, an overlong name, a zero byte, a loop of links
+    except (OSError, ValueError, RuntimeError):  # an overlong name, a zero byte, a loop of links
         raise _UnusableError("unreadable image") from None
+    if not path.is_relative_to(folder):
+        raise _UnusableError("path leaves the images folder")
+    return path
+
+
+def _existing(path: Path) -> Path:
+    try:
+        if path.is_file():  # a named pipe is none: a read would wait for ever
+            return path
+    except (OSError, ValueError):  # no permission
+        raise _UnusableError("unreadable image") from None
+    raise _UnusableError("missing image")
 
 
 def extension_of(data: bytes) -> str:
@@ -187,6 +240,10 @@ def shrink_image(picture: Image.Image) -> bytes | None:
     if factor >= 1:
         return None
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return _to_jpeg(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def _to_jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()

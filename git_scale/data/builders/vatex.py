@@ -8,6 +8,7 @@ A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the public
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
     if language not in LANGUAGES:
         raise DataError(f"--language {language}: one of {', '.join(LANGUAGES)} is needed")
     tree = read_value(path)
-    rows: list[SourceRow | Skipped] = []
+    rows: list[SourceRow] = []
     skipped: list[SourceRow | Skipped] = []
     seen = set()
     try:
@@ -50,7 +51,8 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
         raise DataError(
             f"{path}: not VATEX's captions ({error}); expected a list of {{videoID, enCap, chCap}}"
         ) from None
-    return [*skipped, *rows]
+    is_test = not any(key in video for video in tree for key in LANGUAGES.values())
+    return [*skipped, *(replace(row, is_asked=is_test) for row in rows)]
 
 
 def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:

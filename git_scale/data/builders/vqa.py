@@ -6,29 +6,26 @@ TextVQA: one file whose `data` holds both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from git_scale.data.builders.formats import AnnotationFormat, FormatOption
+from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
     id_of,
-    kind_of,
-    not_text,
     read_object,
     records_of,
     value_of,
 )
-from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
+from git_scale.data.builders.questions import QuestionList
+from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
-from git_scale.data.captions import clean_caption
 from git_scale.errors import DataError
 
 TEXTVQA_NAME = "{image_id}.jpg"
-NO_ANSWER = "question without an answer"
 
 
 def read_vqa(
@@ -43,25 +40,23 @@ def read_vqa(
     Raises DataError when a file is not of that form, when a question has no annotation, when an id stands twice, or
     when there are annotations beside TextVQA's file.
     """
-    skipped: list[Skipped] = []
+    asked = QuestionList(questions)
     try:
         tree = read_object(questions)
         if "data" in tree:
             if annotations:
                 raise DataError(f"{questions}: TextVQA's file holds its answers; leave --annotations out")
-            asked, name = list(_textvqa(tree, _Questions(questions, skipped))), TEXTVQA_NAME
+            _ask_textvqa(tree, asked)
+            name = image_name or TEXTVQA_NAME
         else:
-            answers = _read_annotations(annotations, skipped) if annotations else None
-            asked = list(_vqa2(tree, answers, _Questions(questions, skipped)))
+            _ask_vqa2(tree, _read_annotations(annotations, asked) if annotations else None, asked)
             name = image_name or _default_name(tree)
     except MalformedRecordError as error:
         raise DataError(
             f"{questions}: not VQA questions ({error}); expected an object with questions:"
             " [{image_id, question, question_id}] (VQA v2) or data: [the same with answers] (TextVQA)"
         ) from None
-    rows = _gather(asked, image_name or name)
-    refuse_shared_files(questions, rows)
-    return [*skipped, *rows]
+    return asked.rows(_namer(name))
 
 
 def _default_name(tree: dict[str, Any]) -> str:
@@ -83,12 +78,10 @@ class _Annotation:
     """None where the annotation does not name its image."""
 
 
-def _vqa2(
-    tree: dict[str, Any], annotations: dict[Id, _Annotation] | None, asked: _Questions
-) -> Iterator[tuple[Id, dict[str, Any]]]:
+def _ask_vqa2(tree: dict[str, Any], annotations: dict[Id, _Annotation] | None, asked: QuestionList) -> None:
     for place, record in records_of(tree, "questions"):
-        number, image = asked.ids_of(place, record)
-        answers: list[str] = []
+        number, image = _ids_of(place, record, asked)
+        answers = None
         if annotations is not None:
             if number not in annotations:
                 raise DataError(
@@ -100,62 +93,29 @@ def _vqa2(
                     f"{asked.path}: question {number} is about image_id {image!r}, its annotation about {theirs!r};"
                     " are both files of one data set?"
                 )
-            if not answers:
-                asked.skipped.append(Skipped(f"question_id {number}", NO_ANSWER, "question"))
-                continue
-        yield from asked.usable(record, number, image, answers)
+        asked.ask(record, number, image, answers)
     for number in annotations or {}:
         if number not in asked.seen:
             item = Skipped(f"question_id {number}", "annotation of no question", "annotation")
             asked.skipped.append(item)
 
 
-def _textvqa(tree: dict[str, Any], asked: _Questions) -> Iterator[tuple[Id, dict[str, Any]]]:
+def _ask_textvqa(tree: dict[str, Any], asked: QuestionList) -> None:
     for place, record in records_of(tree, "data"):
-        number, image = asked.ids_of(place, record)
-        given = record.get("answers", [])
-        if not isinstance(given, list):
-            raise MalformedRecordError(f"{place}.answers is {kind_of(given)}, not a list")
-        answers = _texts(given, number, asked.skipped)
-        if given and not answers:
-            asked.skipped.append(Skipped(f"question_id {number}", NO_ANSWER, "question"))
-            continue
-        yield from asked.usable(record, number, image, answers)
+        number, image = _ids_of(place, record, asked)
+        asked.ask(record, number, image, asked.given_answers(place, record, number))
 
 
-@dataclass(frozen=True)
-class _Questions:
-    """What has been read of a file of questions: no question_id comes twice."""
-
-    path: Path
-    skipped: list[Skipped]
-    seen: set[Id] = field(default_factory=set)
-
-    def ids_of(self, place: str, record: dict[str, Any]) -> tuple[Id, Id]:
-        """(question_id, image_id). Raises DataError for a question_id that was there before."""
-        number, image = id_of(place, record, "question_id"), id_of(place, record, "image_id")
-        if number in self.seen:
-            raise DataError(
-                f"{self.path}: question_id {number!r} stands twice, again at {place} ({record.get('question')!r});"
-                " give each question an id of its own"
-            )
-        self.seen.add(number)
-        return number, image
-
-    def usable(
-        self, record: dict[str, Any], number: Id, image: Id, answers: list[str]
-    ) -> Iterator[tuple[Id, dict[str, Any]]]:
-        """The question under its image_id; nothing for one that is no text."""
-        question = value_of(f"question {number}", record, "question")
-        if isinstance(question, str):
-            yield image, {"question": question, "answers": answers, "question_id": number}
-        else:
-            self.skipped.append(Skipped(f"question_id {number}", not_text("question", question), "question"))
+def _ids_of(place: str, record: dict[str, Any], asked: QuestionList) -> tuple[Id, Id]:
+    """(question_id, image_id). Raises DataError for a question_id that was there before."""
+    number, image = id_of(place, record, "question_id"), id_of(place, record, "image_id")
+    asked.take_id(place, number, record.get("question"))
+    return number, image
 
 
-def _read_annotations(path: Path, skipped: list[Skipped]) -> dict[Id, _Annotation]:
+def _read_annotations(path: Path, asked: QuestionList) -> dict[Id, _Annotation]:
     try:
-        return _annotations(path, read_object(path), skipped)
+        return _annotations(path, read_object(path), asked)
     except MalformedRecordError as error:
         raise DataError(
             f"{path}: not VQA annotations ({error}); expected an object with annotations:"
@@ -163,7 +123,7 @@ def _read_annotations(path: Path, skipped: list[Skipped]) -> dict[Id, _Annotatio
         ) from None
 
 
-def _annotations(path: Path, tree: dict[str, Any], skipped: list[Skipped]) -> dict[Id, _Annotation]:
+def _annotations(path: Path, tree: dict[str, Any], asked: QuestionList) -> dict[Id, _Annotation]:
     found: dict[Id, _Annotation] = {}
     for place, record in records_of(tree, "annotations"):
         number = id_of(place, record, "question_id")
@@ -172,31 +132,8 @@ def _annotations(path: Path, tree: dict[str, Any], skipped: list[Skipped]) -> di
                 f"{path}: question_id {number!r} has two annotations, the second at {place}; remove one"
             )
         given = [value_of(where, item, "answer") for where, item in records_of(record, "answers")]
-        found[number] = _Annotation(_texts(given, number, skipped), record.get("image_id"))
+        found[number] = _Annotation(asked.texts(given, number), record.get("image_id"))
     return found
-
-
-def _texts(answers: list[Any], number: Id, skipped: list[Skipped]) -> list[str]:
-    """The answers that are texts with a word in them."""
-    usable: list[str] = []
-    for answer in answers:
-        if isinstance(answer, str) and clean_caption(answer):
-            usable.append(answer)
-        else:
-            reason = "empty answer" if isinstance(answer, str) else not_text("answer", answer)
-            skipped.append(Skipped(f"question_id {number}", reason, "answer"))
-    return usable
-
-
-def _gather(asked: Iterable[tuple[Id, dict[str, Any]]], image_name: str) -> list[SourceRow]:
-    questions_of: dict[Id, list[dict[str, Any]]] = {}
-    for image_id, question in asked:
-        questions_of.setdefault(image_id, []).append(question)
-    name_of = _namer(image_name)
-    return [
-        SourceRow(name_of(image_id), (), {"image_id": image_id}, tuple(questions))
-        for image_id, questions in questions_of.items()
-    ]
 
 
 def _namer(image_name: str) -> Callable[[Id], str]:
@@ -214,7 +151,7 @@ def _namer(image_name: str) -> Callable[[Id], str]:
 FORMAT = AnnotationFormat(
     "VQA v2 or TextVQA JSON; keeps image_id and question_id",
     (
-        FormatOption("questions", "the file of the questions", is_file=True, required=True),
+        QUESTIONS,
         FormatOption("annotations", "VQA v2's answers; none: a test split", is_file=True),
         FormatOption("image_name", "default: COCO_SPLIT_{image_id:012d}.jpg, TextVQA {image_id}.jpg"),
     ),
