@@ -1,17 +1,18 @@
 """Frames of a video file, equally spaced in time, through PyAV (an optional package).
 
-Two passes: the first reads the times of all frames without decoding any, the second seeks to each frame that is
-wanted. Neither a duration nor a frame count has to be written in the file, and one frame at a time is in memory.
+Two passes: the first reads the times of all frames without decoding any, the second decodes those that are wanted,
+from the key frames before them on. Neither a duration nor a frame count has to be written in the file, and one frame
+at a time is in memory.
 """
 
 from __future__ import annotations
 
 import bisect
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -84,17 +85,28 @@ def _open(av: ModuleType, file: BinaryIO) -> Any:
     return container
 
 
-def _frame_times(container: Any) -> list[int]:
-    """The presentation times of all frames in order, in units of the stream; empty when one has none."""
+class _Times(NamedTuple):
+    """Presentation times in units of the stream, in order."""
+
+    all: list[int]
+    keys: list[int]
+    """Of the frames that decoding can begin at."""
+
+
+def _frame_times(container: Any) -> _Times | None:
+    """None when a frame has no time."""
     # the last packet is empty: it flushes the decoder
-    packets = (packet for packet in container.demux(video=0) if packet.size and not packet.is_discard)
+    packets = [packet for packet in container.demux(video=0) if packet.size and not packet.is_discard]
     times = {packet.pts for packet in packets}
-    return [] if None in times else sorted(times)
+    if None in times or not times:
+        return None
+    return _Times(sorted(times), sorted(packet.pts for packet in packets if packet.is_keyframe))
 
 
 def _read_at(
-    container: Any, times: list[int], count: int, offset: float, segment: Segment | None
+    container: Any, found: _Times, count: int, offset: float, segment: Segment | None
 ) -> list[Image.Image]:
+    times = found.all
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
     start, end = float(times[0]), times[-1] + mean_duration
     if segment:
@@ -102,7 +114,7 @@ def _read_at(
         _check_begins(segment, (end - start) * unit)
         start, end = start + segment[0] / unit, min(end, start + segment[1] / unit)
     shown = [times[bisect.bisect_right(times, target) - 1] for target in spaced(start, end, count, offset)]
-    pictures = {pts: _to_image(_frame_at(container, pts)) for pts in sorted(set(shown))}
+    pictures = dict(_frames_at(container, sorted(set(shown)), found.keys))
     return [pictures[pts] for pts in shown]
 
 
@@ -111,31 +123,58 @@ def _check_begins(segment: Segment, duration: float) -> None:
         raise DataError(f"the video ends after {duration:.1f} s, before its segment {segment} begins")
 
 
-def _frame_at(container: Any, pts: int) -> Any:
-    """The frame shown at `pts`, decoded from the key frame before it; the next one where it is damaged."""
-    container.seek(pts, stream=container.streams.video[0])
+def _frames_at(container: Any, wanted: list[int], keys: list[int]) -> Iterator[tuple[int, Image.Image]]:
+    """The frame shown at each of these times, in order; where it is damaged the next one, at the end the last.
+
+    Decoding goes on from one to the next, unless a key frame between them lets it begin later.
+    """
+    frames: Iterator[Any] = iter(())
     frame = None
-    for frame in _decode(container):
-        if frame.pts is not None and frame.pts >= pts:
-            break
-    if frame is None:
-        raise DataError("the video is damaged: a frame cannot be decoded")
-    return frame
+    for pts in wanted:
+        key = keys[bisect.bisect_right(keys, pts) - 1] if keys and keys[0] <= pts else pts
+        if frame is None or frame.pts < key:
+            container.seek(pts, stream=container.streams.video[0])
+            frames, frame = _decode(container), None
+        if frame is None or frame.pts < pts:
+            timed = (each for each in frames if each.pts is not None)
+            for frame in timed:
+                if frame.pts >= pts:
+                    break
+        if frame is None:
+            raise DataError("the video is damaged: a frame cannot be decoded")
+        yield pts, _to_image(frame)
 
 
 def _read_in_order(
     av: ModuleType, file: BinaryIO, count: int, offset: float, segment: Segment | None
 ) -> list[Image.Image]:
-    """By the numbers of the frames, all of which are decoded twice: first to count them."""
+    """By the numbers of the frames. A packet is taken for a frame; where that, or the segment, makes it others, all
+    frames are decoded twice.
+    """
     with _open(av, file) as container:
-        times = [frame.time for frame in _decode(container)]
+        packets = sum(1 for packet in container.demux(video=0) if packet.size)
+    guessed = pick_frames(range(packets), count, offset) if packets else []
+    times, pictures = _decode_all(av, file, guessed)
     if not times:
         raise DataError("no frame in it")
     shown = pick_frames(range(len(times)) if segment is None else _within(times, segment), count, offset)
-    with _open(av, file) as container:
-        frames = enumerate(_decode(container))
-        pictures = {number: _to_image(frame) for number, frame in frames if number in shown}
+    if not pictures.keys() >= set(shown):
+        _, pictures = _decode_all(av, file, shown)
     return [pictures[number] for number in shown]
+
+
+def _decode_all(
+    av: ModuleType, file: BinaryIO, wanted: Collection[int]
+) -> tuple[list[float | None], dict[int, Image.Image]]:
+    """The times of all frames, and those whose numbers are wanted."""
+    times: list[float | None] = []
+    pictures = {}
+    with _open(av, file) as container:
+        for number, frame in enumerate(_decode(container)):
+            times.append(frame.time)
+            if number in wanted:
+                pictures[number] = _to_image(frame)
+    return times, pictures
 
 
 def _within(times: list[float | None], segment: Segment) -> range:
