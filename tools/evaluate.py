@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
     # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
     from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
+    from git_scale.evaluation.evaluator import with_final_metrics
     from git_scale.evaluation.results import write_results
 
     evaluation = evaluate_checkpoint(
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         topology,
     )
     if topology.is_writer:
+        evaluation = with_final_metrics(evaluation)
         print(json.dumps(evaluation.metrics, indent=1), flush=True)
         write_results(args.out, evaluation)
     return 0

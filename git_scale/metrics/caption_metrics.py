@@ -1,6 +1,6 @@
 """The published scores of captions: BLEU, ROUGE-L and CIDEr, as pycocoevalcap computes them.
 
-METEOR and SPICE need Java programs and are left out.
+METEOR and SPICE need Java programs: meteor.py, spice.py.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
     words, whose characters are counted as words (segmentation.py).
     Raises DataError for lists of different length, for none at all, and for a caption without a reference.
     """
-    return _scores(generated, references)[0]
+    require_references("caption metrics", generated, references)
+    return _scores(generated, references, *_tokenized(generated, references))[0]
 
 
 def _scores(
-    generated: list[str], references: list[list[str]]
+    generated: list[str],
+    references: list[list[str]],
+    generated_words: list[str],
+    reference_words: list[list[str]],
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Of all, and of each caption where the first is the mean."""
-    require_references("caption metrics", generated, references)
-    hypotheses = {number: [_join(text)] for number, text in enumerate(generated)}
-    truths = {number: [_join(text) for text in texts] for number, texts in enumerate(references)}
+    hypotheses = {number: [text] for number, text in enumerate(generated_words)}
+    truths = dict(enumerate(reference_words))
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
     rouge, rouge_of_each = Rouge().compute_score(truths, hypotheses)
     has_words = any(
@@ -50,12 +53,21 @@ def _scores(
     return {name: float(value) for name, value in scores.items()}, of_each
 
 
+def _tokenized(generated: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    return [_join(text) for text in generated], [[_join(text) for text in texts] for texts in references]
+
+
 def _join(caption: str) -> str:
     return " ".join(words_of(caption))
 
 
+def tokenized(texts: Predictions) -> tuple[list[str], list[list[str]]]:
+    """The generated texts and their references, with the words that are counted between blanks."""
+    return _tokenized(texts.generated, texts.references)
+
+
 def _all(texts: Predictions) -> tuple[dict[str, float], dict[str, list[float]]]:
-    return _scores(texts.generated, texts.references)
+    return _scores(texts.generated, texts.references, *texts.shared(tokenized))
 
 
 def _published(name: str) -> Metric:

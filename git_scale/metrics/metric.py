@@ -34,6 +34,16 @@ class Predictions(Sequence[Prediction]):
         self._items = list(items)
         self._shared: dict[Callable[[Predictions], Any], Any] = {}
 
+    @classmethod
+    def of(cls, items: Sequence[Prediction]) -> Predictions:
+        """The same where they are such, so that what is shared is worked out once for all who ask."""
+        return items if isinstance(items, cls) else cls(items)
+
+    @property
+    def with_references(self) -> Predictions:
+        """Those that have a right text."""
+        return self.shared(_with_references)
+
     def __len__(self) -> int:
         return len(self._items)
 
@@ -54,6 +64,11 @@ class Predictions(Sequence[Prediction]):
             self._shared[compute] = compute(self)
         found: Shared = self._shared[compute]
         return found
+
+
+def _with_references(texts: Predictions) -> Predictions:
+    known = [item for item in texts if item.references]
+    return texts if len(known) == len(texts) else Predictions(known)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ def score(names: Iterable[str], predictions: Sequence[Prediction]) -> dict[str, 
 
     A metric that nothing can be said of is left out.
     """
-    everything = Predictions(predictions)
-    known = Predictions([item for item in predictions if item.references])
+    everything = Predictions.of(predictions)
     found: dict[str, float] = {}
     for name in names:
         metric = METRICS[name]
-        texts = known if metric.needs_references else everything
+        texts = everything.with_references if metric.needs_references else everything
         if texts and (value := _value(name, metric, texts)) is not None:
             found[name] = value
     images = len({item.index for item in predictions})

@@ -33,6 +33,7 @@ class CaptionTask(Task):
         *("exact_match", "distinct", "distinct_references"),
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "segmented_by_character"),
     )
+    final_metrics: ClassVar[tuple[str, ...]] = ("meteor", "spice")
     learns_from: ClassVar = TextRequirement("captions", _has_caption)
     asks_about: ClassVar = learns_from
 
