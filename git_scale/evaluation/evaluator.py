@@ -52,6 +52,8 @@ class EvaluationResult:
     """Those that are still to be had; `with_final_metrics` adds them."""
     store: SampleStore | None = None
     """What was asked about."""
+    run: RunConfig | None = None
+    """By which it was asked."""
 
 
 class Evaluator:
@@ -114,6 +116,7 @@ class Evaluator:
             task.metrics,
             task.final_metrics,
             self._store,
+            self._run,
         )
 
     def _check_problems(self, problems: list[str]) -> None:
