@@ -145,6 +145,8 @@ def _line(number: int, item: Prediction, of_each: OfEach) -> str:
     tree = {name: getattr(item, name) for name in names}
     if item.ranking:
         tree["ranking"] = item.ranking
+    if item.domain:
+        tree["domain"] = item.domain
     return json.dumps({**tree, "values": values_of(of_each, number)}, ensure_ascii=False) + "\n"
 
 

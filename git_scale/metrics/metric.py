@@ -11,6 +11,9 @@ from typing import Any, Literal, TypeVar
 
 Shared = TypeVar("Shared")
 
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+"""Of nocaps: whether what an image shows is in COCO's captions, in part, or not at all."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -25,6 +28,8 @@ class Prediction:
     references: list[str]
     ranking: tuple[str, ...] = ()
     """The best of a closed set of texts, the best first, where the answer was chosen among them."""
+    domain: str = ""
+    """One of DOMAINS where the sample says so."""
 
 
 class Predictions(Sequence[Prediction]):
