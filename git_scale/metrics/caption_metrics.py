@@ -1,14 +1,16 @@
-"""The published scores of captions: BLEU, ROUGE-L and CIDEr, as pycocoevalcap computes them.
+"""The published scores of captions: BLEU and ROUGE-L by pycocoevalcap, and CIDEr as it computes that.
 
 METEOR and SPICE need Java programs: meteor.py, spice.py.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
-from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 
+from git_scale.metrics.cider import cider_d
 from git_scale.metrics.exact_match import require_references
 from git_scale.metrics.metric import Metric, Predictions
 from git_scale.metrics.segmentation import is_segmented, words_of
@@ -38,18 +40,13 @@ def _scores(
     truths = dict(enumerate(reference_words))
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
     rouge, rouge_of_each = Rouge().compute_score(truths, hypotheses)
-    has_words = any(
-        text for texts in truths.values() for text in texts
-    )  # Cider takes the maximum of their counts
-    cider, cider_of_each = (
-        Cider().compute_score(truths, hypotheses) if has_words else (0.0, [0.0] * len(generated))
-    )
+    cider_of_each = cider_d(generated_words, reference_words)
     scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
-    scores |= {"rouge_l": rouge, "cider": cider}
+    scores |= {"rouge_l": rouge, "cider": sum(cider_of_each) / len(cider_of_each)}
     texts = [*generated, *(text for several in references for text in several)]
     if segmented := sum(map(is_segmented, texts)):
         scores["segmented_by_character"] = segmented / len(texts)
-    of_each = {"rouge_l": list(map(float, rouge_of_each)), "cider": list(map(float, cider_of_each))}
+    of_each = {"rouge_l": list(map(float, rouge_of_each)), "cider": cider_of_each}
     return {name: float(value) for name, value in scores.items()}, of_each
 
 
@@ -57,6 +54,7 @@ def _tokenized(generated: list[str], references: list[list[str]]) -> tuple[list[
     return [_join(text) for text in generated], [[_join(text) for text in texts] for texts in references]
 
 
+@lru_cache(maxsize=200_000)  # references come again at every evaluation
 def _join(caption: str) -> str:
     return " ".join(words_of(caption))
 
