@@ -197,6 +197,9 @@ class EvalConfig(Section):
     """Allow data.heldout to be data.train, as when a few samples are overfitted on purpose; else that is refused."""
     length_penalty: float = Field(0.6, ge=0)
     """Exponent of the length in a beam's score; see git_scale/inference/decoding.py."""
+    submission: NonEmptyText | None = None
+    """The file for a benchmark's server that tools/evaluate.py writes beside its results: coco, captions, vqa,
+    vizwiz_vqa, vatex or tvc (docs/tasks.md)."""
 
 
 class CheckpointConfig(Section):

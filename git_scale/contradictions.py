@@ -11,7 +11,7 @@ from typing import Any
 from git_scale.config import RunConfig
 from git_scale.objectives import OBJECTIVES
 from git_scale.section import MAX_IMAGE_SIZE
-from git_scale.tasks import TASKS, problems_of_task
+from git_scale.tasks import TASKS, problem_of_submission, problems_of_task
 
 # Options of timm's encoders that mean the same in all of them
 SIZES = {
@@ -108,6 +108,8 @@ def _of_sources(run: RunConfig) -> Iterator[str]:
 
 def _of_task(run: RunConfig) -> Iterator[str]:
     data, positions = run.data, run.model.decoder.positions
+    if run.eval.submission and (problem := problem_of_submission(run.eval.submission, data.task)):
+        yield problem
     if problems := problems_of_task(data.task):
         yield from problems
     elif TASKS[data.task].has_questions and data.max_text_tokens + run.eval.max_new_tokens > positions:

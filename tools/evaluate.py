@@ -5,14 +5,16 @@
     torchrun --nproc-per-node 8 tools/evaluate.py --checkpoint runs/git2 --data data/coco/heldout \\
         --ds_config ds_configs/zero3.json
     python tools/evaluate.py compare results/a results/b --data data/coco/heldout
+    python tools/evaluate.py check vqa results/vqa/submission.json --data data/vqav2/test
 
 The checkpoint is a run or checkpoint of git_scale, a Hugging Face GIT or a Microsoft model.pt. Each sample is
 answered once, whatever the number of processes. Under --out lie metrics.json, intervals.json (95 %), results.json (in
 the benchmark's format), predictions.jsonl (with question, references and the values of metrics), captions.png and
 page.html, which a browser opens. section.key=value changes what the checkpoint's recipe says: eval.beams,
-eval.max_new_tokens, train.micro_batch (images per pass), data.resize ...
+eval.max_new_tokens, train.micro_batch (images per pass), data.resize ... eval.submission=FORM adds the file that a
+benchmark's server takes, and `check` says what it would refuse about one.
 
-Exit codes: 0 done, 2 wrong usage, 130 stopped by a signal before the end.
+Exit codes: 0 done, 2 wrong usage or a file that is refused, 130 stopped by a signal before the end.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import os
 import sys
 
 from git_scale.console import output_file, output_folder, path, tool
-from git_scale.errors import UserError
+from git_scale.errors import DataError, UserError
 from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
@@ -36,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["compare"]:
         return compare(given[1:])
+    if given[:1] == ["check"]:
+        return check(given[1:])
     args = parse_args(given)
     topology = topology_from(os.environ)
     if topology.is_launched:
@@ -45,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
     # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
     from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
+    from git_scale.evaluation.evaluator import with_final_metrics
     from git_scale.evaluation.results import write_results
 
     evaluation = evaluate_checkpoint(
@@ -57,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         topology,
     )
     if topology.is_writer:
+        evaluation = with_final_metrics(evaluation)
         print(json.dumps(evaluation.metrics, indent=1), flush=True)
         write_results(args.out, evaluation)
     return 0
@@ -79,6 +85,26 @@ def compare(argv: list[str]) -> int:
     found = write_comparison(args.out, args.first, args.second, args.data)
     print(describe_differences(args.first, args.second, found))
     print(f"\n{args.out}: the texts in which they differ")
+    return 0
+
+
+def check(argv: list[str]) -> int:
+    """A file for a benchmark's server: whether it has one answer of the right form for everything in the data."""
+    from git_scale.tasks import SUBMISSIONS
+
+    parser = argparse.ArgumentParser(prog="evaluate.py check", description=check.__doc__)
+    parser.add_argument("form", choices=list(SUBMISSIONS), help="docs/tasks.md describes them")
+    parser.add_argument("file", type=path, metavar="FILE", help="written by evaluate.py or elsewhere")
+    parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="all that the server asks")
+    args = parser.parse_args(argv)
+    from git_scale.data.store import open_store
+    from git_scale.tasks.submissions import problems_of
+
+    form, store = SUBMISSIONS[args.form], open_store(args.data)
+    asked = form.asked(store, range(len(store)))
+    if problems := problems_of(form, args.file, asked):
+        raise DataError("\n".join([f"{args.file}: a server would refuse it", *problems]))
+    print(f"{args.file}: an answer to each of {len(asked):,}")
     return 0
 
 

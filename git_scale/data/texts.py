@@ -38,6 +38,8 @@ class Query:
     """The evaluation server's number of the image or question, else a name that is unique in the data."""
     choices: Mapping[tuple[int, ...], str] = field(default_factory=dict)
     """The only texts that may be generated, each under its tokens without begin and end; none: any text may."""
+    domain: str = ""
+    """Part of the data that the answer is also scored with apart; empty: none."""
 
 
 class TextMaker(Protocol):

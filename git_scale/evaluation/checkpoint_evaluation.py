@@ -24,14 +24,14 @@ from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import adjusted, keys_given, known_keys
-from git_scale.tasks import build_task
+from git_scale.tasks import SUBMISSIONS, build_task
 
 log = logging.getLogger(__name__)
 
 EFFECTIVE = (
     *("eval.beams", "eval.images", "eval.length_penalty", "eval.max_new_tokens", "eval.pictures"),
     *("data.max_bad_share", "data.max_side", "data.max_text_tokens", "data.resize", "data.task"),
-    "data.class_names",
+    *("data.class_names", "eval.submission"),
     *("data.sample_timeout_s", "data.workers", "train.micro_batch", "train.precision"),
     *("parallel.decoder", "parallel.encoder", "parallel.tp"),
     *("model.encoder.image_size", "model.encoder.name", "model.encoder.options*", "model.frames", "plugins"),
@@ -62,6 +62,8 @@ def evaluate_checkpoint(
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
     store = open_store_together(topology, data)
+    if run.eval.submission:
+        SUBMISSIONS[run.eval.submission].asked(store, [0])  # raises before any work
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
     asked = build_task(run.data.task, run, tokenizer)  # before the model, which takes longer to build
     deferred = DeferredModel(lambda: build_model(run.model), run.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from git_scale.errors import DataError
 from git_scale.evaluation.generation import TextGenerator
 from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
 from git_scale.evaluation.sheet import SheetCell, draw_captions
-from git_scale.metrics.metric import Prediction
+from git_scale.metrics.metric import Prediction, Predictions
+from git_scale.metrics.scores import score
 from git_scale.models.interface import Runner
 from git_scale.parallel import collectives
 from git_scale.parallel.comm import DP
@@ -39,7 +40,7 @@ class EvaluationResult:
     """Holds what an evaluation found, the same on every rank; predictions in the order of the shards."""
 
     metrics: dict[str, float]
-    predictions: list[Prediction]
+    predictions: Predictions
     sheet: Image.Image | None
     problems: list[str]
     """One message per sample that could not be used."""
@@ -47,8 +48,12 @@ class EvaluationResult:
     """The predictions as the evaluation server takes them."""
     metric_names: tuple[str, ...] = ()
     """Those of the task, in git_scale.metrics.METRICS."""
+    final_metrics: tuple[str, ...] = ()
+    """Those that are still to be had; `with_final_metrics` adds them."""
     store: SampleStore | None = None
     """What was asked about."""
+    run: RunConfig | None = None
+    """By which it was asked."""
 
 
 class Evaluator:
@@ -98,7 +103,8 @@ class Evaluator:
         parts = DP.gather_objects((predictions, shown, problems, losses))
         problems = [message for part in parts for message in part[2]]
         self._check_problems(problems)
-        everything = sorted((item for part in parts for item in part[0]), key=lambda item: item.index)
+        said = (item for part in parts for item in part[0])
+        everything = Predictions(sorted(said, key=lambda item: item.index))
         pictures = dict(item for part in parts for item in part[1])
         metrics = task.score(everything) | loss_metrics(loss for part in parts for loss in part[3])
         return EvaluationResult(
@@ -108,7 +114,9 @@ class Evaluator:
             problems,
             [task.result_row(item) for item in everything],
             task.metrics,
+            task.final_metrics,
             self._store,
+            self._run,
         )
 
     def _check_problems(self, problems: list[str]) -> None:
@@ -131,7 +139,18 @@ class Evaluator:
         ]
 
 
-def _draw(predictions: list[Prediction], pictures: dict[int, np.ndarray]) -> Image.Image | None:
+def with_final_metrics(evaluation: EvaluationResult) -> EvaluationResult:
+    """The evaluation with its task's final metrics as well. Not collective: each call takes the whole time."""
+    found = score(evaluation.final_metrics, evaluation.predictions)
+    return replace(
+        evaluation,
+        metrics=evaluation.metrics | {f"eval/{name}": value for name, value in found.items()},
+        metric_names=(*evaluation.metric_names, *evaluation.final_metrics),
+        final_metrics=(),
+    )
+
+
+def _draw(predictions: Predictions, pictures: dict[int, np.ndarray]) -> Image.Image | None:
     """The first text of each image to show, beside what was asked."""
     first = {item.index: item for item in reversed(predictions)}
     rows = [

@@ -60,6 +60,7 @@ class TextGenerator:
                 query.choices.get(tuple(text[0].tokens)) or self._tokenizer.decode(text[0].tokens),
                 query.references,
                 tuple(query.choices[tuple(one.tokens)] for one in text if tuple(one.tokens) in query.choices),
+                query.domain,
             )
             for index, key, queries, answers in zip(
                 batch.indices, batch.keys, batch.queries, texts, strict=True

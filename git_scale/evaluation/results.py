@@ -4,6 +4,7 @@
     intervals.json       {"eval/cider": [1.21, 1.25], ...}: 95 % intervals over images, of the metrics that have any
     results.json         the rows of the task: [{"image_id": 42, "caption": "..."}, ...]
     predictions.jsonl    one line per text: index, key, identity, question, generated, references, values of metrics
+    submission.json      with eval.submission: what the benchmark's server takes, under the name that it wants
     captions.png         the first images with reference and text
     page.html            scores, and texts beside their images to sort and to search, in a browser
 
@@ -15,17 +16,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from git_scale.data.store import SampleStore
+from git_scale.errors import DataError
 from git_scale.evaluation.evaluator import EvaluationResult
 from git_scale.evaluation.page import Card, disagreement, write_page
 from git_scale.files import replaced_atomically
 from git_scale.metrics.intervals import OfEach, intervals, values_of_each
 from git_scale.metrics.metric import Prediction
+from git_scale.tasks import SUBMISSIONS
+from git_scale.tasks.submissions import Asked, Submission, problems_of
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,7 @@ def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
     write_rows(folder / "results.json", evaluation.results)
     for problem in id_problems(evaluation.predictions):
         log.warning("%s: %s", folder / "results.json", problem)
+    _write_submission(folder, evaluation)
     of_each = values_of_each(evaluation.metric_names, evaluation.predictions)
     lines = (_line(number, item, of_each) for number, item in enumerate(evaluation.predictions))
     _write(folder / "predictions.jsonl", "".join(lines))
@@ -56,6 +64,38 @@ def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
             evaluation.sheet.save(temporary, "PNG")
     _write_page(folder / "page.html", evaluation, of_each, named)
     _write(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
+
+
+def _write_submission(folder: Path, evaluation: EvaluationResult) -> None:
+    """Nothing where no form is named. What the server would refuse is said, and no reason to lose the other files."""
+    run, store = evaluation.run, evaluation.store
+    if run is None or store is None or run.eval.submission is None:
+        return
+    form = SUBMISSIONS[run.eval.submission]
+    path = folder / form.file_name.format(data=_word(run.data.heldout or ""), run=_word(run.run_dir))
+    try:
+        asked = form.asked(store, range(len(store)))
+        _write(path, form.write(_answers(form, store, evaluation.predictions)))
+        for problem in problems_of(form, path, asked):
+            log.warning("%s: %s", path, problem)
+    except DataError as error:
+        log.warning("%s: %s", path, error)
+
+
+def _answers(
+    form: Submission, store: SampleStore, predictions: Sequence[Prediction]
+) -> Iterator[tuple[Asked, str]]:
+    """The texts of each sample beside its ids; a question without words has no text."""
+    for number, said in groupby(predictions, key=lambda item: item.index):
+        of_sample = form.asked(store, [number])
+        for item in said:
+            number_of = item.identity if item.identity in of_sample else next(iter(of_sample))
+            yield of_sample[number_of], item.generated
+
+
+def _word(path: str) -> str:
+    """The last name of a path, of letters, digits and _ alone."""
+    return re.sub(r"\W+", "_", Path(path).name)
 
 
 def _write_page(
@@ -105,6 +145,8 @@ def _line(number: int, item: Prediction, of_each: OfEach) -> str:
     tree = {name: getattr(item, name) for name in names}
     if item.ranking:
         tree["ranking"] = item.ranking
+    if item.domain:
+        tree["domain"] = item.domain
     return json.dumps({**tree, "values": values_of(of_each, number)}, ensure_ascii=False) + "\n"
 
 

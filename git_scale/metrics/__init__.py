@@ -24,6 +24,8 @@ METRICS: Registry[Metric] = Registry(
         "bleu_4": "git_scale.metrics.caption_metrics:BLEU_4",
         "rouge_l": "git_scale.metrics.caption_metrics:ROUGE_L",
         "cider": "git_scale.metrics.caption_metrics:CIDER",
+        "meteor": "git_scale.metrics.meteor:METEOR",
+        "spice": "git_scale.metrics.spice:SPICE",
         "segmented_by_character": "git_scale.metrics.caption_metrics:SEGMENTED_BY_CHARACTER",
         "vqa_accuracy": "git_scale.metrics.vqa_accuracy:VQA_ACCURACY",
         "anls": "git_scale.metrics.spelling:ANLS",

@@ -1,14 +1,16 @@
-"""The published scores of captions: BLEU, ROUGE-L and CIDEr, as pycocoevalcap computes them.
+"""The published scores of captions: BLEU and ROUGE-L by pycocoevalcap, and CIDEr as it computes that.
 
-METEOR and SPICE need Java programs and are left out.
+METEOR and SPICE need Java programs: meteor.py, spice.py.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from pycocoevalcap.bleu.bleu import Bleu  # type: ignore[import-untyped]
-from pycocoevalcap.cider.cider import Cider  # type: ignore[import-untyped]
 from pycocoevalcap.rouge.rouge import Rouge  # type: ignore[import-untyped]
 
+from git_scale.metrics.cider import cider_d
 from git_scale.metrics.exact_match import require_references
 from git_scale.metrics.metric import Metric, Predictions
 from git_scale.metrics.segmentation import is_segmented, words_of
@@ -23,39 +25,47 @@ def caption_metrics(generated: list[str], references: list[list[str]]) -> dict[s
     words, whose characters are counted as words (segmentation.py).
     Raises DataError for lists of different length, for none at all, and for a caption without a reference.
     """
-    return _scores(generated, references)[0]
+    require_references("caption metrics", generated, references)
+    return _scores(generated, references, *_tokenized(generated, references))[0]
 
 
 def _scores(
-    generated: list[str], references: list[list[str]]
+    generated: list[str],
+    references: list[list[str]],
+    generated_words: list[str],
+    reference_words: list[list[str]],
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Of all, and of each caption where the first is the mean."""
-    require_references("caption metrics", generated, references)
-    hypotheses = {number: [_join(text)] for number, text in enumerate(generated)}
-    truths = {number: [_join(text) for text in texts] for number, texts in enumerate(references)}
+    hypotheses = {number: [text] for number, text in enumerate(generated_words)}
+    truths = dict(enumerate(reference_words))
     bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
     rouge, rouge_of_each = Rouge().compute_score(truths, hypotheses)
-    has_words = any(
-        text for texts in truths.values() for text in texts
-    )  # Cider takes the maximum of their counts
-    cider, cider_of_each = (
-        Cider().compute_score(truths, hypotheses) if has_words else (0.0, [0.0] * len(generated))
-    )
+    cider_of_each = cider_d(generated_words, reference_words)
     scores = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
-    scores |= {"rouge_l": rouge, "cider": cider}
+    scores |= {"rouge_l": rouge, "cider": sum(cider_of_each) / len(cider_of_each)}
     texts = [*generated, *(text for several in references for text in several)]
     if segmented := sum(map(is_segmented, texts)):
         scores["segmented_by_character"] = segmented / len(texts)
-    of_each = {"rouge_l": list(map(float, rouge_of_each)), "cider": list(map(float, cider_of_each))}
+    of_each = {"rouge_l": list(map(float, rouge_of_each)), "cider": cider_of_each}
     return {name: float(value) for name, value in scores.items()}, of_each
 
 
+def _tokenized(generated: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    return [_join(text) for text in generated], [[_join(text) for text in texts] for texts in references]
+
+
+@lru_cache(maxsize=200_000)  # references come again at every evaluation
 def _join(caption: str) -> str:
     return " ".join(words_of(caption))
 
 
+def tokenized(texts: Predictions) -> tuple[list[str], list[list[str]]]:
+    """The generated texts and their references, with the words that are counted between blanks."""
+    return _tokenized(texts.generated, texts.references)
+
+
 def _all(texts: Predictions) -> tuple[dict[str, float], dict[str, list[float]]]:
-    return _scores(texts.generated, texts.references)
+    return _scores(texts.generated, texts.references, *texts.shared(tokenized))
 
 
 def _published(name: str) -> Metric:

@@ -24,11 +24,11 @@ OfEach = dict[str, list[float | None]]
 
 def values_of_each(names: Iterable[str], predictions: Sequence[Prediction]) -> OfEach:
     """Of the metrics that are means of a value of each prediction."""
-    known = Predictions([item for item in predictions if item.references])
+    everything = Predictions.of(predictions)
     found: OfEach = {}
     for name in names:
         metric = METRICS[name]
-        texts = known if metric.needs_references else Predictions(predictions)
+        texts = everything.with_references if metric.needs_references else everything
         values = metric.of_each(texts) if metric.of_each and len(texts) else None
         if values is not None:
             given = (float(value) if math.isfinite(value) else None for value in values)

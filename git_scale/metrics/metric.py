@@ -11,6 +11,9 @@ from typing import Any, Literal, TypeVar
 
 Shared = TypeVar("Shared")
 
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+"""Of nocaps: whether what an image shows is in COCO's captions, in part, or not at all."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -25,6 +28,8 @@ class Prediction:
     references: list[str]
     ranking: tuple[str, ...] = ()
     """The best of a closed set of texts, the best first, where the answer was chosen among them."""
+    domain: str = ""
+    """One of DOMAINS where the sample says so."""
 
 
 class Predictions(Sequence[Prediction]):
@@ -33,6 +38,16 @@ class Predictions(Sequence[Prediction]):
     def __init__(self, items: Sequence[Prediction]) -> None:
         self._items = list(items)
         self._shared: dict[Callable[[Predictions], Any], Any] = {}
+
+    @classmethod
+    def of(cls, items: Sequence[Prediction]) -> Predictions:
+        """The same where they are such, so that what is shared is worked out once for all who ask."""
+        return items if isinstance(items, cls) else cls(items)
+
+    @property
+    def with_references(self) -> Predictions:
+        """Those that have a right text."""
+        return self.shared(_with_references)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -54,6 +69,11 @@ class Predictions(Sequence[Prediction]):
             self._shared[compute] = compute(self)
         found: Shared = self._shared[compute]
         return found
+
+
+def _with_references(texts: Predictions) -> Predictions:
+    known = [item for item in texts if item.references]
+    return texts if len(known) == len(texts) else Predictions(known)
 
 
 @dataclass(frozen=True)

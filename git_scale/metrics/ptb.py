@@ -123,7 +123,7 @@ _RULES = [
     "[^\\s]",
 ]
 _COMPILED = [re.compile(rule, re.IGNORECASE) for rule in _RULES]
-_PLAIN = re.compile("[a-z]+(?= )")  # the bulk of all captions, without trying every rule
+_PLAIN = re.compile(r"[a-z]+(?= |\Z)")  # the bulk of all captions, without trying every rule
 _CONTRACTION = re.compile(f"n[`'\u2019\u201b]t|{_ENDING}", re.IGNORECASE)
 _SPLIT = frozenset(["cannot", "gonna", "wanna", "gotta", "gimme", "lemme"])
 # Signs that the Java program knows; it drops all others (emoji, private use) without a trace.

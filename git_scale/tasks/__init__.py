@@ -1,4 +1,8 @@
-"""The tasks by name. A task is one new file here and one line in this table; a plugin calls TASKS.add."""
+"""The tasks by name, and the files that servers take.
+
+A task is one new file here and one line in a table, a form of files is a few lines in submissions.py and one in the
+other table; a plugin calls TASKS.add and SUBMISSIONS.add.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from git_scale.registry import Registry, did_you_mean
 if TYPE_CHECKING:
     from git_scale.config import RunConfig
     from git_scale.data.tokenizer import Tokenizer
+    from git_scale.tasks.submissions import Submission
     from git_scale.tasks.task import Task
 
 TASKS: Registry[type[Task]] = Registry(
@@ -23,6 +28,18 @@ TASKS: Registry[type[Task]] = Registry(
         "scene_text": "git_scale.tasks.scene_text:SceneTextTask",
     },
     flaw_of="git_scale.tasks.task:flaw_of",
+)
+
+SUBMISSIONS: Registry[Submission] = Registry(
+    "eval.submission",
+    {
+        "coco": "git_scale.tasks.submissions:COCO",
+        "captions": "git_scale.tasks.submissions:CAPTIONS",
+        "vqa": "git_scale.tasks.submissions:VQA",
+        "vizwiz_vqa": "git_scale.tasks.submissions:VIZWIZ_VQA",
+        "vatex": "git_scale.tasks.submissions:VATEX",
+        "tvc": "git_scale.tasks.submissions:TVC",
+    },
 )
 
 
@@ -49,6 +66,16 @@ def problems_of_task(name: str) -> list[str]:
         return [problem]
     missing = filter(None, map(METRICS.problem_of, TASKS[name].metrics))
     return [f"data.task={name}: {problem}" for problem in missing]
+
+
+def problem_of_submission(name: str, task: str) -> str:
+    """Why evaluations of the task cannot write such a file; empty where they can."""
+    if problem := SUBMISSIONS.problem_of(name):
+        return problem
+    wanted = SUBMISSIONS[name].task
+    if task in TASKS and wanted in TASKS and issubclass(TASKS[task], TASKS[wanted]):
+        return ""
+    return f"eval.submission={name} is a file of data.task={wanted}, not {task}: set eval.submission=null"
 
 
 def _usable(name: str) -> type[Task]:

@@ -16,7 +16,7 @@ from git_scale.data.captions import (
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text
 from git_scale.errors import DataError
-from git_scale.metrics.metric import Prediction
+from git_scale.metrics.metric import DOMAINS, Prediction
 from git_scale.tasks.task import Task, TextRequirement, identity_of
 
 MAX_REFERENCE_TEXTS = 5  # captions of an image that the held-out loss looks at: COCO's number
@@ -33,6 +33,7 @@ class CaptionTask(Task):
         *("exact_match", "distinct", "distinct_references"),
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider", "segmented_by_character"),
     )
+    final_metrics: ClassVar[tuple[str, ...]] = ("meteor", "spice")
     learns_from: ClassVar = TextRequirement("captions", _has_caption)
     asks_about: ClassVar = learns_from
 
@@ -50,7 +51,9 @@ class CaptionTask(Task):
         stored = self._stored(raw)
         references = clean_captions(stored) if stored else []
         identity = identity_of(raw.text.meta.get("image_id"), raw.key)
-        return [Query(self.prompts.prefix([]), references, identity=identity)]
+        domain = raw.text.meta.get("domain")
+        domain = domain if domain in DOMAINS else ""
+        return [Query(self.prompts.prefix([]), references, identity=identity, domain=domain)]
 
     def reference_texts(self, raw: RawSample) -> list[Text]:
         stored = self._stored(raw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,7 +75,7 @@ class ClassificationTask(Task):
         pairs = zip(both[::2], both[1::2], strict=True)
         return [replace(free, ranking=chosen.ranking) for free, chosen in pairs]
 
-    def score(self, predictions: list[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """With `unknown_names`, the share of the free texts that are no class's name."""
         unknown = [normalize_text(item.generated) not in self._names for item in predictions]
         share = {"unknown_names": sum(unknown) / len(unknown)} if unknown else {}

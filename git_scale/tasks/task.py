@@ -5,7 +5,7 @@ in the file that an evaluation server takes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -53,6 +53,8 @@ class Task(ABC):
 
     metrics: ClassVar[tuple[str, ...]]
     """Names in git_scale.metrics.METRICS, in the order in which they are shown."""
+    final_metrics: ClassVar[tuple[str, ...]] = ()
+    """Those that tools/evaluate.py adds, and that take too long for evaluations in training."""
 
     learns_from: ClassVar[TextRequirement]
     """At least some training samples must have it, or a start is refused."""
@@ -99,7 +101,7 @@ class Task(ABC):
         """
         return context.generate(batch)
 
-    def score(self, predictions: list[Prediction]) -> dict[str, float]:
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """The metrics by name, from the predictions of all samples in the order of the shards."""
         return score(self.metrics, predictions)
 

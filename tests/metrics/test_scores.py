@@ -21,6 +21,7 @@ class Said:
     index: int
     generated: str
     references: list[str] = field(default_factory=list)
+    domain: str = ""
 
 
 def test_texts_without_a_reference_are_counted_and_not_scored() -> None:

@@ -17,8 +17,9 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import COLOURS, SIDES, describe, tiny_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
-# of unhealthy runs, of scripts without blanks, of several objectives, and of several sources
+# of unhealthy runs, of scripts without blanks, of several objectives, of several sources, and of nocaps
 RARE = {"eval/finding", "eval/segmented_by_character", "train/loss_NAME", "data/samples/NAME"}
+RARE |= {f"eval/NAME_{domain}_domain" for domain in ("in", "near", "out")}
 
 
 def names_on(page: str) -> set[str]:

@@ -1,0 +1,229 @@
+"""Files that evaluation servers take: how they are written, and what a server would refuse about one.
+
+    captions    [{"image_id": 42, "caption": "a dog"}, ...]      nocaps, TextCaps, VizWiz; coco: with COCO's file name
+    vqa         [{"question_id": 42001, "answer": "two"}, ...]   VQA v2, TextVQA, ST-VQA
+    vizwiz_vqa  [{"image": "VizWiz_test_00000000.jpg", "answer": "a can"}, ...]
+    vatex       {"Ptf_2VRj-V0_000122_000132": "a man sings", ...}
+    tvc         {"vid_name": ..., "clip_id": 86603, "ts": [16.48, 33.87], "descs": [{"desc": ...}]}, a line for each
+
+Writing and checking share the names of the keys and nothing else: a file from elsewhere is checked as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from git_scale.data.captions import TextRecord, clean_caption
+from git_scale.data.store import SampleStore
+from git_scale.errors import DataError
+from git_scale.text_files import parse_json, read_json, read_text
+
+Id = int | str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One thing that a server wants an answer to."""
+
+    id: Id
+    sample: Mapping[str, Any]
+    """The json of its sample."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file says of one id, not yet looked at."""
+
+    place: str
+    id: Any
+    answer: Any
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A form of files. Readers raise DataError for a file that is not of the form at all."""
+
+    task: str
+    """Of data.task."""
+    ids: Callable[[TextRecord], list[Any]]
+    """What a sample's texts are known by to the server, in the order of its predictions."""
+    id_name: str
+    kinds: tuple[type, ...]
+    """Of an id: numbers, texts, or both."""
+    file_name: str
+    """With the names of the data's and the run's folder in the places of {data} and {run}."""
+    write: Callable[[Iterable[tuple[Asked, str]]], str]
+    read: Callable[[Path], Iterator[Row]]
+
+    def asked(self, store: SampleStore, numbers: Iterable[int]) -> dict[Id, Asked]:
+        """What the server wants of these samples. Raises DataError where one has no id of the right kind."""
+        found: dict[Id, Asked] = {}
+        for number in numbers:
+            record = store.read_text(number)
+            for given in self.ids(record):
+                if type(given) not in self.kinds:
+                    raise DataError(
+                        f"{store.key(number)}: its {self.id_name} is {_shown(given)}, and the server knows it by"
+                        f" {_kinds(self.kinds)}: build the shards with it (tools/prepare_data.py)"
+                    )
+                if given in found:
+                    raise DataError(
+                        f"{store.key(number)}: its {self.id_name} {given!r} is another sample's too"
+                    )
+                found[given] = Asked(given, record.meta)
+        return found
+
+
+def problems_of(form: Submission, path: Path, asked: Mapping[Id, Asked]) -> list[str]:
+    """What the server would refuse, each with how often and the first example; none for a file that it takes.
+
+    Raises DataError for a file that cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    seen: Counter[Id] = Counter()
+    try:
+        for row in form.read(path):
+            if problem := _problem_of(form, row, asked, seen):
+                found.setdefault(problem, []).append(f"{row.place} ({form.id_name} {_shown(row.id)})")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from None
+    if missing := [number for number in asked if number not in seen]:
+        found[f"{form.id_name} without an answer"] = [_shown(number) for number in missing]
+    return [f"{len(examples)} x {what}: {examples[0]}" for what, examples in found.items()]
+
+
+def _problem_of(form: Submission, row: Row, asked: Mapping[Id, Asked], seen: Counter[Id]) -> str:
+    if type(row.id) not in form.kinds:
+        return f"{form.id_name} is not {_kinds(form.kinds)}"
+    seen[row.id] += 1
+    if row.id not in asked:
+        other = str(row.id) if isinstance(row.id, int) else int(row.id) if row.id.isdecimal() else None
+        kind = f", where it is {_kinds((type(other),))}" if other in asked else ""
+        return f"{form.id_name} of no sample{kind}"
+    if seen[row.id] > 1:
+        return f"{form.id_name} more than once"
+    if not isinstance(row.answer, str):
+        return "answer that is no text"
+    return "" if clean_caption(row.answer) else "empty answer"
+
+
+def _kinds(kinds: Sequence[type]) -> str:
+    return " or ".join("a whole number" if kind is int else "a text" for kind in kinds)
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)[:80]
+
+
+def _rows(id_key: str, answer_key: str) -> dict[str, Any]:
+    """A JSON list with an object for each answer."""
+
+    def write(answers: Iterable[tuple[Asked, str]]) -> str:
+        rows = ({id_key: item.id, answer_key: text} for item, text in answers)
+        return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]\n"
+
+    def read(path: Path) -> Iterator[Row]:
+        tree = read_json(path)
+        if not isinstance(tree, list):
+            raise ValueError(f"a list of {{{id_key}, {answer_key}}} is wanted")
+        for number, row in enumerate(tree):
+            place = f"row {number}"
+            if not isinstance(row, dict) or not row.keys() >= {id_key, answer_key}:
+                raise ValueError(f"{place} is {_shown(row)}: {{{id_key}, {answer_key}}} is wanted")
+            yield Row(place, row[id_key], row[answer_key])
+
+    return {"write": write, "read": read}
+
+
+def _write_object(answers: Iterable[tuple[Asked, str]]) -> str:
+    rows = (f"{json.dumps(item.id)}: {json.dumps(text, ensure_ascii=False)}" for item, text in answers)
+    return "{" + ",\n ".join(rows) + "}\n"
+
+
+def _read_object(path: Path) -> Iterator[Row]:
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise ValueError("an object {videoID: caption} is wanted")
+    for number, (name, text) in enumerate(tree.items()):
+        yield Row(f"entry {number}", name, text)
+
+
+def _write_clips(answers: Iterable[tuple[Asked, str]]) -> str:
+    return "".join(
+        json.dumps({**_moment(item), "descs": [{"desc": text}]}, ensure_ascii=False) + "\n"
+        for item, text in answers
+    )
+
+
+def _moment(item: Asked) -> dict[str, Any]:
+    """Which part of which video a clip is."""
+    name, times = item.sample.get("vid_name"), item.sample.get("ts")
+    if not isinstance(name, str) or not _is_span(times):
+        raise DataError(
+            f"clip_id {item.id}: its sample has vid_name {_shown(name)} and ts {_shown(times)}, and TVC's server"
+            " wants a name and [begin, end] in seconds"
+        )
+    return {"vid_name": name, "clip_id": item.id, "ts": times}
+
+
+def _is_span(times: object) -> bool:
+    return (
+        isinstance(times, list) and len(times) == 2 and all(type(second) in (int, float) for second in times)
+    )
+
+
+def _read_clips(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"line {number}"
+        row = parse_json(line.encode())
+        descs = row.get("descs") if isinstance(row, dict) else None
+        if not isinstance(descs, list) or not row.keys() >= {"vid_name", "clip_id", "ts"}:
+            raise ValueError(f"{place}: {{vid_name, clip_id, ts, descs: [{{desc}}]}} is wanted")
+        if not isinstance(row["vid_name"], str) or not _is_span(row["ts"]):
+            raise ValueError(f"{place}: vid_name is to be a text and ts [begin, end]")
+        first = descs[0] if len(descs) == 1 else None
+        yield Row(place, row["clip_id"], first.get("desc") if isinstance(first, dict) else None)
+
+
+def _image_id(record: TextRecord) -> list[Any]:
+    return [record.meta.get("image_id")]
+
+
+def _question_ids(record: TextRecord) -> list[Any]:
+    return [question.get("question_id") for question in record.questions]
+
+
+COCO = Submission(
+    "caption",
+    _image_id,
+    "image_id",
+    (int,),
+    "captions_{data}_{run}_results.json",
+    **_rows("image_id", "caption"),
+)
+CAPTIONS = Submission(
+    "caption", _image_id, "image_id", (int, str), "submission.json", **_rows("image_id", "caption")
+)
+VQA = Submission(
+    "vqa", _question_ids, "question_id", (int, str), "submission.json", **_rows("question_id", "answer")
+)
+VIZWIZ_VQA = Submission("vqa", _image_id, "image", (str,), "submission.json", **_rows("image", "answer"))
+VATEX = Submission(
+    "caption", _image_id, "videoID", (str,), "submission.json", write=_write_object, read=_read_object
+)
+TVC = Submission(
+    "caption",
+    lambda record: [record.meta.get("clip_id", record.meta.get("image_id"))],
+    "clip_id",
+    (int,),
+    "tvc_{data}_submission.jsonl",
+    write=_write_clips,
+    read=_read_clips,
+)
