@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "exit": {"processes", "stop"},
     "files": set(),
     "formatting": set(),
+    "own_commands": set(),
     "paths": set(),
     "processes": {"stop"},
     "progress": set(),
