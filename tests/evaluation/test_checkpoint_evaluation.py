@@ -22,7 +22,6 @@ from git_scale.evaluation.checkpoint_evaluation import (
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import known_keys
 from git_scale.testing.distributed import run_distributed
-from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOURS, draw_square, tiny_run
 
 SHORT, LONG = "a square", " ".join(["red"] * 60)  # the long one is cut: it never learns to end
@@ -95,21 +94,6 @@ def test_one_ranks_texts_are_ten_times_longer(ragged: Path, beams: int, world_si
     split = [*given[3], "parallel.tp=2"]
     answers = run_distributed(predictions, 4, *given[:3], split, tp=2)
     assert answers == [alone] * 4, "split over two ranks"
-
-
-@pytest.mark.distributed
-def test_questions_of_every_image_once(squares: Path, tmp_path: Path) -> None:
-    """Images with one and with two questions, on ranks that get unequal shares."""
-    folder = write_taught(tmp_path / "taught")
-    given = (
-        folder,
-        squares / "heldout",
-        3,
-        ["data.task=vqa", "eval.max_new_tokens=8", "train.micro_batch=2"],
-    )
-    alone = run_distributed(predictions, 1, folder, squares / "heldout", 0, given[3])[0]
-    assert len(alone) == 12 and {question for _, question, _ in alone} == {"what colour?", "how big?"}
-    assert run_distributed(predictions, 2, *given) == [alone] * 2
 
 
 def opened(run: RunConfig) -> Any:

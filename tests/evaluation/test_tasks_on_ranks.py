@@ -86,9 +86,9 @@ def test_predictions_are_those_of_one_process(squares: Path, taught: Path) -> No
         return run_distributed(rows_of_each, ranks, taught, squares, stage, tp, tp=tp)
 
     (alone,) = rows(1, 0, 1)
-    assert all(len(said) == (12 if case == "vqa" else 7) for case, said in alone.items())
+    assert all(len(said) == (12 if case == "vqa" else 7) for case, said in alone.items()), "each query once"
     right = [describe(list(COLOURS)[number % 4], list(SIDES)[number % 3]) for number in range(7)]
     for case in ("caption", "classification", CLIPS):
         assert [row["text"] for row in alone[case]] == right
-    for ranks, stage, tp in ((2, 0, 1), (2, 3, 1), (4, 0, 2), (4, 3, 2)):
+    for ranks, stage, tp in ((2, 0, 1), (2, 3, 1), (4, 3, 2)):
         assert rows(ranks, stage, tp) == [alone] * ranks, f"{ranks} ranks, ZeRO {stage}, tp {tp}"
