@@ -84,7 +84,8 @@ class DataConfig(Section):
     texts_per_image: int = Field(1, ge=1)
     """1: one caption (or question), drawn anew each epoch. K: K of them at once, sharing one image pass."""
     class_names: UserPath | None = None
-    """Of classification: a file with the name of a class per line (tools/prepare_data.py classes writes it)."""
+    """Of classification: a file with a line CLASS<TAB>NAME, or the name alone, for each class (tools/prepare_data.py
+    classes writes it)."""
     max_text_tokens: int = Field(40, ge=3)
     """Longest text including begin and end token; longer ones are cut."""
     image_sizes: tuple[int, ...] = ()
@@ -199,7 +200,7 @@ class EvalConfig(Section):
     """Exponent of the length in a beam's score; see git_scale/inference/decoding.py."""
     submission: NonEmptyText | None = None
     """The file for a benchmark's server that tools/evaluate.py writes beside its results: coco, captions, vqa,
-    vizwiz_vqa, vatex or tvc (docs/tasks.md)."""
+    vizwiz_vqa, vatex, tvc or imagenet (docs/tasks.md)."""
 
 
 class CheckpointConfig(Section):

@@ -97,11 +97,12 @@ def check(argv: list[str]) -> int:
     parser.add_argument("file", type=path, metavar="FILE", help="written by evaluate.py or elsewhere")
     parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="all that the server asks")
     args = parser.parse_args(argv)
+    from git_scale.data.class_names import NAMES_FILE
     from git_scale.data.store import open_store
     from git_scale.tasks.submissions import problems_of
 
     form, store = SUBMISSIONS[args.form], open_store(args.data)
-    asked = form.asked(store, range(len(store)))
+    asked = form.asked(store, range(len(store)), args.data / NAMES_FILE)
     if problems := problems_of(form, args.file, asked):
         raise DataError("\n".join([f"{args.file}: a server would refuse it", *problems]))
     print(f"{args.file}: an answer to each of {len(asked):,}")

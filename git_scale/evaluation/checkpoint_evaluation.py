@@ -63,7 +63,8 @@ def evaluate_checkpoint(
     device = start_processes(topology)
     store = open_store_together(topology, data)
     if run.eval.submission:
-        SUBMISSIONS[run.eval.submission].asked(store, [0])  # raises before any work
+        names = Path(run.data.class_names) if run.data.class_names else None
+        SUBMISSIONS[run.eval.submission].asked(store, [0], names)  # raises before any work
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
     asked = build_task(run.data.task, run, tokenizer)  # before the model, which takes longer to build
     deferred = DeferredModel(lambda: build_model(run.model), run.seed)

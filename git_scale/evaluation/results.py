@@ -18,7 +18,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -32,7 +32,7 @@ from git_scale.files import replaced_atomically
 from git_scale.metrics.intervals import OfEach, intervals, values_of_each
 from git_scale.metrics.metric import Prediction
 from git_scale.tasks import SUBMISSIONS
-from git_scale.tasks.submissions import Asked, Submission, problems_of
+from git_scale.tasks.submissions import Asked, Id, Submission, problems_of
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,9 @@ def _write_submission(folder: Path, evaluation: EvaluationResult) -> None:
     form = SUBMISSIONS[run.eval.submission]
     path = folder / form.file_name.format(data=_word(run.data.heldout or ""), run=_word(run.run_dir))
     try:
-        asked = form.asked(store, range(len(store)))
-        _write(path, form.write(_answers(form, store, evaluation.predictions)))
+        names = Path(run.data.class_names) if run.data.class_names else None
+        asked = form.asked(store, range(len(store)), names)
+        _write(path, form.write(_answers(form, store, asked, evaluation.predictions)))
         for problem in problems_of(form, path, asked):
             log.warning("%s: %s", path, problem)
     except DataError as error:
@@ -83,14 +84,14 @@ def _write_submission(folder: Path, evaluation: EvaluationResult) -> None:
 
 
 def _answers(
-    form: Submission, store: SampleStore, predictions: Sequence[Prediction]
+    form: Submission, store: SampleStore, asked: Mapping[Id, Asked], predictions: Sequence[Prediction]
 ) -> Iterator[tuple[Asked, str]]:
-    """The texts of each sample beside its ids; a question without words has no text."""
+    """The answers of each sample beside its ids; a question without words has none."""
     for number, said in groupby(predictions, key=lambda item: item.index):
-        of_sample = form.asked(store, [number])
+        ids = form.ids(store.read_text(number))
         for item in said:
-            number_of = item.identity if item.identity in of_sample else next(iter(of_sample))
-            yield of_sample[number_of], item.generated
+            wanted = asked[item.identity if item.identity in ids else ids[0]]
+            yield wanted, form.answer(wanted, item)
 
 
 def _word(path: str) -> str:

@@ -39,6 +39,7 @@ SUBMISSIONS: Registry[Submission] = Registry(
         "vizwiz_vqa": "git_scale.tasks.submissions:VIZWIZ_VQA",
         "vatex": "git_scale.tasks.submissions:VATEX",
         "tvc": "git_scale.tasks.submissions:TVC",
+        "imagenet": "git_scale.tasks.imagenet:IMAGENET",
     },
 )
 

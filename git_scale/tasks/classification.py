@@ -11,6 +11,7 @@ import numpy as np
 
 from git_scale.config import RunConfig
 from git_scale.data.captions import TextRecord, clean_caption
+from git_scale.data.class_names import read_named_classes
 from git_scale.data.store import RawSample
 from git_scale.data.texts import Query, Text, check_choices
 from git_scale.data.tokenizer import Tokenizer
@@ -18,7 +19,6 @@ from git_scale.errors import ConfigError, DataError
 from git_scale.metrics.exact_match import normalize_text
 from git_scale.metrics.metric import Prediction
 from git_scale.tasks.task import EvaluationContext, Task, TextRequirement, identity_of
-from git_scale.text_files import read_text
 
 if TYPE_CHECKING:
     from git_scale.data.batch import EvalBatch
@@ -99,7 +99,7 @@ class ClassificationTask(Task):
 
 
 def read_class_names(run: RunConfig) -> list[str]:
-    """The lines of data.class_names. Raises ConfigError for a file that is not there, no names, or a name twice."""
+    """The names of data.class_names. Raises ConfigError for a file that is not there, no names, or a name twice."""
     path = run.data.class_names
     if path is None:
         raise ConfigError(
@@ -109,7 +109,7 @@ def read_class_names(run: RunConfig) -> list[str]:
         )
     key = f"data.class_names={path}"
     try:
-        names = [name for line in read_text(Path(path)).splitlines() if (name := clean_caption(line))]
+        names = [name for _, name in read_named_classes(Path(path))]
     except OSError as error:
         raise ConfigError([f"{key}: {error.strerror}"]) from None
     except ValueError as error:

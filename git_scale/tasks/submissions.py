@@ -4,6 +4,7 @@
     vqa         [{"question_id": 42001, "answer": "two"}, ...]   VQA v2, TextVQA, ST-VQA
     vizwiz_vqa  [{"image": "VizWiz_test_00000000.jpg", "answer": "a can"}, ...]
     vatex       {"Ptf_2VRj-V0_000122_000132": "a man sings", ...}
+    imagenet    ImageId,PredictionString: git_scale/tasks/imagenet.py
     tvc         {"vid_name": ..., "clip_id": 86603, "ts": [16.48, 33.87], "descs": [{"desc": ...}]}, a line for each
 
 Writing and checking share the names of the keys and nothing else: a file from elsewhere is checked as well.
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.captions import TextRecord, clean_caption
+from git_scale.data.class_names import NO_KEYS, ClassKeys
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
+from git_scale.metrics.metric import Prediction
 from git_scale.text_files import parse_json, read_json, read_text
 
 Id = int | str
@@ -33,6 +36,8 @@ class Asked:
     id: Id
     sample: Mapping[str, Any]
     """The json of its sample."""
+    classes: ClassKeys = NO_KEYS
+    """Where the answer names some."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,24 @@ class Submission:
     """With the names of the data's and the run's folder in the places of {data} and {run}."""
     write: Callable[[Iterable[tuple[Asked, str]]], str]
     read: Callable[[Path], Iterator[Row]]
+    answer: Callable[[Asked, Prediction], str] = lambda asked, said: said.generated
+    """What `write` is given of a prediction."""
+    classes: Callable[[Path | None], ClassKeys] = lambda path: NO_KEYS
+    """What the server calls classes, from the file of data.class_names. Raises DataError for one that lacks it."""
+    flaw_of_sample: Callable[[Mapping[str, Any]], str] = lambda sample: ""
+    """Why a sample with this json cannot be answered, and the remedy; empty for one that can."""
+    flaw_of_answer: Callable[[Asked, str], str] = lambda asked, answer: ""
+    """Why the server would refuse an answer that is not empty, the same words for all such; empty for a good one."""
 
-    def asked(self, store: SampleStore, numbers: Iterable[int]) -> dict[Id, Asked]:
-        """What the server wants of these samples. Raises DataError where one has no id of the right kind."""
+    def asked(
+        self, store: SampleStore, numbers: Iterable[int], class_names: Path | None = None
+    ) -> dict[Id, Asked]:
+        """What the server wants of these samples. Raises DataError where one has no id of the right kind.
+
+        class_names: data.class_names, whose keys the forms want that name classes.
+        """
         found: dict[Id, Asked] = {}
+        classes = self.classes(class_names)
         for number in numbers:
             record = store.read_text(number)
             for given in self.ids(record):
@@ -75,7 +94,9 @@ class Submission:
                     raise DataError(
                         f"{store.key(number)}: its {self.id_name} {given!r} is another sample's too"
                     )
-                found[given] = Asked(given, record.meta)
+                found[given] = Asked(given, record.meta, classes)
+            if flaw := self.flaw_of_sample(record.meta):
+                raise DataError(f"{store.key(number)}: {flaw}")
         return found
 
 
@@ -109,7 +130,7 @@ def _problem_of(form: Submission, row: Row, asked: Mapping[Id, Asked], seen: Cou
         return f"{form.id_name} more than once"
     if not isinstance(row.answer, str):
         return "answer that is no text"
-    return "" if clean_caption(row.answer) else "empty answer"
+    return form.flaw_of_answer(asked[row.id], row.answer) if clean_caption(row.answer) else "empty answer"
 
 
 def _kinds(kinds: Sequence[type]) -> str:
@@ -192,7 +213,7 @@ def _read_clips(path: Path) -> Iterator[Row]:
         yield Row(place, row["clip_id"], first.get("desc") if isinstance(first, dict) else None)
 
 
-def _image_id(record: TextRecord) -> list[Any]:
+def image_id(record: TextRecord) -> list[Any]:
     return [record.meta.get("image_id")]
 
 
@@ -202,21 +223,21 @@ def _question_ids(record: TextRecord) -> list[Any]:
 
 COCO = Submission(
     "caption",
-    _image_id,
+    image_id,
     "image_id",
     (int,),
     "captions_{data}_{run}_results.json",
     **_rows("image_id", "caption"),
 )
 CAPTIONS = Submission(
-    "caption", _image_id, "image_id", (int, str), "submission.json", **_rows("image_id", "caption")
+    "caption", image_id, "image_id", (int, str), "submission.json", **_rows("image_id", "caption")
 )
 VQA = Submission(
     "vqa", _question_ids, "question_id", (int, str), "submission.json", **_rows("question_id", "answer")
 )
-VIZWIZ_VQA = Submission("vqa", _image_id, "image", (str,), "submission.json", **_rows("image", "answer"))
+VIZWIZ_VQA = Submission("vqa", image_id, "image", (str,), "submission.json", **_rows("image", "answer"))
 VATEX = Submission(
-    "caption", _image_id, "videoID", (str,), "submission.json", write=_write_object, read=_read_object
+    "caption", image_id, "videoID", (str,), "submission.json", write=_write_object, read=_read_object
 )
 TVC = Submission(
     "caption",

@@ -2,6 +2,7 @@
 
     train/n01440764/a.JPEG    --names LOC_synset_mapping.txt     -> "tench"
     val/b.JPEG                --labels LOC_val_solution.csv      -> the class of each image
+    test/c.JPEG               --unlabelled LOC_sample_submission.csv -> none: an evaluation asks for it
 
 The name of a class is what a model learns to say, so it is to be readable and no other class's.
 """
@@ -21,11 +22,12 @@ from git_scale.data.builders.json_records import MalformedRecordError, read_obje
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.data.captions import clean_caption
+from git_scale.data.class_names import NAMES_FILE, class_names_text
 from git_scale.data.images import ENDINGS
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
 
-NAMES_FILE = "class_names.txt"
+HEADER = ["ImageId", "PredictionString"]
 
 # Classes of ImageNet whose first name is another one's too (GIT's own list of readable names).
 READABLE = {
@@ -44,7 +46,9 @@ def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
     `shots` of each class alone, drawn by `seed`. Raises DataError for names that are not there or stand twice.
     """
     source: Path = given["source"]
-    classes = _labelled(source, given["labels"]) if given["labels"] else _in_folders(source)
+    if given["unlabelled"]:
+        return _unlabelled(given)
+    classes = _labelled(given["labels"]) if given["labels"] else _in_folders(source)
     names = names_of(sorted(classes), given["names"])
     shots: int | None = given["shots"]
     rows: list[SourceRow | Skipped] = [
@@ -83,17 +87,46 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
 
 
 def class_names(given: Mapping[str, Any]) -> dict[str, str]:
-    """What is written beside the shards: the names, one per line, for data.class_names."""
-    source: Path = given["source"]
-    keys = _labelled(source, given["labels"]) if given["labels"] else _folders(source)
-    return {NAMES_FILE: "".join(f"{name}\n" for name in names_of(sorted(keys), given["names"]).values())}
+    """What is written beside the shards: the names with their classes, one per line, for data.class_names.
+
+    Nothing for images without labels and without --names.
+    """
+    if given["unlabelled"]:
+        names = names_of([], given["names"])
+    else:
+        keys = _labelled(given["labels"]) if given["labels"] else _folders(given["source"])
+        names = names_of(sorted(keys), given["names"])
+    return {NAMES_FILE: class_names_text(names)} if names else {}
+
+
+def _unlabelled(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
+    """The images that a list names, in its order, with the size that a server's boxes need.
+
+    What stands behind a name is not read: of Kaggle's sample it is no label.
+    """
+    path: Path = given["unlabelled"]
+    if wrong := [f"--{name}" for name in ("labels", "shots", "seed") if given[name] is not None]:
+        raise DataError(
+            f"--unlabelled {path} and {wrong[0]}: images without labels have no class; leave one out"
+        )
+    rows: dict[str, SourceRow] = {}
+    again: list[SourceRow | Skipped] = []
+    for _, (name, *_) in _table(path):
+        file = _file_of(name.strip())
+        if file in rows:
+            again.append(Skipped(file, "listed again"))
+        rows[file] = SourceRow(file, (), {"image_id": Path(file).stem}, is_asked=True, is_measured=True)
+    return [*again, *rows.values()]
 
 
 def _folders(source: Path) -> dict[str, Path]:
     """Those of classes, by their names."""
     found = {item.name: item for item in source.iterdir() if item.is_dir() and not item.name.startswith(".")}
     if not found:
-        raise DataError(f"{source}: no folders of classes in it; for one folder of images give --labels FILE")
+        raise DataError(
+            f"{source}: no folders of classes in it; for one folder of images give --labels FILE, or"
+            " --unlabelled FILE"
+        )
     return found
 
 
@@ -108,20 +141,32 @@ def _in_folders(source: Path) -> dict[str, list[str]]:
     }
 
 
-def _labelled(source: Path, path: Path) -> dict[str, list[str]]:
+def _labelled(path: Path) -> dict[str, list[str]]:
     """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString)."""
     classes = defaultdict[str, list[str]](list)
-    for number, row in enumerate(csv.reader(_lines(path, "labels")), start=1):
-        cells = row if len(row) > 1 else (row[0].split(maxsplit=1) if row else [])
-        if not cells or cells == ["ImageId", "PredictionString"]:
-            continue
+    for number, cells in _table(path):
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
             raise DataError(
-                f"{path}, line {number}: FILE and CLASS are expected, found {','.join(row)[:60]!r}"
+                f"{path}, line {number}: FILE and CLASS are expected, found {','.join(cells)[:60]!r}"
             )
-        file, key = cells[0].strip(), cells[1].split()[0]
-        classes[key].append(file if Path(file).suffix else f"{file}.JPEG")
+        classes[cells[1].split()[0]].append(_file_of(cells[0].strip()))
     return classes
+
+
+def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line but Kaggle's header: parted by commas, or else by the first blank."""
+    rows = csv.reader(_lines(path, "list of images"))
+    try:
+        for row in rows:
+            cells = row if len(row) > 1 else (row[0].split(maxsplit=1) if row else [])
+            if cells and cells != HEADER:
+                yield rows.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _file_of(name: str) -> str:
+    return name if Path(name).suffix else f"{name}.JPEG"
 
 
 def _read_names(path: Path) -> Iterator[tuple[str, str]]:
@@ -169,6 +214,9 @@ FORMAT = AnnotationFormat(
             "names", "of the classes: LOC_synset_mapping.txt, JSON or lines CLASS<TAB>NAME", is_file=True
         ),
         FormatOption("labels", "of the images: LOC_val_solution.csv or lines FILE CLASS", is_file=True),
+        FormatOption(
+            "unlabelled", "images without labels: LOC_sample_submission.csv or lines FILE", is_file=True
+        ),
         FormatOption("shots", "take so many images of each class", least=1),
         FormatOption("seed", "by which they are drawn (0)", least=0),
     ),

@@ -19,7 +19,7 @@ from git_scale.data.builders.parallel import map_in_order
 from git_scale.data.builders.segments import frames_of_video, names_within
 from git_scale.data.builders.writer import ChangedItem, SampleToWrite, Skipped
 from git_scale.data.captions import HALVES, clean_caption
-from git_scale.data.images import decode
+from git_scale.data.images import FORMATS, decode
 from git_scale.data.members import VIDEO_ENDINGS
 from git_scale.data.video import Segment, read_frames
 from git_scale.errors import DataError
@@ -40,6 +40,8 @@ class SourceRow:
     """Each `{"question": str, "answers": [str, ...]}`, and what else is to be kept of it."""
     is_asked: bool = False
     """Whether it is kept without a text: of a test split's image an evaluation asks one."""
+    is_measured: bool = False
+    """Whether `width` and `height` of the file, before it is turned or shrunk, go into the sample's json."""
     segment: Segment | None = None
     """The part of a video, or of a folder with its frames, that the texts are about: its frames become the sample."""
 
@@ -108,6 +110,8 @@ def make_sample(images: Path, shrink: bool, row: SourceRow | Skipped) -> list[Sa
 def _with_pictures(images: Path, shrink: bool, row: SourceRow, text: dict[str, Any]) -> SampleToWrite:
     if row.segment is None:
         image, extension = load_image(images, row.file, shrink)
+        if row.is_measured:
+            text |= _size_of(_existing(_inside(images, row.file)))
         return SampleToWrite(image, extension, text)
     frames = load_segment(images, row.file, row.segment, shrink)
     return SampleToWrite(frames[len(frames) // 2], "jpg", text, frames)
@@ -153,6 +157,15 @@ def load_image(images: Path, file: str, shrink: bool) -> tuple[bytes, str]:
     if shrink and (smaller := shrink_image(picture)):
         return smaller, "jpg"
     return data, extension
+
+
+def _size_of(path: Path) -> dict[str, int]:
+    """Pixels by the header of an image that has been decoded."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return {"width": picture.width, "height": picture.height}
+    except OSError:
+        raise _UnusableError("unreadable image") from None
 
 
 def load_segment(images: Path, file: str, segment: Segment, shrink: bool) -> tuple[bytes, ...]:

@@ -11,11 +11,13 @@ import pytest
 from git_scale.data.builders.classes import class_names, names_of, read_classes
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
+from git_scale.data.class_names import NAMES_FILE, class_names_text, read_named_classes
 from git_scale.errors import DataError
 
 
 def given(source: Path, **options: Any) -> dict[str, Any]:
-    return {"source": source, "names": None, "labels": None, "shots": None, "seed": None, **options}
+    nothing = dict.fromkeys(("names", "labels", "unlabelled", "shots", "seed"))
+    return {"source": source, **nothing, **options}
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ def test_each_image_has_the_name_of_its_folder(folders: Path) -> None:
     assert rows[0] == Skipped("empty", "class without an image", "class")
     assert rows[1] == SourceRow("n02113186/c.JPEG", ("n02113186",), {"image_id": "c", "class": "n02113186"})
     assert [row.captions for row in rows[4:]] == [("red fox",), ("red fox",)]  # type: ignore[union-attr]
-    assert class_names(given(folders)) == {"class_names.txt": "empty\nn02113186\nred fox\n"}
+    assert class_names(given(folders)) == {
+        "class_names.txt": "empty\tempty\nn02113186\tn02113186\nred_fox\tred fox\n"
+    }
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,39 @@ def test_one_folder_with_a_list_of_labels(tmp_path: Path, content: str) -> None:
         SourceRow("ILSVRC_2.JPEG", ("tench",), {"image_id": "ILSVRC_2", "class": "n0"}),
         SourceRow("ILSVRC_1.JPEG", ("goldfish",), {"image_id": "ILSVRC_1", "class": "n1"}),
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ImageId,PredictionString\ntest_2,n9 0 0 1 1\ntest_1,n1 0 0 1 1 n0 0 0 1 1\ntest_2,n1 0 0 1 1\n",
+        "test_2 1\ntest_1 2\n\ntest_2 3\n",
+        "test_2.JPEG\ntest_1\ntest_2\n",
+    ],
+)
+def test_images_without_labels_are_kept_as_listed_and_get_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "list.csv").write_text(content)
+    (tmp_path / "names.txt").write_text("n0 tench, Tinca tinca\nn1 goldfish\n")
+    options = given(tmp_path, unlabelled=tmp_path / "list.csv", names=tmp_path / "names.txt")
+    assert read_classes(options) == [
+        Skipped("test_2.JPEG", "listed again"),
+        SourceRow("test_2.JPEG", (), {"image_id": "test_2"}, is_asked=True, is_measured=True),
+        SourceRow("test_1.JPEG", (), {"image_id": "test_1"}, is_asked=True, is_measured=True),
+    ]
+    assert class_names(options) == {"class_names.txt": "n0\ttench\nn1\tgoldfish\n"}
+    assert class_names({**options, "names": None}) == {}
+    with pytest.raises(DataError, match=r"list.csv and --shots: images without labels have no class"):
+        read_classes({**options, "shots": 1})
+
+
+def test_the_names_that_a_build_writes_are_read_by_the_next(tmp_path: Path) -> None:
+    names = {"n0": "tench", "red_fox": "red fox", "n02113186": "cardigan dog"}
+    (tmp_path / NAMES_FILE).write_text(class_names_text(names))
+    assert names_of([], tmp_path / NAMES_FILE) == names
+    assert read_named_classes(tmp_path / NAMES_FILE) == list(names.items())
+    (tmp_path / "old.txt").write_text("tench\n\nred fox\n n0 \t tench \n")
+    assert read_named_classes(tmp_path / "old.txt") == [("", "tench"), ("", "red fox"), ("n0", "tench")]
+    assert class_names_text({"a\tb\nc": "fox"}) == "a b c\tfox\n"
 
 
 def test_a_line_without_a_class_is_refused(tmp_path: Path) -> None:
