@@ -68,6 +68,27 @@ def test_a_dry_run_of_what_could_start_ends_well(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_names_held_out_data_as_the_log_will(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [{"path": str(squares / "train"), "heldout": str(squares / "heldout"), "task": "vqa"}]
+    data = {"train": None, "sources": sources, "max_text_tokens": 8}
+    recipe = write(tiny_run(squares, tmp_path / "run", data=data), tmp_path)
+    assert pretrain.main(["--config", recipe, "--dry-run"]) == 0
+    rows = [
+        line.split(":")[1:] for line in capsys.readouterr().out.splitlines() if "held-out samples" in line
+    ]
+    assert [row[0].strip() for row in rows] == [
+        "7 samples, task caption, logged as eval",
+        "7 samples, task vqa, logged as eval/train",
+    ]
+    gone = f"data.sources=[{{path: {squares / 'train'}, heldout: {tmp_path / 'gone'}}}]"
+    assert pretrain.main(["--config", recipe, "--dry-run", gone]) == 2
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'gone'} is not there" in printed.out
+    assert f"data.sources[0].heldout={tmp_path / 'gone'}: no such folder" in printed.err
+
+
 @pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry run", "start"])
 def test_everything_missing_is_named_at_once_with_the_code_of_a_start(
     mode: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
