@@ -66,6 +66,8 @@ class SourceConfig(Section):
     """Its share of the samples, over the sum of all weights."""
     task: NonEmptyText | None = None
     """What is learned from it; none: data.task."""
+    heldout: UserPath | None = None
+    """Folder of its own held-out tar shards, asked by its task: evaluations log them under the source's name."""
 
 
 class DataConfig(Section):
@@ -74,7 +76,7 @@ class DataConfig(Section):
     sources: tuple[SourceConfig, ...] = ()
     """Several folders in its place: [{path: data/coco/train, weight: 0.7}, {path: data/vqa/train, task: vqa}]."""
     heldout: UserPath | None = None
-    """Folder of tar shards for evaluation; none: no evaluation."""
+    """Folder of tar shards for evaluation, asked by data.task; none: no evaluation but of what sources hold out."""
     tokenizer: UserPath = "data/tokenizer.model"
     """A sentencepiece `.model` or a BERT `vocab.txt`."""
     task: NonEmptyText = "caption"
@@ -195,7 +197,7 @@ class EvalConfig(Section):
     beams: int = Field(1, ge=1)
     """1: greedy. The paper's captions come from 4."""
     on_training_data: bool = False
-    """Allow data.heldout to be data.train, as when a few samples are overfitted on purpose; else that is refused."""
+    """Allow held-out data to be trained on, as when a few samples are overfitted on purpose; else that is refused."""
     length_penalty: float = Field(0.6, ge=0)
     """Exponent of the length in a beam's score; see git_scale/inference/decoding.py."""
     submission: NonEmptyText | None = None
@@ -210,7 +212,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints to keep. At least 2: the last one may be the one that turns out damaged."""
     best: NonEmptyText | None = None
     """Metric whose best checkpoint is kept as well, under checkpoints/best: loss, or one of the task's (exact_match,
-    cider, vqa_accuracy, ...). Of equal values the one with the lower held-out loss is kept, then the later one."""
+    cider, vqa_accuracy, ...), of data.heldout; NAME/METRIC (coco/train/cider): of what that source holds out. Of
+    equal values the one with the lower held-out loss is kept, then the later one."""
 
 
 class LogConfig(Section):

@@ -62,8 +62,11 @@ def contradictions(run: RunConfig) -> Iterator[str]:
             f" train.micro_batch={-(-train.micro_batch // run.parallel.tp) * run.parallel.tp} or"
             " parallel.sequence=false"
         )
-    if run.checkpoint.best is not None and data.heldout is None:
-        yield f"checkpoint.best={run.checkpoint.best!r} is measured on held-out data: set data.heldout"
+    if (best := run.checkpoint.best) is not None and data.heldout is None and "/" not in best:
+        yield (
+            f"checkpoint.best={best!r} is measured on held-out data: set data.heldout, or checkpoint.best=NAME/{best}"
+            " with a source of data.sources that has heldout"
+        )
     yield from _of_encoder(run)
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
@@ -110,9 +113,13 @@ def _of_task(run: RunConfig) -> Iterator[str]:
     data, positions = run.data, run.model.decoder.positions
     if run.eval.submission and (problem := problem_of_submission(run.eval.submission, data.task)):
         yield problem
+    asked = [data.task, *(source.task for source in data.sources if source.heldout and source.task)]
     if problems := problems_of_task(data.task):
         yield from problems
-    elif TASKS[data.task].has_questions and data.max_text_tokens + run.eval.max_new_tokens > positions:
+    elif (
+        any(TASKS[task].has_questions for task in asked if not TASKS.problem_of(task))
+        and data.max_text_tokens + run.eval.max_new_tokens > positions
+    ):
         yield (
             f"data.max_text_tokens={data.max_text_tokens} (question) + eval.max_new_tokens={run.eval.max_new_tokens}"
             f" (answer) exceed model.decoder.positions={positions}: set eval.max_new_tokens lower"

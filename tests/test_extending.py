@@ -111,7 +111,7 @@ def fit(
     trainer = build_trainer(load_run(str(recipe)), {"zero_optimization": {"stage": stage}}, topology, device)
     trainer.fit(StopRequest())
     trainer.writer.close()
-    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    evaluation = trainer.evaluations.evaluators[""].evaluate(trainer.engine)
     return [
         (item.key, item.generated, item.references) for item in evaluation.predictions
     ], evaluation.metrics

@@ -35,6 +35,11 @@ def training_sources(data: DataConfig) -> dict[str, SourceConfig]:
     return {key: one.model_copy(update={"task": one.task or data.task}) for key, one in given.items()}
 
 
+def tasks_of(data: DataConfig) -> list[str]:
+    """Of a run: data.task, and those of its sources."""
+    return list(dict.fromkeys([data.task, *(str(source.task) for source in training_sources(data).values())]))
+
+
 def describe_sources(data: DataConfig) -> str:
     """One line: `data.sources[0]=data/coco (weight 0.7, caption), data.sources[1]=data/vqa (weight 0.3, vqa)`."""
     return ", ".join(
@@ -218,8 +223,8 @@ def source_names(sources: Sequence[SourceConfig]) -> list[str]:
 def short_names(paths: Sequence[str]) -> list[str]:
     """The ends of the paths that tell them apart: `coco/train` of data/coco/train beside data/vqa/train."""
     parts = [PurePath(path).parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-length:]).strip("/") for each in parts]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(each[-length:]).strip("/") or "." for each in parts]
         if len(set(names)) == len(names):
             return names
     return [f"{number}/{name}" for number, name in enumerate(names)]

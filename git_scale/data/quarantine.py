@@ -26,7 +26,10 @@ class Quarantine:
     """Remembers samples of one folder of shards, by key."""
 
     def __init__(self, path: Path | None = None, data: str = "") -> None:
-        """`path`: of the file; none: what happens is remembered by this process alone. `data`: train or heldout."""
+        """`path`: of the file; none: what happens is remembered by this process alone.
+
+        `data`: train, heldout, or heldout/NAME of a source.
+        """
         self._path, self._data = path, data
         self._times = Counter[str]()
         self._read()

@@ -71,7 +71,7 @@ def evaluate_checkpoint(
     values, _ = values_from(deferred, run.model, opened)
     materialised = materialise_model(deferred, run, values, ds_config, topology, device)
     runner = InferenceEngine(materialised, run, ds_config, topology, device)
-    evaluation = Evaluator(run, store, asked, topology).evaluate(runner)
+    evaluation = Evaluator(run, store, asked, topology, key=f"--data {data}").evaluate(runner)
     stop_processes()
     for problem in evaluation.problems:
         log.warning("sample left out: %s", problem)

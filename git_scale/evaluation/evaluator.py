@@ -69,7 +69,10 @@ class Evaluator:
         task: Task,
         topology: Topology,
         quarantine: Quarantine | None = None,
+        key: str = "data.heldout",
     ) -> None:
+        """`key`: where the samples were given, for messages."""
+        self._key = key
         self._quarantine = quarantine
         self._run = run
         self._store = store
@@ -124,10 +127,11 @@ class Evaluator:
         if not problems:
             return
         images = scored_images(self._run, self._store)
-        said = f"{describe_share(len(problems), images)} held-out samples cannot be used:\n{ProblemCounts(problems)}"
+        share = describe_share(len(problems), images)
+        said = f"{self._key}: {share} held-out samples cannot be used:\n{ProblemCounts(problems)}"
         if 2 * len(problems) > images and self._run.data.max_bad_share < 1:
             raise DataError(
-                f"{said}\nMend data.heldout, or set data.max_bad_share=1 to score the others alone."
+                f"{said}\nMend {self._key}, or set data.max_bad_share=1 to score the others alone."
             )
         log.warning("%s", said)
 

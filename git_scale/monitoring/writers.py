@@ -2,7 +2,7 @@
 
     RUN_DIR/tensorboard/                    everything
     RUN_DIR/metrics.jsonl                   scalars and texts, one object per line
-    RUN_DIR/pictures/step_00000100.png      contact sheets
+    RUN_DIR/pictures/step_00000100.png      contact sheets; step_00000100_NAME.png: of a source
 
 `build_writers` gives the writing rank all of them and every other rank a `NullWriter`: the loop asks no rank. No disk
 that is full or gone ends a run here: records wait in memory (git_scale/files.py).
@@ -38,7 +38,7 @@ EVENT_VERSION = "brain.Event:2"  # what TensorBoard asks the first event of a fi
 
 
 class LogWriter(Protocol):
-    """Takes what a step has to show; names are `section/name`."""
+    """Takes what a step has to show; names are `section/name`, pictures' `section` or `section/source`."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -141,7 +141,9 @@ class ConsoleWriter(NullWriter):
 
 
 class PngWriter(NullWriter):
-    """One PNG per step, whole or not at all; a second sheet of the same step replaces the first.
+    """One PNG per step and name, whole or not at all; a second sheet of the same replaces the first.
+
+    The file of `heldout/coco/train` is step_00000100_coco%2Ftrain.png, which no other name has.
 
     A sheet that cannot be written is lost: the first one is said, and their number at the end.
     """
@@ -151,9 +153,11 @@ class PngWriter(NullWriter):
         self._lost = 0
 
     def pictures(self, step: int, name: str, sheet: Image.Image) -> None:
+        source = name.partition("/")[2].replace("%", "%25").replace("/", "%2F")
+        file = f"step_{step:08d}{'_' if source else ''}{source}.png"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replaced_atomically(self.folder / f"step_{step:08d}.png") as temporary:
+            with replaced_atomically(self.folder / file) as temporary:
                 sheet.save(temporary, format="PNG")
         except OSError as error:
             if not self._lost:
@@ -210,7 +214,9 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / METRICS
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines if _step_of(line) is not None]
-    return [line for line in found if "eval/images" in line]
+    return [
+        line for line in found if any(name.startswith("eval/") and name.endswith("/images") for name in line)
+    ]
 
 
 def _keep_lines(path: Path, last_step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from git_scale.checkpoint.layout import RunProgress
 from git_scale.config import RunConfig, check_world
+from git_scale.data.heldout import heldout_data, named
 from git_scale.data.loader import build_train_loader
-from git_scale.data.mixture import Mixture, PerSourceTask, training_sources
+from git_scale.data.mixture import Mixture, PerSourceTask, tasks_of, training_sources
 from git_scale.data.quarantine import FILE as QUARANTINE
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
@@ -30,11 +32,14 @@ from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
 from git_scale.parallel.topology import Topology
 from git_scale.planning.model_flops import ModelFlops
-from git_scale.tasks import build_task, check_metric
+from git_scale.tasks import build_task
+from git_scale.tasks.task import Task
 from git_scale.training.checkpoints import Checkpoints, random_seed
+from git_scale.training.evaluations import Evaluations
 from git_scale.training.init_model import deferred_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.optimizer import parameter_groups
 from git_scale.training.preflight import (
+    check_best,
     check_data,
     check_image_sizes,
     load_fitting_tokenizer,
@@ -58,12 +63,12 @@ def build_trainer(
     check_world(run, topology.dp)
     check_accumulation(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
-    check_metric(run.data.task, run.checkpoint.best)
+    check_best(run)
     run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
-    task = build_task(run.data.task, run, tokenizer)
+    tasks = {name: build_task(name, run, tokenizer) for name in tasks_of(run.data)}
     stores = [open_store_together(topology, source.path) for source in training_sources(run.data).values()]
-    heldout = open_store_together(topology, run.data.heldout) if run.data.heldout else None
+    heldout = [open_store_together(topology, one.path) for one in heldout_data(run.data).values()]
     first_rank_first(topology, lambda: check_data(run, stores, heldout))
     train = Mixture(run.data, stores)
     first_rank_first(topology, lambda: report_sources(run, train, tokenizer) if topology.is_writer else None)
@@ -87,9 +92,7 @@ def build_trainer(
     flops = ModelFlops(run.model, topology.dp, encoder_learns(materialised.model))
     for shape in training_shapes(run):
         flops.encoder_pass(*shape)  # an error now, not at the first step that draws this size
-    evaluator = (
-        Evaluator(run, heldout, task, topology, _quarantine(run, "heldout")) if heldout is not None else None
-    )
+    evaluators = _evaluators(run, heldout, tasks, topology)
 
     # Last, because it sets the random state: what is built above may draw from it, what follows does not.
     torch.manual_seed(random_seed(run.seed, topology, step=0))
@@ -97,15 +100,29 @@ def build_trainer(
     progress = checkpoints.resume(progress) or progress
     first_rank_first(topology, lambda: renew_recipe(run) if topology.is_writer else None)
     meters.load_state_dict({"samples": progress.samples, "tokens": progress.tokens})
-    learned = PerSourceTask([build_task(str(source.task), run, tokenizer) for source in train.sources])
+    learned = PerSourceTask([tasks[str(source.task)] for source in train.sources])
     place = topology.dp_rank, topology.dp, progress.samples
     order, quarantine = train.order(run.seed), _quarantine(run, "train")
     batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order))
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = WORLD.from_first(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
+    evaluations = Evaluations(evaluators, past)
     return Trainer(
-        run, engine, batches, checkpoints, evaluator, writer, meters, flops, progress, past, lease, train
+        run, engine, batches, checkpoints, evaluations, writer, meters, flops, progress, lease, train
     )
+
+
+def _evaluators(
+    run: RunConfig, heldout: Sequence[SampleStore], tasks: Mapping[str, Task], topology: Topology
+) -> dict[str, Evaluator]:
+    """`heldout`: the samples of heldout_data."""
+    given = heldout_data(run.data).items()
+    return {
+        one.name: Evaluator(
+            run, store, tasks[one.task], topology, _quarantine(run, named("heldout", one.name)), key
+        )
+        for (key, one), store in zip(given, heldout, strict=True)
+    }
 
 
 def _quarantine(run: RunConfig, data: str) -> Quarantine:

@@ -142,7 +142,7 @@ class Checkpoints:
     def is_best(self, best: layout.BestEvaluation) -> bool:
         """Whether this evaluation is better than the one whose checkpoint is marked, see BestEvaluation.beats."""
         marked = WORLD.from_first(layout.read_best(self._run_dir))
-        return best.beats(marked, lower_is_better(best.metric))
+        return best.beats(marked, lower_is_better(best.metric.rpartition("/")[2]))
 
     def mark_best(self, best: layout.BestEvaluation) -> None:
         """Makes checkpoints/best mean that step's checkpoint, if it was written."""

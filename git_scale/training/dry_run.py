@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from git_scale.config import RunConfig
+from git_scale.data.heldout import heldout_data, named
 from git_scale.data.mixture import Mixture, training_sources
 from git_scale.data.store import SampleStore, open_store, problem_of
 from git_scale.formatting import format_table
@@ -49,9 +50,9 @@ def dry_run(
         model_flops = ModelFlops(run.model)
         problems.of(lambda: [model_flops.encoder_pass(*shape) for shape in training_shapes(run)])
     opened = [_opened(source.path, problems) for source in training_sources(run.data).values()]
+    heldout = [_opened(one.path, problems) for one in heldout_data(run.data).values()]
     train = [store for store in opened if store is not None]
     if len(train) == len(opened) and not is_elsewhere:
-        heldout = _opened(run.data.heldout, problems)
         problems.of(lambda: check_data(run, train, heldout))
         if tokenizer := ProblemList([]).of(lambda: load_fitting_tokenizer(run)):  # else check_inputs says why
             problems.of(lambda: report_sources(run, Mixture(run.data, train), tokenizer))
@@ -62,7 +63,11 @@ def dry_run(
     problems.of(lambda: refuse_if_memory_too_small(planned))
     if not is_elsewhere:
         problems.of(lambda: refuse_if_disk_too_small(space))
-    return f"{describe(run, model, planned, _described(run, opened))}\n\n{describe_space(space)}"
+    rows = [
+        *(("training samples", line) for line in _described(run, opened)),
+        *(("held-out samples", line) for line in _described_heldout(run, heldout)),
+    ]
+    return f"{describe(run, model, planned, rows)}\n\n{describe_space(space)}"
 
 
 def _described(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str]:
@@ -78,9 +83,19 @@ def _described(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str
     ]
 
 
-def _opened(folder: str | None, problems: ProblemList) -> SampleStore | None:
+def _described_heldout(run: RunConfig, opened: Sequence[SampleStore | None]) -> list[str]:
+    """What evaluations ask of which samples, and the name that the log has for them."""
+    return [
+        f"{one.path} is not there"
+        if store is None
+        else f"{one.path}: {len(store):,} samples, task {one.task}, logged as {named('eval', one.name)}"
+        for one, store in zip(heldout_data(run.data).values(), opened, strict=True)
+    ]
+
+
+def _opened(folder: str, problems: ProblemList) -> SampleStore | None:
     """None where there are none, which check_inputs says, and for damaged ones, which is a problem."""
-    if folder is None or problem_of(folder):
+    if problem_of(folder):
         return None
     return problems.of(lambda: open_store(folder))
 
@@ -93,7 +108,7 @@ def _cluster(run: RunConfig, topology: Topology, is_elsewhere: bool) -> Cluster:
     return this_cluster(here, run.train.precision, topology.world_size)
 
 
-def describe(run: RunConfig, model: GitModel, planned: Plan, sources: Sequence[str]) -> str:
+def describe(run: RunConfig, model: GitModel, planned: Plan, data: Sequence[tuple[str, str]]) -> str:
     """The resolved tree, parameters by part, the shape of a step, the data and the plan, without building weights."""
     own = planned.own
     rows = [
@@ -103,7 +118,7 @@ def describe(run: RunConfig, model: GitModel, planned: Plan, sources: Sequence[s
         ("ZeRO stage", str(own.setting.stage)),
         ("micro-batches per step and rank", str(own.accumulation)),
         ("images in the whole run", f"{run.train.steps * run.train.global_batch:,}"),
-        *(("training samples", line) for line in sources),
+        *data,
     ]
     texts = [run.to_yaml(), format_table(rows, ("parameters and plan", "value")), "", describe_plan(planned)]
     if run.parallel.tp > 1:

@@ -17,8 +17,9 @@ from git_scale.checkpoint.encoder_start import check_encoder_start
 from git_scale.checkpoint.layout import published
 from git_scale.config import DataConfig, RunConfig
 from git_scale.data.coverage import report_coverage
+from git_scale.data.heldout import heldout_data
 from git_scale.data.images import longest_side
-from git_scale.data.mixture import Mixture, training_sources
+from git_scale.data.mixture import Mixture, tasks_of, training_sources
 from git_scale.data.store import SampleStore, problem_of
 from git_scale.data.tokenizer import Tokenizer, load_tokenizer
 from git_scale.errors import ConfigError, DataError, UserError
@@ -60,13 +61,11 @@ def check_inputs(run: RunConfig, problems: ProblemList) -> None:
     has_fitting_model = (
         not problems.found
     )  # else the model may be the default's, and not what the tokenizer is for
-    problems.of(lambda: check_metric(run.data.task, run.checkpoint.best))
-    sources = training_sources(run.data)
-    for task in dict.fromkeys([run.data.task, *(str(source.task) for source in sources.values())]):
+    problems.of(lambda: check_best(run))
+    for task in tasks_of(run.data):
         problems.found += TASKS[task].problems_of(run) if not TASKS.problem_of(task) else []
-    folders = {key: source.path for key, source in sources.items()}
-    for key, folder in (folders | {f"data.heldout={run.data.heldout}": run.data.heldout}).items():
-        if folder is not None and (problem := problem_of(folder)):
+    for key, given in (training_sources(run.data) | heldout_data(run.data)).items():
+        if problem := problem_of(given.path):
             problems.found.append(f"{key}: {problem}")
     if has_fitting_model:
         problems.of(lambda: load_fitting_tokenizer(run))
@@ -75,6 +74,24 @@ def check_inputs(run: RunConfig, problems: ProblemList) -> None:
     problems.of(lambda: check_run_folder(run))
     if run.init_from is None and not published(Path(run.run_dir)):
         problems.of(lambda: check_encoder_start(run.model.encoder))
+
+
+def check_best(run: RunConfig) -> None:
+    """Raises ConfigError when checkpoint.best names what no held-out data of the run has, or what is not measured.
+
+    `cider` is of data.heldout; `coco/train/cider` of what the source coco/train holds out.
+    """
+    best = run.checkpoint.best
+    if best is None or "/" not in best:
+        check_metric(run.data.task, best)
+        return
+    source, _, metric = best.rpartition("/")
+    tasks = {one.name: one.task for one in heldout_data(run.data).values() if one.name}
+    if source not in tasks:
+        known = [f"{name}/{metric}" for name in tasks]
+        remedy = f"it is one of {', '.join(known)}" if known else "none has any"
+        raise ConfigError([f"checkpoint.best={best!r}: no source {source!r} has held-out data: {remedy}"])
+    check_metric(tasks[source], metric)
 
 
 def load_fitting_tokenizer(run: RunConfig) -> Tokenizer:
@@ -115,22 +132,25 @@ def training_shapes(run: RunConfig) -> list[tuple[int, int]]:
     return squares + wide + [(width, height) for height, width in wide]
 
 
-def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: SampleStore | None) -> None:
+def check_data(run: RunConfig, train: Sequence[SampleStore], heldout: Sequence[SampleStore | None]) -> None:
     """Raises ConfigError for samples that cannot serve their task, or that are trained on and held out.
 
-    `train`: of the training_sources.
+    `train`: of the training_sources. `heldout`: of heldout_data; None where they cannot be opened.
     """
-    problems, data = list[str](), run.data
-    for (key, source), store in zip(training_sources(data).items(), train, strict=True):
+    problems = list[str]()
+    learned = list(zip(training_sources(run.data).items(), train, strict=True))
+    for (key, source), store in learned:
         problems.append(_problem_of_task(run, store, key, str(source.task), "learns_from"))
-        if heldout is not None and not run.eval.on_training_data and (what := _shared(store, heldout)):
+    for (key, one), held in zip(heldout_data(run.data).items(), heldout, strict=True):
+        if held is None:
+            continue
+        shared = [(where, what) for (where, _), store in learned if (what := _shared(store, held))]
+        for where, what in shared if not run.eval.on_training_data else ():
             problems.append(
-                f"data.heldout={data.heldout}: {what} is trained on ({key}), so its scores would say nothing of other"
-                " images: hold out other shards, or set data.heldout=null; to overfit on purpose,"
-                " eval.on_training_data=true"
+                f"{key}: {what} is trained on ({where}), so its scores would say nothing of other images: hold out"
+                f" other shards, or {one.removal}; to overfit on purpose, eval.on_training_data=true"
             )
-    if heldout is not None:
-        problems.append(_problem_of_task(run, heldout, "data.heldout", data.task, "asks_about"))
+        problems.append(_problem_of_task(run, held, key, one.task, "asks_about"))
     if found := list(filter(None, problems)):
         raise ConfigError(found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -14,10 +14,10 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.layout import RunProgress
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
+from git_scale.data.heldout import named
 from git_scale.data.mixture import Mixture
 from git_scale.errors import CheckpointError, LoaderError, UserError
-from git_scale.evaluation.evaluator import Evaluator
-from git_scale.evaluation.health import Metrics, findings, loss_rise
+from git_scale.evaluation.health import Metrics
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.writers import LogWriter
 from git_scale.objectives.training_loss import TrainingLoss, total
@@ -28,6 +28,7 @@ from git_scale.planning.model_flops import ModelFlops
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
+from git_scale.training.evaluations import Evaluations
 from git_scale.training.guards import StepGuards
 from git_scale.training.lease import LEASE, STALE_S, Lease
 from git_scale.training.optimizer import lr_factor
@@ -50,24 +51,22 @@ class Trainer:
         engine: Engine,
         batches: Iterable[Batch],
         checkpoints: Checkpoints,
-        evaluator: Evaluator | None,
+        evaluations: Evaluations,
         writer: LogWriter,
         meters: Meters,
         model_flops: ModelFlops,
         progress: RunProgress,
-        evaluations: Sequence[Metrics],
         lease: Lease | None,
         train: Mixture,
     ) -> None:
-        """`evaluations`: those of the run so far. `lease`: of the run's folder, on the writer."""
+        """`lease`: of the run's folder, on the writer."""
         self.run = run
         self.engine = engine
         self.checkpoints = checkpoints
-        self.evaluator = evaluator
+        self.evaluations = evaluations
         self.writer = writer
         self.meters = meters
         self.model_flops = model_flops
-        self.evaluations = list(evaluations)
         self.lease = lease
         self.mixture = train
         self.loss = TrainingLoss(run)
@@ -127,15 +126,15 @@ class Trainer:
         """
         if self.step == 0 or not self.evaluation_is_due:
             return True
-        of_this_step = [metrics for metrics in self.evaluations if metrics.get("step") == self.step]
-        if not of_this_step:
+        of_this_step = self.evaluations.of_step(self.step)
+        if of_this_step is None:
             return self.evaluate()
-        self.keep_best(of_this_step[-1])
+        self.keep_best(of_this_step)
         return True
 
     @property
     def evaluation_is_due(self) -> bool:
-        return self.evaluator is not None and self.is_due(self.run.eval.every)
+        return bool(self.evaluations) and self.is_due(self.run.eval.every)
 
     @property
     def data_is_unusable(self) -> bool:
@@ -232,23 +231,14 @@ class Trainer:
 
     def evaluate(self) -> bool:
         """False when a stop cut it off: then nothing of it is kept."""
-        assert self.evaluator is not None, "no evaluation is due without held-out data"
         try:
             with self.meters.pause(), in_phase(f"the evaluation of step {self.step}"):
                 self.engine.average_statistics()
-                evaluation = self.evaluator.evaluate(self.engine)
+                metrics = self.evaluations.evaluate(self.step, self.engine, self.writer)
         except Stopped as cut:
             log.warning("step %d: evaluation cut off, the next start makes up for it. %s", self.step, cut)
             return False
-        if (rise := loss_rise(self.evaluations, evaluation.metrics)) is not None:
-            evaluation.metrics["eval/loss_rise"] = rise
-        self.evaluations.append(evaluation.metrics)
-        self.writer.scalars(self.step, evaluation.metrics)
-        for finding in findings(self.evaluations):
-            self.writer.text(self.step, "eval/finding", finding)
-        if evaluation.sheet is not None:
-            self.writer.pictures(self.step, "heldout", evaluation.sheet)
-        self.keep_best(evaluation.metrics)
+        self.keep_best(metrics)
         return True
 
     def keep_best(self, metrics: Metrics) -> None:
@@ -262,7 +252,8 @@ class Trainer:
                 "step %d: checkpoint.best=%s has no value here, so no checkpoint is marked", self.step, name
             )
             return
-        best = layout.BestEvaluation(self.step, name, value, metrics.get("eval/loss"))
+        loss = metrics.get(named("eval/loss", name.rpartition("/")[0]))
+        best = layout.BestEvaluation(self.step, name, value, loss)
         if self.checkpoints.is_best(best):
             self.save()
             self.checkpoints.mark_best(best)

@@ -36,7 +36,7 @@ def train_and_evaluate(
         trainer.train_step()
         trainer.step += 1
     trainer.save()
-    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    evaluation = trainer.evaluations.evaluators[""].evaluate(trainer.engine)
     predictions = [(item.index, item.generated) for item in evaluation.predictions]
     return predictions, evaluation.metrics["eval/exact_match"], trainer.engine.model.training
 

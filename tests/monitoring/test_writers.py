@@ -27,6 +27,7 @@ from git_scale.monitoring.writers import (
     TensorBoardWriter,
     WriterGroup,
     build_writers,
+    read_evaluations,
 )
 
 
@@ -219,10 +220,40 @@ def test_console_tells_progress_from_other_values() -> None:
 
 def test_image_folder_keeps_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    PngWriter(tmp_path / "pictures").pictures(100, "eval/captions", Image.fromarray(pixels))
+    PngWriter(tmp_path / "pictures").pictures(100, "heldout", Image.fromarray(pixels))
     assert [file.name for file in (tmp_path / "pictures").iterdir()] == ["step_00000100.png"]
     with Image.open(tmp_path / "pictures" / "step_00000100.png") as image:
         assert np.array_equal(np.array(image), pixels)
+
+
+def test_sheets_of_one_step_have_a_file_for_each_name_and_stay_in_the_folder(tmp_path: Path) -> None:
+    writer = PngWriter(tmp_path / "pictures")
+    names = ["", "/coco/train", "/coco%2Ftrain", "/..", "/../coco", "/few:vqa"]
+    for shade, name in enumerate(names):
+        writer.pictures(3, f"heldout{name}", Image.new("L", (1, 1), shade))
+    files = {
+        "step_00000003.png",
+        "step_00000003_coco%2Ftrain.png",
+        "step_00000003_coco%252Ftrain.png",
+        "step_00000003_...png",
+        "step_00000003_..%2Fcoco.png",
+        "step_00000003_few:vqa.png",
+    }
+    assert {path.relative_to(tmp_path / "pictures").as_posix() for path in tmp_path.rglob("*.png")} == files
+    shades = [Image.open(path).getpixel((0, 0)) for path in (tmp_path / "pictures").iterdir()]
+    assert sorted(shades) == list(range(len(names))), "none was overwritten"
+
+
+def test_evaluations_are_told_from_other_lines(tmp_path: Path) -> None:
+    lines = [
+        {"step": 1, "train/loss": 1.0, "data/samples/images": 3},
+        {"step": 2, "eval/images": 7.0},
+        {"step": 2, "eval/finding": "over-fitting"},
+        {"step": 3, "eval/coco/train/images": 7.0},
+        {"step": 3, "eval/coco/train/finding": "over-fitting"},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert read_evaluations(tmp_path) == [lines[1], lines[3]]
 
 
 def test_a_group_closes_all_even_when_one_fails() -> None:

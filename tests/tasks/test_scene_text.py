@@ -37,7 +37,7 @@ def learn(topology: Topology, device: torch.device, run: Any) -> tuple[dict[str,
     trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
     trainer.fit(StopRequest())
     trainer.writer.close()
-    return trainer.evaluations[-1], trainer.bad_samples
+    return trainer.evaluations.past[-1], trainer.bad_samples
 
 
 @pytest.mark.distributed

@@ -53,7 +53,7 @@ def train(
         losses.append(trainer.train_step().loss)
         trainer.step += 1
     trainer.save()
-    evaluation = trainer.evaluator.evaluate(trainer.engine)
+    evaluation = trainer.evaluations.evaluators[""].evaluate(trainer.engine)
     return first, losses, evaluation.metrics, [(p.identity, p.generated) for p in evaluation.predictions]
 
 
@@ -96,14 +96,14 @@ def fit(topology: Topology, device: torch.device, run: RunConfig) -> list[str]:
 
     trainer = build_trainer(run, {"zero_optimization": {"stage": 3}}, topology, device)
     scores = iter([(0.2, 1.0), (0.9, 0.3), (0.5, 0.2), (0.9, 0.4), (0.1, 0.1)])  # with the held-out loss
-    real = trainer.evaluator.evaluate
+    real = trainer.evaluations.evaluators[""].evaluate
 
     def evaluate(engine: Any) -> Any:
         evaluation = real(engine)
         evaluation.metrics["eval/vqa_accuracy"], evaluation.metrics["eval/loss"] = next(scores)
         return evaluation
 
-    trainer.evaluator.evaluate = evaluate
+    trainer.evaluations.evaluators[""].evaluate = evaluate
     trainer.fit(StopRequest())
     trainer.writer.close()
     return sorted(path.name for path in (Path(run.run_dir) / "checkpoints").iterdir())

@@ -17,9 +17,13 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import COLOURS, SIDES, describe, tiny_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
-# of unhealthy runs, of scripts without blanks, of several objectives, of several sources, and of nocaps
+# of unhealthy runs, of scripts without blanks, of several objectives, of several sources, of nocaps, and of what
+# sources hold out (test_heldout_sources.py)
 RARE = {"eval/finding", "eval/segmented_by_character", "train/loss_NAME", "data/samples/NAME"}
-RARE |= {f"eval/NAME_{domain}_domain" for domain in ("in", "near", "out")}
+RARE |= {f"eval/NAME_{domain}_domain" for domain in ("in", "near", "out")} | {
+    "eval/NAME/METRIC",
+    "heldout/NAME",
+}
 
 
 def names_on(page: str) -> set[str]:

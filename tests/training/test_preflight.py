@@ -50,7 +50,7 @@ def shards(folder: Path, text: dict[str, Any], name: str = "png", count: int = 3
 
 
 def refusal(run: RunConfig) -> str:
-    heldout = open_store(run.data.heldout) if run.data.heldout else None
+    heldout = [open_store(run.data.heldout)] if run.data.heldout else []
     with pytest.raises(ConfigError) as caught:
         check_data(run, [open_store(run.data.train)], heldout)
     (problem,) = caught.value.problems
@@ -66,6 +66,27 @@ def test_a_dry_run_of_what_could_start_ends_well(
         "train: 40 samples, task caption, 100 % of the run: 80 samples, 2 epochs" in capsys.readouterr().out
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_names_held_out_data_as_the_log_will(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [{"path": str(squares / "train"), "heldout": str(squares / "heldout"), "task": "vqa"}]
+    data = {"train": None, "sources": sources, "max_text_tokens": 8}
+    recipe = write(tiny_run(squares, tmp_path / "run", data=data), tmp_path)
+    assert pretrain.main(["--config", recipe, "--dry-run"]) == 0
+    rows = [
+        line.split(":")[1:] for line in capsys.readouterr().out.splitlines() if "held-out samples" in line
+    ]
+    assert [row[0].strip() for row in rows] == [
+        "7 samples, task caption, logged as eval",
+        "7 samples, task vqa, logged as eval/train",
+    ]
+    gone = f"data.sources=[{{path: {squares / 'train'}, heldout: {tmp_path / 'gone'}}}]"
+    assert pretrain.main(["--config", recipe, "--dry-run", gone]) == 2
+    printed = capsys.readouterr()
+    assert f"{tmp_path / 'gone'} is not there" in printed.out
+    assert f"data.sources[0].heldout={tmp_path / 'gone'}: no such folder" in printed.err
 
 
 @pytest.mark.parametrize("mode", [["--dry-run"], []], ids=["dry run", "start"])
@@ -138,9 +159,11 @@ def test_captions_for_questions_and_the_other_way_round(squares: Path, tmp_path:
     problem = refusal(run)
     assert "has captions, for data.task=caption" in problem and "set data.task=vqa" in problem
     both = {"train": str(squares / "train"), "heldout": str(questions)}
-    assert refusal(tiny_run(squares, tmp_path / "run", data=both)).startswith("data.heldout: none of 3")
+    assert refusal(tiny_run(squares, tmp_path / "run", data=both)).startswith(
+        f"data.heldout={questions}: none of 3"
+    )
     fits = {"train": str(questions), "heldout": str(asked), "task": "vqa"}  # a test split has no answers
-    check_data(tiny_run(squares, tmp_path / "run", data=fits), [open_store(questions)], open_store(asked))
+    check_data(tiny_run(squares, tmp_path / "run", data=fits), [open_store(questions)], [open_store(asked)])
 
 
 def test_frames_that_are_not_there(squares: Path, tmp_path: Path) -> None:
@@ -161,7 +184,7 @@ def test_held_out_data_that_is_trained_on(squares: Path, tmp_path: Path) -> None
         run = tiny_run(squares, tmp_path / "run", data={"heldout": str(heldout)})
         assert "is trained on" in refusal(run) and "eval.on_training_data=true" in refusal(run)
         allowed = run.model_copy(update={"eval": run.eval.model_copy(update={"on_training_data": True})})
-        check_data(allowed, [open_store(train)], open_store(heldout))
+        check_data(allowed, [open_store(train)], [open_store(heldout)])
 
 
 VIT = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}

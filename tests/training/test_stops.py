@@ -73,13 +73,13 @@ def befall(trainer: Any, cut: str, topology: Topology) -> None:
     if what == "step":
         signal_before(trainer, "train_step", int(step) - 1)
     elif what == "evaluation":  # in its first batch of two
-        signal_before(trainer.evaluator._task, "predict", int(step))
+        signal_before(trainer.evaluations.evaluators[""]._task, "predict", int(step))
     elif what == "save":
         signal_before(trainer, "save", int(step))
     elif what == "mark":
         trainer.checkpoints.mark_best = killed
     elif what == "killed evaluation":
-        trainer.evaluator.evaluate = killed
+        trainer.evaluations.evaluators[""].evaluate = killed
 
 
 def evaluations(run_dir: Path) -> list[tuple[int, float]]:
@@ -131,7 +131,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(
 def again(topology: Topology, device: torch.device, squares: Path, run_dir: Path) -> int:
     """A finished run started once more, in which nothing may be evaluated."""
     trainer = build(topology, device, squares, run_dir)
-    trainer.evaluator.evaluate = lambda *_: 1 / 0
+    trainer.evaluations.evaluators[""].evaluate = lambda *_: 1 / 0
     return int(trainer.fit(StopRequest()))
 
 
