@@ -137,8 +137,8 @@ def learn_from_few() -> dict[str, list[tuple[int, float]]]:
         few = (
             f"run_dir=runs/{recipe}",
             f"data.train={folder}",
-            "train.global_batch=20",
-            "train.micro_batch=10",
+            "train.global_batch=100",
+            "train.micro_batch=50",
         )
         finetune("demo_classes", *few, "train.steps=20", "eval.every=5")
         curves[str(shots)] = curve_of(recipe, "top_1")
