@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import io
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
@@ -40,8 +41,9 @@ def read_frames(
     or at another `offset` in [0, 1) of the part; with `segment` of equal parts of that alone.
 
     A video of fewer frames gives some of them more than once. Turned upright when the file says so.
-    Raises DataError for anything but a whole video of reasonable size and for a segment that begins after its end,
-    UserError when PyAV is not installed.
+    A file that was cut off is read as far as it goes, where its format does not tell (Matroska, AVI, GIF). Raises
+    DataError for anything but a video of reasonable size and for a segment that begins after its end, UserError when
+    PyAV is not installed.
     """
     av = _import_av()
     name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -131,18 +133,32 @@ def _frames_at(container: Any, wanted: list[int], keys: list[int]) -> Iterator[t
     frames: Iterator[Any] = iter(())
     frame = None
     for pts in wanted:
-        key = keys[bisect.bisect_right(keys, pts) - 1] if keys and keys[0] <= pts else pts
-        if frame is None or frame.pts < key:
-            container.seek(pts, stream=container.streams.video[0])
-            frames, frame = _decode(container), None
-        if frame is None or frame.pts < pts:
-            timed = (each for each in frames if each.pts is not None)
-            for frame in timed:
-                if frame.pts >= pts:
-                    break
+        before = keys[: bisect.bisect_right(keys, pts)]
+        if frame is None or frame.pts < (before[-1] if before else pts):
+            frames = _decode_from(container, pts, before)
+            frame = next(frames, None)
+        while frame is not None and frame.pts < pts and (later := next(frames, None)):
+            frame = later
         if frame is None:
             raise DataError("the video is damaged: a frame cannot be decoded")
         yield pts, _to_image(frame)
+
+
+def _decode_from(container: Any, pts: int, keys: list[int]) -> Iterator[Any]:
+    """Frames from one at or before `pts` on; `keys`: times of the key frames up to there.
+
+    A seek may lead to a key frame behind, where files are sought by the times of decoding, and the frames before an
+    open group's key frame cannot be decoded from it: then decoding begins at an earlier one, at last the first.
+    """
+    frames: Iterator[Any] = iter(())
+    first = None
+    for start in dict.fromkeys((pts, *keys[-1:-3:-1], *keys[:1])):
+        container.seek(start, stream=container.streams.video[0])
+        frames = (frame for frame in _decode(container) if frame.pts is not None)
+        first = next(frames, None)
+        if first is not None and first.pts <= pts:
+            break
+    return chain(filter(None, (first,)), frames)
 
 
 def _read_in_order(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,13 @@ def write_video(
     gop: int = 7,
     rotation: int = 0,
     b_frames: int = 2,
+    codec_options: Mapping[str, str] | None = None,
+    container_options: Mapping[str, str] | None = None,
 ) -> None:
     """Frame number n is black but for a white bar at STEP * n; shown at times[n] tenths of a second."""
     times = list(times)
-    with av.open(target, "w", format=format) as container:
-        stream = container.add_stream(codec, rate=10)
+    with av.open(target, "w", format=format, options=dict(container_options or {})) as container:
+        stream = container.add_stream(codec, rate=10, options=dict(codec_options or {}))
         stream.width, stream.height, stream.pix_fmt = STEP * (len(times) + len(times) % 2), 32, "yuv420p"
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = b_frames
@@ -98,6 +100,28 @@ def test_frames_are_the_middles_of_equal_parts(format: str, codec: str, b_frames
     data = a_video(format=format, codec=codec, b_frames=b_frames)
     assert numbers(data, 6) == MIDDLES
     assert numbers(data, 1) == [15]
+
+
+OPEN_GROUPS = {"x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0:bframes=5:b-adapt=0"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"codec_options": OPEN_GROUPS}, id="frames shown before their key frame"),
+        pytest.param(
+            {"container_options": FRAGMENTS, "gop": 8, "b_frames": 3}, id="sought by times of decoding"
+        ),
+    ],
+)
+def test_each_frame_is_found_alone(options: dict[str, Any]) -> None:
+    """Also those that the key frame at which a seek ends does not lead to."""
+    data = a_video(**options)
+    middles = [(number + 0.5) / 10 for number in range(FRAMES)]
+    found = [read_frames(data, 1, segment=(middle, middle + 1e-4))[0] for middle in middles]
+    assert [number_of(image) for image in found] == list(range(FRAMES))
+    assert numbers(data, 6) == MIDDLES
 
 
 def test_every_frame_and_more_than_there_are(tmp_path: Path) -> None:
