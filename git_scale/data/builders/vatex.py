@@ -2,7 +2,7 @@
 
     [{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["..."], "chCap": ["..."]}]
 
-A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the public test set has no captions.
+A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the private test set has no captions.
 """
 
 from __future__ import annotations
