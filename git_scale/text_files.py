@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def read_text(path: Path) -> str:
 def read_json(path: Path) -> Any:
     """What the JSON file holds. Raises OSError, or ValueError for anything but one well-formed JSON value."""
     return parse_json(_read(path))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number and value of each line that is not blank. Raises OSError, or ValueError naming the line."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line.encode())
+        except json.JSONDecodeError as error:  # its own words have the line of a text of one line
+            raise ValueError(f"line {number}: {error.msg} at column {error.colno}") from None
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        yield number, value
 
 
 def _read(path: Path) -> bytes:

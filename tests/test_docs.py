@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import yaml
 
 from git_scale.data.builders.formats import ANNOTATION_FORMATS
 from git_scale.recipe_files import RECIPES
-from git_scale.recipes import known_keys
+from git_scale.recipes import known_keys, load_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -98,6 +100,46 @@ def problems_of(page: str, place: Path) -> list[str]:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_what_a_page_names_is_there(path: Path) -> None:
     assert problems_of(path.read_text(encoding="utf-8"), path) == []
+
+
+def builds(page: str) -> Iterator[list[str]]:
+    """The arguments of each command of a page's blocks that builds shards, in a format of our own."""
+    blocks = "\n".join(re.findall(r"^```\w*\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    for line in blocks.replace("\\\n", " ").splitlines():
+        if line.startswith("python tools/prepare_data.py ") and "--plugins" not in line:
+            yield line.split()[2:]
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    spec = importlib.util.spec_from_file_location("prepare_data", ROOT / "tools" / "prepare_data.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    found: argparse.Namespace = tool.parse_args(arguments)
+    return found
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_commands_of_a_page_that_build_shards_can_be_run(path: Path) -> None:
+    for arguments in builds(path.read_text(encoding="utf-8")):
+        parsed(arguments)
+
+
+def test_a_command_without_what_its_format_needs_is_found() -> None:
+    (arguments,) = builds("```\npython tools/prepare_data.py textcaps a/ \\\n  b/ --questions q.json\n```\n")
+    assert arguments == ["textcaps", "a/", "b/", "--questions", "q.json"]
+    with pytest.raises(SystemExit):
+        parsed(arguments)
+
+
+def test_the_page_of_tasks_builds_every_folder_that_a_recipe_names() -> None:
+    """But the words of scene text, which are databases and read as they are."""
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    built = {parsed(arguments).destination.as_posix() for arguments in builds(page)}
+    recipes = {path.stem for path in RECIPES.glob("finetune_*.yaml")} - {"finetune_scene_text"}
+    assert len(recipes) > 15
+    for name in sorted(recipes):
+        data = load_run(name).data
+        assert {data.train, data.heldout} <= built, name
 
 
 def test_every_page_is_in_the_index() -> None:

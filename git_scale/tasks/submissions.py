@@ -24,7 +24,7 @@ from git_scale.data.class_names import NO_KEYS, ClassKeys
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
-from git_scale.text_files import parse_json, read_json, read_text
+from git_scale.text_files import read_json, read_json_lines
 
 Id = int | str
 
@@ -199,11 +199,8 @@ def _is_span(times: object) -> bool:
 
 
 def _read_clips(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_json_lines(path):
         place = f"line {number}"
-        row = parse_json(line.encode())
         descs = row.get("descs") if isinstance(row, dict) else None
         if not isinstance(descs, list) or not row.keys() >= {"vid_name", "clip_id", "ts"}:
             raise ValueError(f"{place}: {{vid_name, clip_id, ts, descs: [{{desc}}]}} is wanted")

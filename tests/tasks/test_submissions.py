@@ -214,6 +214,7 @@ CLIP = json.dumps({**SPAN, "clip_id": 86603, "descs": [{"desc": "a\u2028b"}]}, e
         ("coco", "", "it is empty"),
         ("vatex", "[]", "an object {videoID: caption} is wanted"),
         ("vatex", '{"a": "x", "a": "y"}', "'a' stands twice"),
+        ("tvc", f'{CLIP}\n{{"clip_id": }}', "line 2: Expecting value at column 13"),
         ("tvc", f"{CLIP}\n[]", "line 2: {vid_name, clip_id"),
         ("tvc", CLIP.replace("16.48", '"16"'), r"line 1: vid_name is to be a text and ts \[begin, end\]"),
         ("tvc", f"{CLIP}\nx", "Expecting value"),

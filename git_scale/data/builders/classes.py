@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 from git_scale.data.builders.formats import AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import MalformedRecordError, read_object
 from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.tables import Line, parse_rows
 from git_scale.data.builders.writer import Skipped
 from git_scale.data.captions import clean_caption
 from git_scale.data.class_names import NAMES_FILE, class_names_text
@@ -28,6 +30,7 @@ from git_scale.errors import DataError
 from git_scale.text_files import read_text
 
 HEADER = ["ImageId", "PredictionString"]
+LISTED_AGAIN, NO_IMAGE = "listed again", "not named as a JPEG, PNG or WebP image"
 
 # Classes of ImageNet whose first name is another one's too (GIT's own list of readable names).
 READABLE = {
@@ -43,16 +46,18 @@ READABLE = {
 def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
     """A row per image, with the name of its class as its caption; of a class without one image a Skipped.
 
-    `shots` of each class alone, drawn by `seed`. Raises DataError for names that are not there or stand twice.
+    Before them what the folders hold beside images, and what is listed again. `shots` of each class alone, drawn by
+    `seed`. Raises DataError for names that are not there or stand twice, and for an image of two classes.
     """
     source: Path = given["source"]
     if given["unlabelled"]:
         return _unlabelled(given)
-    classes = _labelled(given["labels"]) if given["labels"] else _in_folders(source)
+    classes, skipped = _labelled(given["labels"]) if given["labels"] else _in_folders(source)
     names = names_of(sorted(classes), given["names"])
     shots: int | None = given["shots"]
     rows: list[SourceRow | Skipped] = [
-        Skipped(key, "class without an image", "class") for key in names if not classes.get(key)
+        *skipped,
+        *(Skipped(key, "class without an image", "class") for key in names if not classes.get(key)),
     ]
     for key in sorted(classes):
         files = sorted(classes[key])
@@ -70,9 +75,7 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
     Raises DataError for a class that the file does not name, and for two of one name.
     """
     names = (
-        dict(_read_names(path))
-        if path
-        else {key: clean_caption(key.replace("_", " ")) or key for key in keys}
+        _one_name_each(path) if path else {key: clean_caption(key.replace("_", " ")) or key for key in keys}
     )
     if missing := [key for key in keys if key not in names]:
         raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r}")
@@ -86,6 +89,17 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
     return names
 
 
+def _one_name_each(path: Path) -> dict[str, str]:
+    """Class -> its name. Raises DataError for a class with two."""
+    names: dict[str, str] = {}
+    for key, name in _read_names(path):
+        if (other := names.setdefault(key, name)) != name:
+            raise DataError(
+                f"{path}: the class {key!r} is named {other!r} and {name!r}; remove one of the two"
+            )
+    return names
+
+
 def class_names(given: Mapping[str, Any]) -> dict[str, str]:
     """What is written beside the shards: the names with their classes, one per line, for data.class_names.
 
@@ -94,7 +108,7 @@ def class_names(given: Mapping[str, Any]) -> dict[str, str]:
     if given["unlabelled"]:
         names = names_of([], given["names"])
     else:
-        keys = _labelled(given["labels"]) if given["labels"] else _folders(given["source"])
+        keys = _labelled(given["labels"])[0] if given["labels"] else _folders(given["source"])
         names = names_of(sorted(keys), given["names"])
     return {NAMES_FILE: class_names_text(names)} if names else {}
 
@@ -111,10 +125,11 @@ def _unlabelled(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
         )
     rows: dict[str, SourceRow] = {}
     again: list[SourceRow | Skipped] = []
-    for _, (name, *_) in _table(path):
-        file = _file_of(name.strip())
+    _, lines = _table(path)
+    for _, (name, *_) in lines:
+        file = _file_of(name)
         if file in rows:
-            again.append(Skipped(file, "listed again"))
+            again.append(Skipped(file, LISTED_AGAIN))
         rows[file] = SourceRow(file, (), {"image_id": Path(file).stem}, is_asked=True, is_measured=True)
     return [*again, *rows.values()]
 
@@ -130,43 +145,71 @@ def _folders(source: Path) -> dict[str, Path]:
     return found
 
 
-def _in_folders(source: Path) -> dict[str, list[str]]:
-    return {
-        name: [
-            file.relative_to(source).as_posix()
-            for file in folder.rglob("*")
-            if file.suffix.lower() in ENDINGS
-        ]
-        for name, folder in _folders(source).items()
-    }
+def _in_folders(source: Path) -> tuple[dict[str, list[str]], list[Skipped]]:
+    """The images of each class, and all other files."""
+    folders = _folders(source)
+    classes: dict[str, list[str]] = {name: [] for name in folders}
+    skipped = [
+        Skipped(item.name, "hidden, or no folder of a class")
+        for item in source.iterdir()
+        if item.name not in folders
+    ]
+    for name, folder in folders.items():
+        for file in folder.rglob("*"):
+            within = file.relative_to(source).as_posix()
+            if file.suffix.lower() in ENDINGS:
+                classes[name].append(within)
+            elif not file.is_dir():
+                skipped.append(Skipped(within, NO_IMAGE))
+    return classes, sorted(skipped)
 
 
-def _labelled(path: Path) -> dict[str, list[str]]:
-    """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString)."""
-    classes = defaultdict[str, list[str]](list)
-    for number, cells in _table(path):
+def _labelled(path: Path) -> tuple[dict[str, list[str]], list[Skipped]]:
+    """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString).
+
+    A class may have blanks: "a.jpg great white shark". Of Kaggle's "n01440764 0 0 499 374" the first word is it.
+    """
+    class_of: dict[str, str] = {}
+    skipped: list[Skipped] = []
+    header, lines = _table(path)
+    for number, cells in lines:
         if len(cells) != 2 or not all(cell.strip() for cell in cells):
             raise DataError(
                 f"{path}, line {number}: FILE and CLASS are expected, found {','.join(cells)[:60]!r}"
             )
-        classes[cells[1].split()[0]].append(_file_of(cells[0].strip()))
-    return classes
+        file, key = _file_of(cells[0]), cells[1].split()[0] if header else cells[1].strip()
+        if file not in class_of:
+            class_of[file] = key
+        elif class_of[file] == key:
+            skipped.append(Skipped(file, LISTED_AGAIN))
+        else:
+            raise DataError(
+                f"{path}, line {number}: {file!r} is of the class {key!r}, and of {class_of[file]!r} above;"
+                " remove one of the two"
+            )
+    classes = defaultdict[str, list[str]](list)
+    for file, key in class_of.items():
+        classes[key].append(file)
+    return classes, skipped
 
 
-def _table(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line but Kaggle's header: parted by commas, or else by the first blank."""
-    rows = csv.reader(_lines(path, "list of images"))
-    try:
-        for row in rows:
-            cells = row if len(row) > 1 else (row[0].split(maxsplit=1) if row else [])
-            if cells and cells != HEADER:
-                yield rows.line_num, cells
-    except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+def _table(path: Path) -> tuple[list[Line], list[Line]]:
+    """Kaggle's header where there is one, and the lines, with their numbers.
+
+    Cells are parted by commas, or else by the first tab or blank.
+    """
+    table = csv.reader(_text(path, "list of images"), strict=True)  # strict: else a quote swallows lines
+    lines = [
+        (number, cells if len(cells) > 1 else cells[0].strip().split("\t" if "\t" in cells[0] else None, 1))
+        for number, cells in parse_rows(path, table)
+    ]
+    is_kaggles = bool(lines) and [cell.strip() for cell in lines[0][1]] == HEADER
+    return lines[:is_kaggles], lines[is_kaggles:]
 
 
 def _file_of(name: str) -> str:
-    return name if Path(name).suffix else f"{name}.JPEG"
+    file = posixpath.normpath(name.strip())
+    return file if Path(file).suffix else f"{file}.JPEG"
 
 
 def _read_names(path: Path) -> Iterator[tuple[str, str]]:
@@ -175,7 +218,7 @@ def _read_names(path: Path) -> Iterator[tuple[str, str]]:
         tree = _json(path)
         pairs = [value if isinstance(value, list) else [key, value] for key, value in tree.items()]
     else:
-        pairs = [_pair_of(line) for line in _lines(path, "names") if line.strip()]
+        pairs = [_pair_of(line) for line in _text(path, "names") if line.strip()]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
             raise DataError(f"{path}: a class and its name are expected, found {pair!r}")
@@ -200,9 +243,9 @@ def _json(path: Path) -> dict[str, Any]:
         raise DataError(f'{path}: {error}; an object {{"CLASS": "name"}} is expected') from None
 
 
-def _lines(path: Path, what: str) -> list[str]:
+def _text(path: Path, what: str) -> io.StringIO:
     try:
-        return list(io.StringIO(read_text(path), newline=None))  # all three line ends, and no others
+        return io.StringIO(read_text(path), newline=None)  # all three line ends, and no others
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable {what}: {error}") from None
 

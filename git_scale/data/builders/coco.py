@@ -16,6 +16,7 @@ from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
     id_of,
+    is_true,
     not_text,
     read_object,
     records_of,
@@ -72,7 +73,7 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipp
         elif not isinstance(caption, str):
             reason = not_text("caption", caption)
             skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
-        elif mark := next((mark for mark in OF_NO_USE if annotation.get(mark)), None):
+        elif mark := next((mark for mark in OF_NO_USE if is_true(place, annotation, mark)), None):
             skipped.append(Skipped(f"{place} of image id {number!r}", OF_NO_USE[mark], "caption"))
         else:
             captions_of[number].append(caption)

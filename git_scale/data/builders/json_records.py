@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,52 @@ def read_object(path: Path) -> dict[str, Any]:
     return tree
 
 
+def read_list(path: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of the JSON list in a file, each with its place, "questions[3]" where they are called `name`.
+
+    Raises DataError as `read_value`, MalformedRecordError for another value.
+    """
+    tree = read_value(path)
+    if not isinstance(tree, list):
+        keys = f" of {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
+        raise MalformedRecordError(f"it holds {kind_of(tree)}{keys}, not a list")
+    return records_of({name: tree}, name)
+
+
 class MalformedRecordError(Exception):
     """A record without the form of its format; the reader adds the file and what it expects."""
 
 
-def records_of(tree: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises MalformedRecordError."""
-    if key not in tree:
-        raise MalformedRecordError(f"no {key}, but {', '.join(map(repr, list(tree)[:8])) or 'nothing'}")
+def records_of(tree: dict[str, Any], key: str, within: str = "") -> list[tuple[str, dict[str, Any]]]:
+    """The objects of the list `tree[key]`, each with its place, "annotations[3]". Raises MalformedRecordError.
+
+    `within`: the place of the tree where it is a record itself, "data[7]"; theirs are then "data[7].answers[3]".
+    """
+    _check_has(tree, key, within)
+    name = f"{within}.{key}" if within else key
     if not isinstance(tree[key], list):
-        raise MalformedRecordError(f"{key} is {kind_of(tree[key])}, not a list")
-    records = [(f"{key}[{number}]", record) for number, record in enumerate(tree[key])]
+        raise MalformedRecordError(f"{name} is {kind_of(tree[key])}, not a list")
+    records = [(f"{name}[{number}]", record) for number, record in enumerate(tree[key])]
     for place, record in records:
         if not isinstance(record, dict):
             raise MalformedRecordError(f"{place} is {kind_of(record)}, not an object")
     return records
+
+
+def object_of(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object `tree[key]`. Raises MalformedRecordError."""
+    _check_has(tree, key)
+    if not isinstance(value := tree[key], dict):
+        raise MalformedRecordError(f"{key} is {kind_of(value)}, not an object")
+    return value
+
+
+def _check_has(tree: dict[str, Any], key: str, within: str = "") -> None:
+    if key not in tree:
+        found = ", ".join(map(repr, list(tree)[:8])) or "nothing"
+        raise MalformedRecordError(
+            f"{within} has no {key}, but {found}" if within else f"no {key}, but {found}"
+        )
 
 
 def value_of(place: str, record: dict[str, Any], key: str) -> Any:
@@ -63,12 +94,20 @@ def id_of(place: str, record: dict[str, Any], key: str) -> Id:
     return value
 
 
+def is_true(place: str, record: dict[str, Any], key: str) -> bool:
+    """Whether `record[key]` is true or 1; one that is missing is not. Raises MalformedRecordError for a text."""
+    value = record.get(key, False)
+    if value not in (True, False):  # 1 and 0 are equal to them
+        raise MalformedRecordError(f"{place}.{key} is {kind_of(value)}, {value!r:.60}, not true or false")
+    return bool(value)
+
+
 def segment_of(place: str, record: dict[str, Any], key: str) -> tuple[float, float]:
     """A beginning and an end in seconds. Raises MalformedRecordError for anything else."""
     value = value_of(place, record, key)
     numbers = [second for second in value if type(second) in (int, float)] if isinstance(value, list) else []
-    if len(numbers) != 2 or len(value) != 2 or not 0 <= numbers[0] <= numbers[1] < math.inf:
-        raise MalformedRecordError(f"{place}.{key} is {value!r}, not [start, end] in seconds")
+    if len(numbers) != 2 or len(value) != 2 or not 0 <= numbers[0] <= numbers[1] <= sys.float_info.max:
+        raise MalformedRecordError(f"{place}.{key} is {value!r:.60}, not [start, end] in seconds")
     return float(numbers[0]), float(numbers[1])
 
 

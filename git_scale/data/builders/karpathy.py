@@ -72,11 +72,11 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
 
 def _captions(place: str, image: dict[str, Any], skipped: list[Skipped]) -> tuple[str, ...]:
     captions: list[str] = []
-    for where, sentence in records_of(image, "sentences"):
-        if isinstance(raw := value_of(f"{place}.{where}", sentence, "raw"), str):
+    for where, sentence in records_of(image, "sentences", place):
+        if isinstance(raw := value_of(where, sentence, "raw"), str):
             captions.append(raw)
         else:
-            skipped.append(Skipped(f"{place}.{where}", not_text("raw", raw), "caption"))
+            skipped.append(Skipped(where, not_text("raw", raw), "caption"))
     return tuple(captions)
 
 

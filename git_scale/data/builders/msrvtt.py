@@ -22,7 +22,7 @@ from git_scale.data.builders.json_records import (
     records_of,
     value_of,
 )
-from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -64,6 +64,7 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
         else:
             skipped.append(Skipped(f"{place} of {number!r}", not_text("caption", caption), "caption"))
     rows = [SourceRow(f"{number}.mp4", tuple(captions[number]), {"image_id": number}) for number in wanted]
+    refuse_shared_files(path, rows)
     return [*skipped, *rows]
 
 

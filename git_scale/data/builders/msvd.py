@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -49,7 +49,9 @@ def read_msvd(path: Path, split: str | None = None) -> list[SourceRow | Skipped]
         )
     parts = [part for part, size in PARTS.items() for _ in range(size)] if split else [""] * len(names)
     wanted = of_split(path, "video", dict(zip(names, parts, strict=True)), split)
-    return [SourceRow(f"{name}.avi", tuple(captions[name]), {"image_id": name}) for name in wanted]
+    rows = [SourceRow(f"{name}.avi", tuple(captions[name]), {"image_id": name}) for name in wanted]
+    refuse_shared_files(path, rows)
+    return [*rows]
 
 
 def _text(path: Path) -> str:

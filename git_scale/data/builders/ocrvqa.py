@@ -50,9 +50,9 @@ def _split_of(key: str, cover: object) -> str:
     if not isinstance(cover, dict):
         raise MalformedRecordError(f"{key!r} is {kind_of(cover)}, not an object")
     number = value_of(key, cover, "split")
-    if isinstance(number, bool) or number not in SPLITS:
-        raise MalformedRecordError(f"{key}.split is {number!r}, not 1, 2 or 3")
-    return SPLITS[number]
+    if isinstance(number, bool) or not isinstance(number, int | float) or number not in SPLITS:
+        raise MalformedRecordError(f"{key}.split is {number!r:.60}, not 1, 2 or 3")
+    return SPLITS[int(number)]
 
 
 def _ask(key: str, cover: dict[str, Any], asked: QuestionList) -> str:
@@ -67,7 +67,10 @@ def _ask(key: str, cover: dict[str, Any], asked: QuestionList) -> str:
     for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         number = f"{key}-{place}"
         asked.ask({"question": question}, number, key, asked.texts([answer], number))
-    return posixpath.splitext(urlsplit(url).path)[1]
+    try:
+        return posixpath.splitext(urlsplit(url).path)[1]
+    except ValueError as error:
+        raise MalformedRecordError(f"{key}.imageURL is {url!r:.60}, no address ({error})") from None
 
 
 def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:

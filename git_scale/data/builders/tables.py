@@ -88,17 +88,19 @@ def _check_separator(path: Path, text: str) -> None:
 
 
 def _read_csv(path: Path, text: str) -> list[Line]:
-    lines = _parse(path, csv.reader(_lines(text), strict=True))  # strict: else a stray quote swallows lines
+    lines = parse_rows(
+        path, csv.reader(_lines(text), strict=True)
+    )  # strict: else a stray quote swallows lines
     _check_widths(path, lines, "a comma")
     return lines
 
 
 def _read_tsv(path: Path, text: str) -> list[Line]:
-    plain = _parse(path, csv.reader(_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE))
+    plain = parse_rows(path, csv.reader(_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     if _odd_line(plain) is None:
         return [(number, [_unquoted(cell) for cell in cells]) for number, cells in plain]
     try:
-        quoted = _parse(path, csv.reader(_lines(text), delimiter="\t", strict=True))
+        quoted = parse_rows(path, csv.reader(_lines(text), delimiter="\t", strict=True))
     except DataError:  # a stray quote: not written by the csv module's rules
         quoted = plain
     _check_widths(path, plain if _odd_line(quoted) else quoted, "a tab or a line break")
@@ -109,8 +111,8 @@ def _lines(text: str) -> io.StringIO:
     return io.StringIO(text, newline="")  # lines end at \n, \r\n or \r, and stay as they are within quotes
 
 
-def _parse(path: Path, table: _Reader) -> list[Line]:
-    """All rows that are not blank, with the number of their first line."""
+def parse_rows(path: Path, table: _Reader) -> list[Line]:
+    """All rows that are not blank, with the number of their first line. Raises DataError for odd quotes."""
     lines: list[Line] = []
     first = 1
     try:
@@ -124,7 +126,8 @@ def _parse(path: Path, table: _Reader) -> list[Line]:
                 f"{path}, line {first}: a cell of more than {csv.field_size_limit():,} characters; close the quote"
                 " that was opened there, or cut the cell"
             ) from None
-        raise DataError(f"{path}, line {table.line_num}: {error}; mend the quotes of that line") from None
+        lines_read = f"line {first}" if first == table.line_num else f"lines {first} to {table.line_num}"
+        raise DataError(f"{path}, {lines_read}: {error}; mend the quotes there") from None
     return lines
 
 

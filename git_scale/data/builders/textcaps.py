@@ -20,7 +20,7 @@ from git_scale.data.builders.json_records import (
     read_object,
     records_of,
 )
-from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
@@ -32,14 +32,16 @@ def read_textcaps(path: Path) -> list[SourceRow | Skipped]:
     Before them captions that are no text. Raises DataError for a file of another form.
     """
     try:
-        return _rows(read_object(path))
+        rows, skipped = _rows(read_object(path))
     except MalformedRecordError as error:
         raise DataError(
             f"{path}: not TextCaps ({error}); expected an object with data: [{{image_id, caption_str}}]"
         ) from None
+    refuse_shared_files(path, rows)
+    return [*skipped, *rows]
 
 
-def _rows(tree: dict[str, Any]) -> list[SourceRow | Skipped]:
+def _rows(tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipped]]:
     skipped: list[Skipped] = []
     captions: dict[Id, list[str]] = {}
     records = records_of(tree, "data")
@@ -58,7 +60,7 @@ def _rows(tree: dict[str, Any]) -> list[SourceRow | Skipped]:
         SourceRow(f"{number}.jpg", tuple(texts), {"image_id": number}, is_asked=is_test)
         for number, texts in captions.items()
     ]
-    return [*skipped, *rows]
+    return rows, skipped
 
 
 FORMAT = AnnotationFormat(

@@ -20,6 +20,7 @@ from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.segments import WHOLE
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.splits import tenth_held_out
+from git_scale.data.builders.tables import parse_rows
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 from git_scale.text_files import read_text
@@ -37,15 +38,16 @@ def read_tgif_qa(path: Path, split: str | None = None) -> list[SourceRow | Skipp
         text = read_text(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable table: {error}") from None
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
-    header = next(lines, [])
+    table = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    lines = parse_rows(path, table)
+    header = lines[0][1] if lines else []
     if not {*COLUMNS, "type"} <= set(header):
         raise DataError(
             f"{path}: not TGIF-QA's Frame questions; expected columns gif_name, question, answer and type, separated"
             f" by tabs, found {header[:8]}"
         )
     asked = QuestionList(path)
-    for number, cells in enumerate(lines, start=2):
+    for number, cells in lines[1:]:
         if not any(cells):
             continue
         if len(cells) != len(header):

@@ -26,7 +26,7 @@ from git_scale.data.builders.json_records import (
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
-from git_scale.text_files import parse_json, read_text
+from git_scale.text_files import read_json_lines
 
 SHOWS = ("friends", "met", "castle", "house", "grey")
 OTHER_SHOW = "bbt"  # whose names begin with the season
@@ -58,25 +58,24 @@ def read_tvc(path: Path) -> list[SourceRow | Skipped]:
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of all lines that are not blank, each with its place, "line 3"."""
     try:
-        for number, line in enumerate(read_text(path).split("\n"), start=1):
-            if line.strip():
-                record = parse_json(line.encode())
-                if not isinstance(record, dict):
-                    raise MalformedRecordError(f"line {number} is {kind_of(record)}, not an object")
-                yield f"line {number}", record
+        lines = list(read_json_lines(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable lines of JSON: {error}") from None
+    for number, record in lines:
+        if not isinstance(record, dict):
+            raise MalformedRecordError(f"line {number} is {kind_of(record)}, not an object")
+        yield f"line {number}", record
 
 
 def _row(place: str, record: dict[str, Any], number: Id, skipped: list[Skipped], is_test: bool) -> SourceRow:
     if not isinstance(name := value_of(place, record, "vid_name"), str):
         raise MalformedRecordError(f"{place}.vid_name is not a text")
     captions: list[str] = []
-    for where, said in records_of(record, "descs") if not is_test else []:
-        if isinstance(caption := value_of(f"{place}.{where}", said, "desc"), str):
+    for where, said in records_of(record, "descs", place) if not is_test else []:
+        if isinstance(caption := value_of(where, said, "desc"), str):
             captions.append(caption)
         else:
-            skipped.append(Skipped(f"{place}.{where}", not_text("desc", caption), "caption"))
+            skipped.append(Skipped(where, not_text("desc", caption), "caption"))
     segment = segment_of(place, record, "ts")
     show = name.partition("_")[0]
     folder = f"{show if show in SHOWS else OTHER_SHOW}_frames/{name}"

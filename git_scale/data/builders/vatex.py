@@ -2,7 +2,7 @@
 
     [{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["..."], "chCap": ["..."]}]
 
-A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the public test set has no captions.
+A video lies at VIDEOID.mp4, ten seconds cut out of what YouTube has; the private test set has no captions.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, read_value, records_of
-from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, read_list
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
 
@@ -28,12 +28,12 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
     """
     if language not in LANGUAGES:
         raise DataError(f"--language {language}: one of {', '.join(LANGUAGES)} is needed")
-    tree = read_value(path)
     rows: list[SourceRow] = []
     skipped: list[SourceRow | Skipped] = []
     seen = set()
     try:
-        for place, video in records_of({"videos": tree}, "videos"):
+        videos = read_list(path, "videos")
+        for place, video in videos:
             number = id_of(place, video, "videoID")
             if number in seen:
                 raise DataError(f"{path}: videoID {number!r} stands twice")
@@ -51,7 +51,8 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
         raise DataError(
             f"{path}: not VATEX's captions ({error}); expected a list of {{videoID, enCap, chCap}}"
         ) from None
-    is_test = not any(key in video for video in tree for key in LANGUAGES.values())
+    refuse_shared_files(path, rows)
+    is_test = not any(key in video for _, video in videos for key in LANGUAGES.values())
     return [*skipped, *(replace(row, is_asked=is_test) for row in rows)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import Id, MalformedRecordError, id_of, read_value, records_of
+from git_scale.data.builders.json_records import Id, MalformedRecordError, id_of, read_list
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
@@ -29,11 +29,8 @@ def read_video_qa(path: Path, mapping: Path | None = None) -> list[SourceRow | S
     """
     asked = QuestionList(path)
     names = _read_mapping(mapping) if mapping else {}
-    tree = read_value(path)
     try:
-        if isinstance(tree, dict):
-            raise MalformedRecordError(f"it holds an object of {', '.join(list(tree)[:8])}, not a list")
-        for place, record in records_of({"questions": tree}, "questions"):
+        for place, record in read_list(path, "questions"):
             number, video = id_of(place, record, "id"), id_of(place, record, "video_id")
             asked.take_id(place, number, record.get("question"))
             answers = asked.texts([record["answer"]], number) if "answer" in record else None
@@ -54,14 +51,18 @@ def read_video_qa(path: Path, mapping: Path | None = None) -> list[SourceRow | S
 
 
 def _read_mapping(path: Path) -> dict[str, str]:
-    """vid1 -> the name of its file."""
+    """vid1 -> the name of its file. Raises DataError where it has two."""
     try:
         lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable mapping: {error}") from None
     if wrong := next((line for line in lines if len(line) != 2), None):
         raise DataError(f"{path}: lines NAME vidN are expected, found {' '.join(wrong)[:60]!r}")
-    return {number: name for name, number in lines}
+    names: dict[str, str] = {}
+    for name, number in lines:
+        if (other := names.setdefault(number, name)) != name:
+            raise DataError(f"{path}: {number} is both {other!r} and {name!r}; remove one of the two lines")
+    return names
 
 
 def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:

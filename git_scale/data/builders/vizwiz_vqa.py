@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat
-from git_scale.data.builders.json_records import MalformedRecordError, read_value, records_of, value_of
+from git_scale.data.builders.json_records import MalformedRecordError, read_list, records_of, value_of
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
@@ -27,16 +27,13 @@ def read_vizwiz_vqa(path: Path) -> list[SourceRow | Skipped]:
     Raises DataError for a file of another form and for an image that stands twice.
     """
     asked = QuestionList(path)
-    tree = read_value(path)
     try:
-        if isinstance(tree, dict):
-            raise MalformedRecordError(f"it holds an object of {', '.join(list(tree)[:8])}, not a list")
-        for place, record in records_of({"questions": tree}, "questions"):
+        for place, record in read_list(path, "questions"):
             if not isinstance(image := value_of(place, record, "image"), str):
                 raise MalformedRecordError(f"{place}.image is not a text")
             asked.take_id(place, image, record.get("question"))
-            given = records_of(record, "answers") if "answers" in record else []
-            answers = [value_of(f"{place}.{where}", answer, "answer") for where, answer in given]
+            given = records_of(record, "answers", place) if "answers" in record else []
+            answers = [value_of(where, answer, "answer") for where, answer in given]
             more = {key: record[key] for key in KEPT if key in record}
             asked.ask(record, image, image, asked.texts(answers, image) if given else None, **more)
     except MalformedRecordError as error:

@@ -131,7 +131,7 @@ def _annotations(path: Path, tree: dict[str, Any], asked: QuestionList) -> dict[
             raise DataError(
                 f"{path}: question_id {number!r} has two annotations, the second at {place}; remove one"
             )
-        given = [value_of(where, item, "answer") for where, item in records_of(record, "answers")]
+        given = [value_of(where, item, "answer") for where, item in records_of(record, "answers", place)]
         found[number] = _Annotation(asked.texts(given, number), record.get("image_id"))
     return found
 

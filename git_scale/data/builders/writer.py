@@ -48,7 +48,7 @@ class Skipped(NamedTuple):
     name: str
     reason: str
     unit: str = "image"
-    """What it is: an image, caption, question, answer or annotation."""
+    """What it is: an image, caption, question, answer, annotation or class."""
 
 
 class ChangedItem(Skipped):
@@ -109,11 +109,15 @@ class BuildReport:
 def describe_skipped(report: BuildReport) -> list[str]:
     """One line per reason for which something was left out, or changed."""
     return [
-        f"{what} {row['count']} ({100 * row['share']:.1f} % of the {row['unit']}s): {row['reason']}:"
+        f"{what} {row['count']} ({100 * row['share']:.1f} % of the {_plural(row['unit'])}): {row['reason']}:"
         f" {', '.join(map(repr, row['examples']))}"
         for what, counts in (("skipped", report.skipped), ("changed", report.changed))
         for row in report.by_reason(counts)
     ]
+
+
+def _plural(unit: str) -> str:
+    return f"{unit}es" if unit.endswith("s") else f"{unit}s"
 
 
 def write_shards(

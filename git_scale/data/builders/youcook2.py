@@ -9,6 +9,7 @@ authors' program downloads it. The frames of the segment are decoded out of the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from git_scale.data.builders.json_records import (
     id_of,
     kind_of,
     not_text,
+    object_of,
     read_object,
     records_of,
     segment_of,
     value_of,
 )
-from git_scale.data.builders.source_images import SourceRow
+from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -40,19 +42,18 @@ def read_youcook2(path: Path, videos: Path, subset: str | None = None) -> list[S
     """
     skipped: list[Skipped] = []
     rows: list[SourceRow] = []
+    taken: set[str] = set()
     try:
-        tree = read_object(path)
-        database = tree.get("database")
-        if not isinstance(database, dict):
-            raise MalformedRecordError(f"no object database, but {', '.join(list(tree)[:8]) or 'nothing'}")
+        database = object_of(read_object(path), "database")
         subsets = {key: _subset_of(key, video) for key, video in database.items()}
         for key in of_split(path, "video", subsets, subset):
-            rows += _steps(key, database[key], _file_of(videos, key, database[key]), skipped)
+            rows += _steps(key, database[key], _file_of(videos, key, database[key]), skipped, taken)
     except MalformedRecordError as error:
         raise DataError(
             f"{path}: not YouCook2 ({error}); expected an object with database: {{ID: {{subset, annotations:"
             " [{id, segment: [start, end], sentence}]}}"
         ) from None
+    refuse_shared_files(path, {row.file: row for row in rows}.values())  # of a video each, not of its steps
     return [*skipped, *rows]
 
 
@@ -65,21 +66,22 @@ def _subset_of(key: str, video: object) -> object:
 def _file_of(videos: Path, key: str, video: dict[str, Any]) -> str:
     folder = f"{video['subset']}/{video.get('recipe_type', '')}"
     names = [f"{place}{key}{ending}" for place in ("", f"{folder}/") for ending in ENDINGS]
-    return next((name for name in names if (videos / name).is_file()), names[0])
+    there = (name for name in names if os.path.isfile(videos / name))  # noqa: PTH113 - Path's fails for a long name
+    return next(there, names[0])
 
 
-def _steps(key: str, video: dict[str, Any], file: str, skipped: list[Skipped]) -> list[SourceRow]:
+def _steps(
+    key: str, video: dict[str, Any], file: str, skipped: list[Skipped], taken: set[str]
+) -> list[SourceRow]:
     rows = []
-    seen = set()
-    for where, step in records_of(video, "annotations"):
-        place = f"{key}.{where}"
-        number, sentence = id_of(place, step, "id"), value_of(place, step, "sentence")
-        if number in seen:
+    for place, step in records_of(video, "annotations", key):
+        number, sentence = f"{key}_{id_of(place, step, 'id')}", value_of(place, step, "sentence")
+        if number in taken:
             raise MalformedRecordError(f"{place} has the id of another step, {number!r}")
-        seen.add(number)
+        taken.add(number)
         segment = segment_of(place, step, "segment")
         if isinstance(sentence, str):
-            identity = {"image_id": f"{key}_{number}", "segment": list(segment)}
+            identity = {"image_id": number, "segment": list(segment)}
             rows.append(SourceRow(file, (sentence,), identity, segment=segment))
         else:
             skipped.append(Skipped(place, not_text("sentence", sentence), "caption"))

@@ -204,6 +204,28 @@ def test_textcaps_test_split_has_no_captions(tmp_path: Path) -> None:
     ]
 
 
+def test_two_ids_of_one_image_of_textcaps_are_refused(tmp_path: Path) -> None:
+    records = [textcaps_record("0", "A sign.", 1), textcaps_record("0", "A bottle.", 2) | {"image_id": 0}]
+    with pytest.raises(DataError, match=r"the image ids '0' and 0 have one file, '0\.jpg'"):
+        read_textcaps(written(tmp_path, {"data": records}))
+
+
+@pytest.mark.parametrize("mark", ["is_rejected", "is_precanned"])
+@pytest.mark.parametrize(
+    ("value", "is_left_out"),
+    [(True, True), (1, True), (False, False), (0, False), ("false", None), (None, None)],
+)
+def test_a_mark_is_true_or_false(tmp_path: Path, mark: str, value: Any, is_left_out: bool | None) -> None:
+    """ "false", a text, was taken for true."""
+    images = [{"id": 0, "file_name": "a.jpg"}]
+    path = written(tmp_path, {"images": images, "annotations": [vizwiz_caption(0, "nice", **{mark: value})]})
+    if is_left_out is None:
+        with pytest.raises(DataError, match=rf"annotations\[0\]\.{mark} is .*, not true or false"):
+            read_coco(path)
+        return
+    assert [type(row) for row in read_coco(path)] == [*[Skipped] * is_left_out, SourceRow]
+
+
 TEXTVQA = {"data": [{"image_id": "00a1", "question": "what?", "question_id": 3, "answers": ["x"]}]}
 
 
@@ -217,6 +239,11 @@ TEXTVQA = {"data": [{"image_id": "00a1", "question": "what?", "question_id": 3, 
             read_karpathy,
             NOCAPS,
             r"not Karpathy's splits \(images\[0\] has no imgid\); expected .* sentences:",
+        ),
+        (
+            read_karpathy,
+            {"images": [karpathy_image(1, "train", filename="a.jpg") | {"sentences": ["A man."]}]},
+            r"images\[0\]\.sentences\[0\] is a text, not an object",
         ),
         (read_karpathy, {"images": []}, r"not Karpathy's splits \(no image in it\)"),
         (

@@ -31,7 +31,8 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_each_image_has_the_name_of_its_folder(folders: Path) -> None:
-    rows = read_classes(given(folders))
+    note, *rows = read_classes(given(folders))
+    assert note == Skipped("red_fox/notes.txt", "not named as a JPEG, PNG or WebP image")
     assert rows[0] == Skipped("empty", "class without an image", "class")
     assert rows[1] == SourceRow("n02113186/c.JPEG", ("n02113186",), {"image_id": "c", "class": "n02113186"})
     assert [row.captions for row in rows[4:]] == [("red fox",), ("red fox",)]  # type: ignore[union-attr]
@@ -139,3 +140,83 @@ def test_a_line_without_a_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a.jpg n1\nb.jpg\n")
     with pytest.raises(DataError, match=r"labels.txt, line 2: FILE and CLASS are expected, found 'b.jpg'"):
         read_classes(given(tmp_path, labels=tmp_path / "labels.txt"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "0.jpg,great white shark\n1.jpg,great horned owl\n",
+        "0.jpg great white shark\r\n1.jpg great horned owl\r\n",
+        "0.jpg\tgreat white shark\n1.jpg\tgreat horned owl\n",
+        '"0.jpg","great white shark"\n"1.jpg","great horned owl"\n',
+    ],
+)
+def test_a_class_may_have_blanks(tmp_path: Path, content: str) -> None:
+    """Both were "great"."""
+    (tmp_path / "labels.csv").write_text(content)
+    options = given(tmp_path, labels=tmp_path / "labels.csv")
+    assert {row.file: row.captions for row in read_classes(options) if isinstance(row, SourceRow)} == {
+        "0.jpg": ("great white shark",),
+        "1.jpg": ("great horned owl",),
+    }
+    written = class_names(options)["class_names.txt"]
+    assert written == "great horned owl\tgreat horned owl\ngreat white shark\tgreat white shark\n"
+
+
+def test_what_is_no_image_of_a_class_is_counted(folders: Path) -> None:
+    for name in ("red_fox/b.bmp", "red_fox/sub/a.gif", "n02113186/c.tiff", "readme.md", ".cache/a.jpg"):
+        (folders / name).parent.mkdir(exist_ok=True)
+        (folders / name).write_bytes(b"x")
+    rows = read_classes(given(folders))
+    assert [row for row in rows if isinstance(row, Skipped) and row.unit == "image"] == [
+        Skipped(".cache", "hidden, or no folder of a class"),
+        Skipped("n02113186/c.tiff", "not named as a JPEG, PNG or WebP image"),
+        Skipped("readme.md", "hidden, or no folder of a class"),
+        Skipped("red_fox/b.bmp", "not named as a JPEG, PNG or WebP image"),
+        Skipped("red_fox/notes.txt", "not named as a JPEG, PNG or WebP image"),
+        Skipped("red_fox/sub/a.gif", "not named as a JPEG, PNG or WebP image"),
+    ]
+    assert len([row for row in rows if isinstance(row, SourceRow)]) == 5
+
+
+def test_an_image_that_is_listed_twice_is_taken_once_or_contradicts_itself(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a.jpg,cat\nb.jpg,dog\n./a.jpg,cat\n")
+    assert read_classes(given(tmp_path, labels=labels)) == [
+        Skipped("a.jpg", "listed again"),
+        SourceRow("a.jpg", ("cat",), {"image_id": "a", "class": "cat"}),
+        SourceRow("b.jpg", ("dog",), {"image_id": "b", "class": "dog"}),
+    ]
+    labels.write_text("a.jpg,cat\na.jpg,dog\n")
+    with pytest.raises(DataError, match=r"txt, line 2: 'a.jpg' is of the class 'dog', and of 'cat' above"):
+        read_classes(given(tmp_path, labels=labels))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("names.txt", "n0 tench\nn0 goldfish\n"),
+        ("names.tsv", "n0\ttench\nn1\tfox\nn0\tgoldfish\n"),
+        ("names.json", json.dumps({"0": ["n0", "tench"], "1": ["n0", "goldfish"]})),
+    ],
+)
+def test_a_class_of_two_names_is_refused(tmp_path: Path, file: str, content: str) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=rf"{file}: the class 'n0' is named 'tench' and 'goldfish'; remove"):
+        names_of(["n0"], tmp_path / file)
+    (tmp_path / "same.txt").write_text("n0 tench\nn0 tench\n")
+    assert names_of(["n0"], tmp_path / "same.txt") == {"n0": "tench"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('a.jpg,cat\nb.jpg,"dog\nc.jpg,fox\n', r"labels\.csv, lines 2 to 3: unexpected end of data; mend"),
+        ('a.jpg,"' + "x" * 200_000 + '"\n', r"labels\.csv, line 1: a cell of more than 131,072 characters"),
+    ],
+)
+@pytest.mark.parametrize("option", ["labels", "unlabelled"])
+def test_quotes_that_are_amiss_are_refused(tmp_path: Path, option: str, content: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_classes(given(tmp_path, **{option: tmp_path / "labels.csv"}))

@@ -188,6 +188,14 @@ TEXTVQA = {"data": [{"image_id": "a", "question": "what?", "question_id": 3, "an
         ),
         (read_ocrvqa, {"1": cover(4)}, r"1\.split is 4, not 1, 2 or 3"),
         (read_ocrvqa, {"1": cover(True)}, r"1\.split is True"),  # type: ignore[arg-type]
+        (read_ocrvqa, {"1": cover([1])}, r"1\.split is \[1\], not 1, 2 or 3"),  # type: ignore[arg-type]
+        (read_ocrvqa, {"1": cover({})}, r"1\.split is \{\}, not 1, 2 or 3"),  # type: ignore[arg-type]
+        (
+            read_ocrvqa,
+            {"7": cover(1, "http://[::1/a.jpg")},
+            r"questions\.json: not OCR-VQA \(7\.imageURL is 'http://\[::1/a\.jpg', no address",
+        ),
+        (read_ocrvqa, {"7": cover(1, "http://ex\u2100mple/a.jpg")}, r"7\.imageURL is .*, no address"),
         (read_ocrvqa, {"1": cover(1, answers=["x"])}, r"1 has 2 questions, but 1 answers"),
         (read_ocrvqa, {"1": cover(1, questions="Who?")}, r"no lists of questions and answers"),
         (read_ocrvqa, [], r"not OCR-VQA \(it holds a list, not an object\)"),
@@ -196,9 +204,14 @@ TEXTVQA = {"data": [{"image_id": "a", "question": "what?", "question_id": 3, "an
             VQA2,
             r"not VizWiz-VQA \(it holds an object of questions, data_subtype, not a list\)",
         ),
+        (read_vizwiz_vqa, 7, r"not VizWiz-VQA \(it holds a number, not a list\)"),
         (read_vizwiz_vqa, [{"image": 3, "question": "a"}], r"questions\[0\]\.image is not a text"),
         (read_vizwiz_vqa, [vizwiz("a", "x")] * 2, r"question_id 'a' stands twice"),
-        (read_vizwiz_vqa, [vizwiz("a") | {"answers": ["x"]}], r"answers\[0\] is a text, not an object"),
+        (
+            read_vizwiz_vqa,
+            [vizwiz("a") | {"answers": ["x"]}],
+            r"questions\[0\]\.answers\[0\] is a text, not an object",
+        ),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, read: Any, tree: Any, message: str) -> None:

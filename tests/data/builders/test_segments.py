@@ -124,6 +124,12 @@ def written(tmp_path: Path, content: Any) -> Path:
     return path
 
 
+def of_steps(*numbers: Any, **more: Any) -> dict[str, Any]:
+    """A video of YouCook2."""
+    steps = [{"segment": [1, 2], "id": number, "sentence": "stir"} | more for number in numbers]
+    return {"subset": "training", "recipe_type": "9", "annotations": steps}
+
+
 @pytest.mark.parametrize("place", ["GLd3aX16zBg.mp4", "training/113/GLd3aX16zBg.mp4"])
 def test_a_step_of_youcook2_is_a_sample(tmp_path: Path, squares: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -226,6 +232,15 @@ def test_tvcs_test_file_has_no_captions(tmp_path: Path) -> None:
         (lines(TVC[0] | {"ts": "1-2"}), r"line 1\.ts is '1-2'"),
         (lines(TVC[0] | {"ts": [True, 1]}), r"line 1\.ts is \[True, 1\]"),
         (lines(TVC[0] | {"ts": [0, math.inf]}), r"line 1\.ts is \[0, inf\]"),
+        (
+            lines(TVC[0] | {"ts": [0, 10**400]}),
+            r"captions\.json: not TVC \(line 1\.ts is \[0, 10+, not \[start",
+        ),
+        (
+            lines(TVC[0]) + "\n{,}\n",
+            r"not readable lines of JSON: line 3: Expecting property name .* column 2$",
+        ),
+        (lines(TVC[0] | {"descs": ["a"]}), r"line 1\.descs\[0\] is a text, not an object"),
     ],
 )
 def test_another_form_of_tvc_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -238,11 +253,12 @@ def test_another_form_of_tvc_is_refused(tmp_path: Path, content: str, message: s
     [
         (
             {"images": []},
-            r"not YouCook2 \(no object database, but images\); expected an object with database",
+            r"not YouCook2 \(no database, but 'images'\); expected an object with database",
         ),
+        ({"database": []}, r"not YouCook2 \(database is a list, not an object\)"),
         ({"database": {"a": 3}}, r"database\.a is a number, not an object"),
         ({"database": {"a": {}}}, r"database\.a has no subset"),
-        ({"database": {"a": {"subset": "training"}}}, r"\(no annotations, but 'subset'\)"),
+        ({"database": {"a": {"subset": "training"}}}, r"\(a has no annotations, but 'subset'\)"),
         (
             {"database": {"a": {"subset": "t", "annotations": [{"id": 1, "segment": [1], "sentence": "x"}]}}},
             r"a\.annotations\[0\]\.segment is \[1\], not \[start, end\]",
@@ -256,8 +272,21 @@ def test_another_form_of_tvc_is_refused(tmp_path: Path, content: str, message: s
                     }
                 }
             },
-            r"a\.annotations\[1\] has the id of another step, 1",
+            r"a\.annotations\[1\] has the id of another step, 'a_1'",
         ),
+        (
+            {"database": {"a": of_steps("1_2"), "a_1": of_steps(2)}},
+            r"a_1\.annotations\[0\] has the id of another step, 'a_1_2'",
+        ),
+        (
+            {"database": {"a": of_steps(1), "./a": of_steps(1)}},
+            r"the image ids 'a_1' and '\./a_1' have one file, '\./a\.mp4'",
+        ),
+        (
+            {"database": {"a": of_steps(1, segment=[0, 10**400])}},
+            r"captions\.json: not YouCook2 \(a\.annotations\[0\]\.segment is \[0, 10+, not \[start, end\]",
+        ),
+        ({"database": {"a": of_steps(1) | {"annotations": [3]}}}, r"a\.annotations\[0\] is a number, not"),
     ],
 )
 def test_another_form_of_youcook2_is_refused(tmp_path: Path, tree: Any, message: str) -> None:
@@ -283,3 +312,18 @@ def test_no_part_of_a_video_leads_out_of_the_folder(tmp_path: Path) -> None:
         "no frame within the segment",
     ]
     assert len(outcomes) == 3
+
+
+def test_an_overlong_name_is_counted_and_ends_no_build(tmp_path: Path) -> None:
+    """All was read, and then the build ended: "cannot be written: File name too long"."""
+    (tmp_path / "b.mp4").write_bytes(a_video())
+    folder = tmp_path / "friends_frames" / "friends_s01e03_seg02_clip_19"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (SIDE, SIDE)).save(folder / "00004.jpg")
+    steps = read_youcook2(
+        written(tmp_path, {"database": {"a" * 300: of_steps(0), "b": of_steps(0)}}), tmp_path
+    )
+    moments = read_tvc(written(tmp_path, lines(TVC[0], TVC[1] | {"vid_name": "friends_" + "a" * 300})))
+    for name, rows in (("youcook2", steps), ("tvc", moments)):
+        report = write_shards(samples_of(rows, tmp_path), tmp_path / name)
+        assert report.samples == 1 and report.skipped["image", "unreadable image"] == 1

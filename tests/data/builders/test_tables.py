@@ -165,7 +165,11 @@ def test_a_column_that_stands_twice_is_refused_where_it_is_read(tmp_path: Path) 
             'file,caption\na.jpg,"open\n' + "b.jpg,two\n" * 20_000,
             r"line 2: a cell of more than 131,072 characters; close the quote that was opened there, or cut",
         ),
-        ("t.csv", 'file,caption\na.jpg,"open\nb.jpg,two\n', r"t.csv, line 3: unexpected end of data; mend"),
+        (
+            "t.csv",
+            'file,caption\na.jpg,"open\nb.jpg,two\n',
+            r"t.csv, lines 2 to 3: unexpected end of data; mend",
+        ),
         ("t.txt", "file,caption\n", "a .csv"),
     ],
 )

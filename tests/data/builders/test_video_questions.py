@@ -109,6 +109,11 @@ def test_another_form_of_msvd_is_refused(tmp_path: Path, line: str) -> None:
         read_msvd(written(tmp_path, f"# x\n{line}\n"))
 
 
+def test_two_names_of_one_video_of_msvd_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the image ids '\./a_1_2' and 'a_1_2' have one file, 'a_1_2\.avi'"):
+        read_msvd(written(tmp_path, "a_1_2 a man\n./a_1_2 a dog\n"))
+
+
 def qa(number: Any, video: Any, question: Any = "what is he doing?", answer: Any = "sing") -> dict[str, Any]:
     return {"answer": answer, "category_id": 14, "id": number, "question": question, "video_id": video}
 
@@ -148,6 +153,12 @@ def test_questions_name_msrvtts_videos_by_number_and_msvds_by_the_mapping(tmp_pa
         ([{"videoID": "a", "enCap": []}], None, r"questions\[0\] has no id\); expected a list of"),
         ([qa(0, 1), qa(0, 2)], None, r"question_id 0 stands twice, again at questions\[1\]"),
         ([qa(0, 7)], MAPPING, r"no line NAME vid7, a video of .*questions\.json; is it of MSVD-QA\?"),
+        (
+            [qa(0, 1)],
+            MAPPING + "other_1_2 vid1\n",
+            r"map\.txt: vid1 is both '-4wsuPCjDBc_5_15' and 'other_1_2'; remove one",
+        ),
+        ('"x"', None, r"not MSRVTT-QA or MSVD-QA \(it holds a text, not a list\)"),
         ([qa(0, 1)], "a b c\n", r"lines NAME vidN are expected, found 'a b c'"),
     ],
 )
@@ -194,6 +205,11 @@ def test_tgifs_frame_questions(tmp_path: Path) -> None:
         ),
         (TGIF.replace("\t", ","), r"not TGIF-QA's Frame questions"),
         ("", r"not TGIF-QA's Frame questions"),
+        (
+            TGIF + f"tumblr_c\t{'x' * 200_000}\tx\t0\ta\tb\tc\n",
+            r"questions\.json, line 5: a cell of more than 131,072 characters",
+        ),
+        (f"gif_name\t{'x' * 200_000}\n", r"line 1: a cell of more than 131,072 characters"),
         (TGIF + "tumblr_c\twhat ?\n", r"line 5: 2 cells, but the header has 7"),
     ],
 )

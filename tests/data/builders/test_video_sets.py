@@ -86,6 +86,21 @@ def test_another_form_is_refused(tmp_path: Path, tree: Any) -> None:
         read_vatex(written(tmp_path, tree or {"a": 1}))
 
 
+def test_a_vatex_file_of_another_form_is_named_by_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"not VATEX's captions \(it holds an object of videoID, not a list\)"
+    ):
+        read_vatex(written(tmp_path, {"videoID": "a"}))
+
+
+def test_two_ids_of_one_video_are_refused(tmp_path: Path) -> None:
+    videos = [{"video_id": name, "split": "train"} for name in ("one", "./one")]
+    with pytest.raises(DataError, match=r"the image ids 'one' and '\./one' have one file, '\./one\.mp4'"):
+        read_msrvtt(written(tmp_path, {"videos": videos, "sentences": []}))
+    with pytest.raises(DataError, match=r"the image ids 1 and '1' have one file, '1\.mp4'"):
+        read_vatex(written(tmp_path, [{"videoID": 1}, {"videoID": "1"}]))
+
+
 def test_vatex_has_two_languages(tmp_path: Path) -> None:
     tree = [
         {"videoID": "a_000001_000011", "enCap": ["A man sings.", 3], "chCap": ["\u4e00\u4e2a\u7537\u4eba"]},

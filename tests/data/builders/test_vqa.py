@@ -195,6 +195,12 @@ def test_another_form_of_annotations_is_refused(tmp_path: Path, tree: Any) -> No
         read(tmp_path, QUESTIONS, tree)
 
 
+def test_an_answer_of_another_form_is_named_with_its_record(tmp_path: Path) -> None:
+    tree = {"annotations": [{"question_id": 1, "answers": []}, {"question_id": 2, "answers": ["x"]}]}
+    with pytest.raises(DataError, match=r"\(annotations\[1\]\.answers\[0\] is a text, not an object\)"):
+        read(tmp_path, QUESTIONS, tree)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"{", "not a readable JSON"), (b"\xff", "not a readable JSON"), (b"[]", "holds a list")],

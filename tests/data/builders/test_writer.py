@@ -92,13 +92,14 @@ def test_same_samples_same_bytes_and_other_samples_other_bytes(tmp_path: Path) -
 
 def test_skipped_things_are_counted_by_reason_with_their_share_and_examples(tmp_path: Path) -> None:
     broken = [Skipped(f"{n}.jpg", "broken") for n in range(12)]
-    items = [sample(0), *broken, Skipped("z.jpg", "missing"), Skipped("a.jpg", "empty", "caption")]
-    report = write_shards(items, tmp_path / "set")
-    assert report.skipped == {("image", "broken"): 12, ("image", "missing"): 1, ("caption", "empty"): 1}
+    others = [Skipped("a.jpg", "empty", "caption"), Skipped("fox", "class without an image", "class")]
+    report = write_shards([sample(0), *broken, Skipped("z.jpg", "missing"), *others], tmp_path / "set")
+    assert report.skipped[("image", "broken")] == 12 and report.skipped.total() == 15
     assert describe_skipped(report) == [  # of 14 images and 3 captions that came
         "skipped 12 (85.7 % of the images): broken: '0.jpg', '1.jpg', '2.jpg', '3.jpg', '4.jpg'",
         "skipped 1 (7.1 % of the images): missing: 'z.jpg'",
         "skipped 1 (33.3 % of the captions): empty: 'a.jpg'",
+        "skipped 1 (100.0 % of the classes): class without an image: 'fox'",
     ]
 
 
