@@ -14,9 +14,9 @@ page.html, which a browser opens. section.key=value changes what the checkpoint'
 eval.max_new_tokens, train.micro_batch (images per pass), data.resize ... eval.submission=FORM adds the file that a
 benchmark's server takes, and `check` says what it would refuse about one.
 
-Exit codes: 0 done, 1 done but for a file of eval.submission that its server would refuse (stderr says why), 2 wrong
-usage or a file that is refused, 130 stopped by a signal before the end. Results lie under --out before METEOR and SPICE
-are worked out: who stops those keeps the rest.
+Exit codes: 0 done, 1 done, but the server would refuse the file of eval.submission (stderr says why), 2 wrong usage
+or a file that is refused, 130 stopped by a signal before the end. Everything else is written before METEOR and SPICE
+are worked out, and kept when a stop ends those.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
 from git_scale.processes import end_with, launcher_processes
+from git_scale.stop import listening
 
 WOULD_BE_REFUSED = 1
 
@@ -112,7 +113,10 @@ def check(argv: list[str]) -> int:
     from git_scale.tasks.submissions import problems_of
 
     form, store = SUBMISSIONS[args.form], open_store(args.data)
-    asked = form.asked(store, range(len(store)), args.data / NAMES_FILE)
+    try:
+        asked = listening(lambda: form.asked(store, range(len(store)), args.data / NAMES_FILE))
+    except DataError as error:
+        raise DataError(f"--data {args.data}: {error}") from None
     if problems := problems_of(form, args.file, asked):
         raise DataError("\n".join([f"{args.file}: a server would refuse it", *problems]))
     print(f"{args.file}: an answer to each of {len(asked):,}")

@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from git_scale.formatting import format_duration
 from git_scale.stop import check_stop, stop_requested
 
 log = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def java_program(name: str, arguments: Sequence[str], seconds: float) -> Iterato
     check_stop()
     with tempfile.TemporaryFile() as complaints:
         program = _start(arguments, complaints)
-        log.info("%s: waiting for java, for %s at the most", name, format_duration(seconds))
+        log.info("%s: waiting for java, %g s at the most", name, seconds)
         is_over, is_late = threading.Event(), threading.Event()
 
         def watch() -> None:
@@ -70,7 +69,8 @@ def java_program(name: str, arguments: Sequence[str], seconds: float) -> Iterato
                 if time.monotonic() >= end:
                     is_late.set()
                 if is_late.is_set() or stop_requested():
-                    return _kill(program)  # at which the block reads the end of its pipe
+                    _kill(program)  # at which the block reads the end of its pipe
+                    return
 
         threading.Thread(target=watch, daemon=True).start()
         try:

@@ -132,7 +132,7 @@ def test_a_stop_is_heard_while_a_program_is_awaited(
     """The signal comes from the program itself, when it is surely awaited."""
     if name == "SPICE":
         spice_models(tmp_path, monkeypatch)
-    fake_java(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; kill -TERM {os.getpid()}; sleep 300")
+    fake_java(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; kill -TERM {os.getpid()}; exec sleep 300")
     caplog.set_level(logging.INFO)
     with StopRequest(), pytest.raises(Stopped):
         score([name.lower()], [Prediction(0, "a", 1, "", "a dog", ["a dog"])])
