@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,30 +281,36 @@ def test_an_evaluation_says_what_its_server_would_refuse(
     assert (tmp_path / "out" / "metrics.json").is_file()
 
 
-def test_the_tool_ends_with_1_and_keeps_the_results(tmp_path: Path) -> None:
-    """One of two images is asked about, so that the file lacks the other."""
+def test_the_tool_keeps_the_results_when_it_ends_with_another_code(tmp_path: Path) -> None:
+    """One of two images is asked about, so that the file lacks the other; then a stop comes while Java is awaited."""
     data, out = build(tmp_path / "data", [{"image_id": 1}, {"image_id": 2}]), tmp_path / "out"
-    command = [
-        "--checkpoint",
-        write_taught(tmp_path / "taught"),
-        "--data",
-        data,
-        "--out",
-        out,
-        "data.workers=0",
-    ]
-    done = tool(*command, "eval.submission=captions", "eval.images=1", PATH=java_that_fails(tmp_path))
+    command = ["--checkpoint", write_taught(tmp_path / "taught"), "--data", data, "data.workers=0"]
+    part = [*command, "--out", out, "eval.submission=captions", "eval.images=1"]
+    done = tool(*part, PATH=path_with_java(tmp_path, ""))
     assert done.returncode == 1, done.stderr
     assert "submission.json: a server would refuse it: 1 x image_id without an answer: 2\n" in done.stderr
+    assert "METEOR is left out" in done.stderr
     assert json.loads(done.stdout) == json.loads((out / "metrics.json").read_text())
-    assert len(json.loads((out / "submission.json").read_text())) == 1
-    done = tool(*command, "--force", "eval.submission=vatex")
-    assert done.returncode == 2 and "its videoID is 1, and the server knows it by a text" in done.stderr
+    files = sorted(path.name for path in out.iterdir())
+    assert {"submission.json", "predictions.jsonl", "results.json", "page.html"} <= set(files)
+
+    wrong = tool(*command, "--out", tmp_path / "none", "eval.submission=vatex")
+    assert wrong.returncode == 2 and "its videoID is 1, and the server knows it by a text" in wrong.stderr
+    assert not (tmp_path / "none").exists()
+
+    java = f"#!/bin/sh\necho $$ > {tmp_path}/pid; kill -TERM $PPID; exec sleep 300\n"
+    shutil.rmtree(out)
+    done = tool(*part, PATH=path_with_java(tmp_path, java))
+    assert done.returncode == 130 and "METEOR: waiting for java" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert json.loads(done.stdout) == json.loads((out / "metrics.json").read_text())
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
-def java_that_fails(folder: Path) -> str:
-    """PATH on which an empty `java` is found first."""
-    (folder / "java").touch(0o755)
+def path_with_java(folder: Path, content: str) -> str:
+    """PATH on which this `java` is found first."""
+    (folder / "java").write_text(content)
+    (folder / "java").chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
