@@ -192,7 +192,8 @@ def table_of(first: Path, second: Path, found: list[MetricDifference]) -> list[t
 def write_comparison(path: Path, first: Path, second: Path, data: Path | None) -> list[MetricDifference]:
     """compare_results, and a page of the texts in which they differ. `data`: shards of their images.
 
-    Raises DataError for what compare_results does, for shards of others, and for a `path` that is a file of these folders.
+    Raises DataError for what compare_results does, for shards of others, and for a `path` that is a
+    file of these folders.
     """
     _refuse_files_of(path, first, second, *([] if data is None else [data]))
     pairs = paired(first, second)
