@@ -25,11 +25,9 @@ from git_scale.data.class_names import NO_KEYS, ClassKeys
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
-from git_scale.text_files import read_json
+from git_scale.text_files import read_json, whole_number
 
 Id = int | str
-LONGEST_ID = 100
-"""Digits; an id of more is no number."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def _problem_of(form: Submission, row: Row, asked: Mapping[Id, Asked], seen: Cou
         return f"{form.id_name} is not {_kinds(form.kinds)}"
     seen[row.id] += 1
     if row.id not in asked:
-        other: Id = str(row.id) if isinstance(row.id, int) else _number_of(row.id)
+        other = str(row.id) if isinstance(row.id, int) else whole_number(row.id)
         kind = f", where it is {_kinds((type(other),))}" if other in asked else ""
         return f"{form.id_name} of no sample{kind}"
     if seen[row.id] > 1:
@@ -145,11 +143,6 @@ def _problem_of(form: Submission, row: Row, asked: Mapping[Id, Asked], seen: Cou
     if not isinstance(row.answer, str):
         return "answer that is no text"
     return form.flaw_of_answer(asked[row.id], row.answer) if clean_caption(row.answer) else "empty answer"
-
-
-def _number_of(text: str) -> Id:
-    """The number that a text writes; itself where it writes none, or one that Python refuses for its length."""
-    return int(text) if text.isdecimal() and len(text) <= LONGEST_ID else text
 
 
 def _kinds(kinds: Sequence[type]) -> str:
