@@ -15,6 +15,8 @@ from git_scale.paths import special_kind
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32's little-endian mark begins with the first
 
+MOST_DIGITS = 100  # Python itself refuses 4,301
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HTML = (b"<!doctype", b"<html", b"<?xml", b"<head")
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -103,3 +105,8 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _line(data: bytes, at: int) -> int:
     return data.count(b"\n", 0, at) + 1
+
+
+def whole_number(text: str) -> int | None:
+    """The number that decimal digits write; None for any other text, and for more digits than a number here has."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "console": {"errors", "paths", "stop"},
     "registry": {"errors"},
     "upgrades": {"errors"},
-    "metrics": {"errors", "registry"},
+    "metrics": {"errors", "registry", "stop"},
     "tasks": BASE | {"data", "metrics", "registry"},
     "objectives": BASE | {"data", "models", "registry"},
     "precision": set(),

@@ -18,7 +18,7 @@ from git_scale.data.builders.coco import read_coco
 from git_scale.data.builders.vqa import read_vqa
 from git_scale.data.captions import parse_json as parse_sample
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.text_files import decode_utf8, parse_json, read_json, read_text
+from git_scale.text_files import decode_utf8, parse_json, read_json, read_text, whole_number
 
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "caf\u00e9"}]}
 VQA = {"data": [{"image_id": "a", "question": "caf\u00e9?", "question_id": 1, "answers": ["yes"]}]}
@@ -96,3 +96,14 @@ def test_what_is_another_file_is_named_with_the_remedy(tmp_path: Path, data: byt
     (tmp_path / "c.json").write_bytes(data)
     with pytest.raises(ValueError, match=message):
         read_json(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("042", 42), ("0", 0), ("9" * 100, 10**100 - 1)),
+        *((text, None) for text in ("", "-1", "1.0", " 1", "\u00b2", "9" * 5000)),
+    ],
+)
+def test_a_whole_number_is_decimal_digits_of_bounded_length(text: str, number: int | None) -> None:
+    assert whole_number(text) == number

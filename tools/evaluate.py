@@ -14,7 +14,9 @@ page.html, which a browser opens. section.key=value changes what the checkpoint'
 eval.max_new_tokens, train.micro_batch (images per pass), data.resize ... eval.submission=FORM adds the file that a
 benchmark's server takes, and `check` says what it would refuse about one.
 
-Exit codes: 0 done, 2 wrong usage or a file that is refused, 130 stopped by a signal before the end.
+Exit codes: 0 done, 1 done, but the server would refuse the file of eval.submission (stderr says why), 2 wrong usage
+or a file that is refused, 130 stopped by a signal before the end. Everything else is written before METEOR and SPICE
+are worked out, and kept when a stop ends those.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
 from git_scale.processes import end_with, launcher_processes
+from git_scale.stop import listening
+
+WOULD_BE_REFUSED = 1
 
 
 @tool(speaks=is_first_rank)
@@ -50,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
     from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
     from git_scale.evaluation.evaluator import with_final_metrics
-    from git_scale.evaluation.results import write_results
+    from git_scale.evaluation.results import write_results, write_scores
 
     evaluation = evaluate_checkpoint(
         args.checkpoint,
@@ -61,11 +66,17 @@ def main(argv: list[str] | None = None) -> int:
         read_ds_config(args.ds_config),
         topology,
     )
-    if topology.is_writer:
+    if not topology.is_writer:
+        return 0
+    first = evaluation.metrics
+    try:
+        is_taken = write_results(args.out, evaluation)  # before what waits for Java
         evaluation = with_final_metrics(evaluation)
+        if evaluation.metrics != first:
+            write_scores(args.out, evaluation)
+    finally:  # also on a full disk, and when a stop ended the wait
         print(json.dumps(evaluation.metrics, indent=1), flush=True)
-        write_results(args.out, evaluation)
-    return 0
+    return 0 if is_taken else WOULD_BE_REFUSED
 
 
 def compare(argv: list[str]) -> int:
@@ -102,7 +113,10 @@ def check(argv: list[str]) -> int:
     from git_scale.tasks.submissions import problems_of
 
     form, store = SUBMISSIONS[args.form], open_store(args.data)
-    asked = form.asked(store, range(len(store)), args.data / NAMES_FILE)
+    try:
+        asked = listening(lambda: form.asked(store, range(len(store)), args.data / NAMES_FILE))
+    except DataError as error:
+        raise DataError(f"--data {args.data}: {error}") from None
     if problems := problems_of(form, args.file, asked):
         raise DataError("\n".join([f"{args.file}: a server would refuse it", *problems]))
     print(f"{args.file}: an answer to each of {len(asked):,}")

@@ -21,6 +21,7 @@ from git_scale.data.captions import TextRecord, decode_text
 from git_scale.data.listing import walk
 from git_scale.data.store import RawSample, StoreFormat, naming
 from git_scale.errors import DataError
+from git_scale.text_files import whole_number
 
 FILE = "data.mdb"
 COUNT, IMAGE, LABEL = b"num-samples", "image-{:09d}", "label-{:09d}"
@@ -102,11 +103,13 @@ class LmdbStore:
 
     def _count(self, part: int) -> int:
         told = self._value(part, COUNT)
-        if told is None or not told.strip().isdigit():
+        count = None if told is None else whole_number(told.strip().decode("ascii", "replace"))
+        if count is None:
+            shown = repr(told and told[:80])
             raise DataError(
-                f"{self.root / self.names[part]}: its num-samples is {told!r}, not a number: not an LMDB of words"
+                f"{self.root / self.names[part]}: its num-samples is {shown}, not a number: not an LMDB of words"
             )
-        return int(told)
+        return count
 
     def _digest(self, part: int) -> int:
         """Of the number of samples, and of some of them."""

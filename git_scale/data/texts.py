@@ -58,12 +58,14 @@ class TextMaker(Protocol):
 
 
 def check_choices(queries: Iterable[Query], max_new_tokens: int, end_token: int) -> None:
-    """Raises DataError for a text to choose from that generation cannot spell."""
-    for tokens, text in (item for query in queries for item in query.choices.items()):
+    """Raises DataError for a text to choose from that generation cannot spell: of those too long, for the longest."""
+    choices = [item for query in queries for item in query.choices.items()]
+    for tokens, text in choices:
         if not tokens or end_token in tokens:
             raise DataError(f"{text!r} cannot be chosen: the tokenizer has no words for it")
-        if len(tokens) >= max_new_tokens:
-            raise DataError(
-                f"{text!r} cannot be chosen: it has {len(tokens)} tokens, but eval.max_new_tokens={max_new_tokens},"
-                f" the end token included: set eval.max_new_tokens={len(tokens) + 1} or more"
-            )
+    tokens, text = max(choices, key=lambda item: len(item[0]), default=((), ""))
+    if len(tokens) >= max_new_tokens:
+        raise DataError(
+            f"{text!r} cannot be chosen: it has {len(tokens)} tokens, but eval.max_new_tokens={max_new_tokens},"
+            f" the end token included: set eval.max_new_tokens={len(tokens) + 1} or more"
+        )

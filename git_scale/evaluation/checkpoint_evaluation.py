@@ -14,11 +14,13 @@ from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, refuse_encoder_alone, tokenizer_of
 from git_scale.config import ParallelConfig, RunConfig
+from git_scale.data.store import SampleStore
 from git_scale.errors import ConfigError
 from git_scale.evaluation.evaluator import EvaluationResult, Evaluator
 from git_scale.evaluation.health import findings
 from git_scale.models.build import build_model
 from git_scale.models.deferred import DeferredModel
+from git_scale.parallel.collectives import together
 from git_scale.parallel.engine import InferenceEngine, start_processes, stop_processes
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.shared_indexing import open_store_together
@@ -62,9 +64,7 @@ def evaluate_checkpoint(
     topology = topology.with_tp(run.parallel.tp)
     device = start_processes(topology)
     store = open_store_together(topology, data)
-    if run.eval.submission:
-        names = Path(run.data.class_names) if run.data.class_names else None
-        SUBMISSIONS[run.eval.submission].asked(store, [0], names)  # raises before any work
+    refuse_unanswerable(run, store, topology)
     run = fitted(run, device, topology, {} if _asks_for_images(overrides) else {"images": len(store)})
     asked = build_task(run.data.task, run, tokenizer)  # before the model, which takes longer to build
     deferred = DeferredModel(lambda: build_model(run.model), run.seed)
@@ -78,6 +78,17 @@ def evaluate_checkpoint(
     for finding in findings([evaluation.metrics], in_a_row=1):
         log.warning("%s", finding)
     return evaluation
+
+
+def refuse_unanswerable(run: RunConfig, store: SampleStore, topology: Topology) -> None:
+    """Raises DataError, before any work, where the file of eval.submission cannot be made of these samples.
+
+    Collective: the first rank looks at all of them.
+    """
+    if name := run.eval.submission:
+        classes = Path(run.data.class_names) if run.data.class_names else None
+        numbers = range(len(store) if topology.is_writer else 0)
+        together(lambda: SUBMISSIONS[name].asked(store, numbers, classes) if numbers else None)
 
 
 def evaluation_run(opened: OpenedCheckpoint, data: Path, task: str | None, overrides: list[str]) -> RunConfig:

@@ -124,7 +124,10 @@ def write_page(
 
 
 def _inline(store: SampleStore | None, number: int) -> str | None:
-    """The sample's image, of a clip its first frame, as an address that holds it; None where it cannot be read."""
+    """The sample's image as an address that holds it; None where it cannot be read.
+
+    Of a video it is the frame in the middle, of a clip that is stored as frames the first.
+    """
     if store is None:
         return None
     try:

@@ -37,50 +37,57 @@ from git_scale.tasks.submissions import Asked, Id, Submission, problems_of
 log = logging.getLogger(__name__)
 
 
-def write_results(folder: Path, evaluation: EvaluationResult) -> None:
-    """All files of an evaluation; each appears whole or not at all, and replaces one of an earlier evaluation."""
+def write_results(folder: Path, evaluation: EvaluationResult) -> bool:
+    """All files of an evaluation; each appears whole or not at all, and replaces one of an earlier evaluation.
+
+    Returns whether the submission that was asked for is as its server takes it, True where none was. What the server
+    would refuse is said, and no reason to lose the other files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _write_all(folder, evaluation)
+        write_rows(folder / "results.json", evaluation.results)
+        for problem in id_problems(evaluation.predictions):
+            log.warning("%s: %s", folder / "results.json", problem)
+        problems = _write_submission(folder, evaluation)
+        for problem in problems:
+            log.warning("%s", problem)
+        if evaluation.sheet:
+            with replaced_atomically(folder / "captions.png") as temporary:
+                evaluation.sheet.save(temporary, "PNG")
+        write_scores(folder, evaluation)
     except OSError:
         with suppress(OSError):
             folder.rmdir()  # which an empty one alone lets
         raise
+    return not problems
 
 
-def _write_all(folder: Path, evaluation: EvaluationResult) -> None:
-    write_rows(folder / "results.json", evaluation.results)
-    for problem in id_problems(evaluation.predictions):
-        log.warning("%s: %s", folder / "results.json", problem)
-    _write_submission(folder, evaluation)
+def write_scores(folder: Path, evaluation: EvaluationResult) -> None:
+    """The files that hold values of metrics: to be written again where some were added later."""
     of_each = values_of_each(evaluation.metric_names, evaluation.predictions)
     lines = (_line(number, item, of_each) for number, item in enumerate(evaluation.predictions))
     _write(folder / "predictions.jsonl", "".join(lines))
     found = intervals(of_each, [item.index for item in evaluation.predictions])
     named = {f"eval/{name}": [low, high] for name, (low, high) in found.items()}
     _write(folder / "intervals.json", json.dumps(named, indent=1) + "\n")
-    if evaluation.sheet:
-        with replaced_atomically(folder / "captions.png") as temporary:
-            evaluation.sheet.save(temporary, "PNG")
     _write_page(folder / "page.html", evaluation, of_each, named)
     _write(folder / "metrics.json", json.dumps(evaluation.metrics, indent=1) + "\n")
 
 
-def _write_submission(folder: Path, evaluation: EvaluationResult) -> None:
-    """Nothing where no form is named. What the server would refuse is said, and no reason to lose the other files."""
+def _write_submission(folder: Path, evaluation: EvaluationResult) -> list[str]:
+    """What the server would refuse about it; nothing is written where no form is named."""
     run, store = evaluation.run, evaluation.store
     if run is None or store is None or run.eval.submission is None:
-        return
+        return []
     form = SUBMISSIONS[run.eval.submission]
     path = folder / form.file_name.format(data=_word(run.data.heldout or ""), run=_word(run.run_dir))
     try:
         names = Path(run.data.class_names) if run.data.class_names else None
         asked = form.asked(store, range(len(store)), names)
         _write(path, form.write(_answers(form, store, asked, evaluation.predictions)))
-        for problem in problems_of(form, path, asked):
-            log.warning("%s: %s", path, problem)
+        return [f"{path}: a server would refuse it: {problem}" for problem in problems_of(form, path, asked)]
     except DataError as error:
-        log.warning("%s: %s", path, error)
+        return [f"{path}: {error}"]
 
 
 def _answers(

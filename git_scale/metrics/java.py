@@ -1,28 +1,37 @@
 """A Java program that scores texts, for as long as it takes and no longer.
 
-    with java_program(["-jar", "meteor-1.5.jar", "-", "-", "-stdio"], seconds=600) as program:
+    with java_program("METEOR", ["-jar", "meteor-1.5.jar", "-", "-", "-stdio"], seconds=600) as program:
         program.stdin.write(b"...")
 
-Nothing of it outlives the block: it is killed when its time is over, and when the block is left in any way. It reads
-and writes UTF-8 with decimal points, whatever the locale.
+Nothing of it outlives the block: it is killed when its time is over, when this process is asked to stop, and when
+the block is left in any way. It reads and writes UTF-8 with decimal points, whatever the locale.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+from git_scale.stop import check_stop, stop_requested
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _LOCALE = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
-_SECONDS_TO_END = 10
+_SECONDS_TO_END = 2
 """Left to a program that has said everything and is to end by itself."""
+_ROUND_S = 0.1
+"""How often a program that is awaited is looked at."""
 
 
 class JavaError(Exception):
@@ -42,38 +51,61 @@ def jar_of(package: str, *names: str) -> Path:
 
 
 @contextmanager
-def java_program(arguments: Sequence[str], seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-    """The running program with pipes as stdin and stdout. Raises JavaError for all that goes wrong within the block.
+def java_program(name: str, arguments: Sequence[str], seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """The running program with pipes as stdin and stdout; `name` of what it works out, for the log.
 
-    A ValueError or EOFError of the block says that an answer was not what was asked for.
+    A ValueError or EOFError of the block says that an answer was not what was asked for. Raises JavaError for all
+    that goes wrong within the block, and for a program that cannot be started; Stopped once a stop is asked for.
     """
+    check_stop()
     with tempfile.TemporaryFile() as complaints:
-        program = subprocess.Popen(
+        program = _start(arguments, complaints)
+        log.info("%s: waiting for java, %g s at the most", name, seconds)
+        is_over, is_late = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            end = time.monotonic() + seconds
+            while not is_over.wait(max(0, min(_ROUND_S, end - time.monotonic()))):
+                if time.monotonic() >= end:
+                    is_late.set()
+                if is_late.is_set() or stop_requested():
+                    _kill(program)  # at which the block reads the end of its pipe
+                    return
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield program
+        except (OSError, ValueError, EOFError) as error:
+            _end(program)
+            check_stop()
+            if is_late.is_set():
+                raise JavaError(f"java had not answered after {seconds:g} s") from None
+            raise JavaError(_reason(program, error, complaints)) from None
+        finally:
+            is_over.set()
+            _end(program, _SECONDS_TO_END)
+
+
+def unless_java_fails(name: str, compute: Callable[[], T]) -> T | None:
+    """What `compute` gives; None, and a line in the log, where it raises JavaError."""
+    try:
+        return compute()
+    except JavaError as error:
+        log.warning("%s is left out: %s", name, error)
+        return None
+
+
+def _start(arguments: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
             [shutil.which("java") or "java", *_LOCALE, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=complaints,
             start_new_session=True,  # what it starts itself is killed with it
         )
-        is_late = threading.Event()
-
-        def end_late() -> None:
-            is_late.set()
-            _kill(program)
-
-        timer = threading.Timer(seconds, end_late)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield program
-        except (OSError, ValueError, EOFError) as error:
-            _end(program)
-            if is_late.is_set():
-                raise JavaError(f"java had not answered after {seconds:g} s") from None
-            raise JavaError(_reason(program, error, complaints)) from None
-        finally:
-            timer.cancel()
-            _end(program, _SECONDS_TO_END)
+    except OSError as error:  # of another architecture, say
+        raise JavaError(f"{error.filename} cannot be started: {error.strerror}") from None
 
 
 def read_line(program: subprocess.Popen[bytes]) -> str:

@@ -10,16 +10,13 @@ or the program dies.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 
 from git_scale.metrics.caption_metrics import tokenized
 from git_scale.metrics.exact_match import require_references
-from git_scale.metrics.java import JavaError, jar_of, java_program, read_line
+from git_scale.metrics.java import jar_of, java_program, read_line, unless_java_fails
 from git_scale.metrics.metric import Metric, Predictions
-
-log = logging.getLogger(__name__)
 
 SECONDS, SECONDS_PER_TEXT = 600, 0.2
 """How long the program may take: to read its tables, which takes 5 to 40 s, and for each caption, some 10 ms."""
@@ -34,7 +31,7 @@ def meteor(generated: list[str], references: list[list[str]], seconds: float | N
     jar = jar_of("meteor", "meteor-1.5.jar")
     seconds = SECONDS + SECONDS_PER_TEXT * len(generated) if seconds is None else seconds
     arguments = ["-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-    with java_program(arguments, seconds) as program:
+    with java_program("METEOR", arguments, seconds) as program:
         assert program.stdin is not None, "a pipe"
         counts = []
         for text, right in zip(generated, references, strict=True):
@@ -61,11 +58,7 @@ def _numbers(line: str) -> str:
 
 
 def _published(texts: Predictions) -> float | None:
-    try:
-        return meteor(*texts.shared(tokenized))
-    except JavaError as error:
-        log.warning("METEOR is left out: %s", error)
-        return None
+    return unless_java_fails("METEOR", lambda: meteor(*texts.shared(tokenized)))
 
 
 METEOR = Metric(_published)

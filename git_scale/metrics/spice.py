@@ -7,16 +7,13 @@ The published score is the mean of the captions' F-scores.
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from pathlib import Path
 
 from git_scale.metrics.caption_metrics import tokenized
 from git_scale.metrics.exact_match import require_references
-from git_scale.metrics.java import JavaError, jar_of, java_program
+from git_scale.metrics.java import jar_of, java_program, unless_java_fails
 from git_scale.metrics.metric import Metric, Predictions
-
-log = logging.getLogger(__name__)
 
 JARS = ("spice-1.0.jar", "lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar")
 SECONDS, SECONDS_PER_TEXT = 600, 2.0
@@ -36,7 +33,7 @@ def spice(generated: list[str], references: list[list[str]], seconds: float | No
         asked, answered = Path(folder, "texts.json"), Path(folder, "scores.json")
         asked.write_text(json.dumps(texts), encoding="utf-8")
         arguments = ["-Xmx8G", "-jar", str(jar), str(asked), "-out", str(answered), "-subset", "-silent"]
-        with java_program(arguments, seconds) as program:
+        with java_program("SPICE", arguments, seconds) as program:
             assert program.stdout is not None, "a pipe"
             program.stdout.read()  # to its end
             return _scores(answered.read_bytes(), len(texts))
@@ -55,11 +52,7 @@ def _scores(data: bytes, count: int) -> list[float]:
 
 
 def _all(texts: Predictions) -> list[float] | None:
-    try:
-        return spice(*texts.shared(tokenized))
-    except JavaError as error:
-        log.warning("SPICE is left out: %s", error)
-        return None
+    return unless_java_fails("SPICE", lambda: spice(*texts.shared(tokenized)))
 
 
 SPICE = Metric.mean_of(lambda texts: texts.shared(_all))

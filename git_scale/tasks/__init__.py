@@ -38,7 +38,7 @@ SUBMISSIONS: Registry[Submission] = Registry(
         "vqa": "git_scale.tasks.submissions:VQA",
         "vizwiz_vqa": "git_scale.tasks.submissions:VIZWIZ_VQA",
         "vatex": "git_scale.tasks.submissions:VATEX",
-        "tvc": "git_scale.tasks.submissions:TVC",
+        "tvc": "git_scale.tasks.tvc:TVC",
         "imagenet": "git_scale.tasks.imagenet:IMAGENET",
     },
 )

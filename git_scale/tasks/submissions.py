@@ -5,7 +5,7 @@
     vizwiz_vqa  [{"image": "VizWiz_test_00000000.jpg", "answer": "a can"}, ...]
     vatex       {"Ptf_2VRj-V0_000122_000132": "a man sings", ...}
     imagenet    ImageId,PredictionString: git_scale/tasks/imagenet.py
-    tvc         {"vid_name": ..., "clip_id": 86603, "ts": [16.48, 33.87], "descs": [{"desc": ...}]}, a line for each
+    tvc         a line for each clip: git_scale/tasks/tvc.py
 
 Writing and checking share the names of the keys and nothing else: a file from elsewhere is checked as well.
 """
@@ -13,9 +13,10 @@ Writing and checking share the names of the keys and nothing else: a file from e
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from git_scale.data.class_names import NO_KEYS, ClassKeys
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.metrics.metric import Prediction
-from git_scale.text_files import read_json, read_json_lines
+from git_scale.text_files import read_json, whole_number
 
 Id = int | str
 
@@ -47,6 +48,8 @@ class Row:
     place: str
     id: Any
     answer: Any
+    repeated: Mapping[str, Any] = field(default_factory=dict)
+    """What it says again of the json of its sample."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Submission:
     def asked(
         self, store: SampleStore, numbers: Iterable[int], class_names: Path | None = None
     ) -> dict[Id, Asked]:
-        """What the server wants of these samples. Raises DataError where one has no id of the right kind.
+        """What the server wants of these samples. Raises DataError where one has no id of the right kind, lacks what
+        the file is to say of it, or where nothing is asked at all.
 
         class_names: data.class_names, whose keys the forms want that name classes.
         """
@@ -87,7 +91,7 @@ class Submission:
             for given in self.ids(record):
                 if type(given) not in self.kinds:
                     raise DataError(
-                        f"{store.key(number)}: its {self.id_name} is {_shown(given)}, and the server knows it by"
+                        f"{store.key(number)}: its {self.id_name} is {shown(given)}, and the server knows it by"
                         f" {_kinds(self.kinds)}: build the shards with it (tools/prepare_data.py)"
                     )
                 if given in found:
@@ -97,6 +101,11 @@ class Submission:
                 found[given] = Asked(given, record.meta, classes)
             if flaw := self.flaw_of_sample(record.meta):
                 raise DataError(f"{store.key(number)}: {flaw}")
+        if not found:
+            raise DataError(
+                f"no sample has a {self.id_name}, so that nothing is asked of data.task={self.task}: give shards of"
+                " that task, or another form"
+            )
         return found
 
 
@@ -110,11 +119,11 @@ def problems_of(form: Submission, path: Path, asked: Mapping[Id, Asked]) -> list
     try:
         for row in form.read(path):
             if problem := _problem_of(form, row, asked, seen):
-                found.setdefault(problem, []).append(f"{row.place} ({form.id_name} {_shown(row.id)})")
+                found.setdefault(problem, []).append(f"{row.place} ({form.id_name} {shown(row.id)})")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None
     if missing := [number for number in asked if number not in seen]:
-        found[f"{form.id_name} without an answer"] = [_shown(number) for number in missing]
+        found[f"{form.id_name} without an answer"] = [shown(number) for number in missing]
     return [f"{len(examples)} x {what}: {examples[0]}" for what, examples in found.items()]
 
 
@@ -123,11 +132,14 @@ def _problem_of(form: Submission, row: Row, asked: Mapping[Id, Asked], seen: Cou
         return f"{form.id_name} is not {_kinds(form.kinds)}"
     seen[row.id] += 1
     if row.id not in asked:
-        other = str(row.id) if isinstance(row.id, int) else int(row.id) if row.id.isdecimal() else None
+        other = str(row.id) if isinstance(row.id, int) else whole_number(row.id)
         kind = f", where it is {_kinds((type(other),))}" if other in asked else ""
         return f"{form.id_name} of no sample{kind}"
     if seen[row.id] > 1:
         return f"{form.id_name} more than once"
+    for name, value in row.repeated.items():
+        if value != asked[row.id].sample.get(name):
+            return f"{name} other than the sample's"
     if not isinstance(row.answer, str):
         return "answer that is no text"
     return form.flaw_of_answer(asked[row.id], row.answer) if clean_caption(row.answer) else "empty answer"
@@ -137,8 +149,17 @@ def _kinds(kinds: Sequence[type]) -> str:
     return " or ".join("a whole number" if kind is int else "a text" for kind in kinds)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     return json.dumps(value)[:80]
+
+
+def refuse_mark(path: Path) -> None:
+    """Raises ValueError for what read_json and read_text pass over, and json.load, as servers call it, does not."""
+    with path.open("rb") as file:
+        if file.read(len(BOM_UTF8)) == BOM_UTF8:
+            raise ValueError(
+                "it begins with a byte-order mark, which is no JSON: save it as UTF-8 without one"
+            )
 
 
 def _rows(id_key: str, answer_key: str) -> dict[str, Any]:
@@ -150,12 +171,13 @@ def _rows(id_key: str, answer_key: str) -> dict[str, Any]:
 
     def read(path: Path) -> Iterator[Row]:
         tree = read_json(path)
+        refuse_mark(path)
         if not isinstance(tree, list):
             raise ValueError(f"a list of {{{id_key}, {answer_key}}} is wanted")
         for number, row in enumerate(tree):
             place = f"row {number}"
             if not isinstance(row, dict) or not row.keys() >= {id_key, answer_key}:
-                raise ValueError(f"{place} is {_shown(row)}: {{{id_key}, {answer_key}}} is wanted")
+                raise ValueError(f"{place} is {shown(row)}: {{{id_key}, {answer_key}}} is wanted")
             yield Row(place, row[id_key], row[answer_key])
 
     return {"write": write, "read": read}
@@ -168,46 +190,11 @@ def _write_object(answers: Iterable[tuple[Asked, str]]) -> str:
 
 def _read_object(path: Path) -> Iterator[Row]:
     tree = read_json(path)
+    refuse_mark(path)
     if not isinstance(tree, dict):
         raise ValueError("an object {videoID: caption} is wanted")
     for number, (name, text) in enumerate(tree.items()):
         yield Row(f"entry {number}", name, text)
-
-
-def _write_clips(answers: Iterable[tuple[Asked, str]]) -> str:
-    return "".join(
-        json.dumps({**_moment(item), "descs": [{"desc": text}]}, ensure_ascii=False) + "\n"
-        for item, text in answers
-    )
-
-
-def _moment(item: Asked) -> dict[str, Any]:
-    """Which part of which video a clip is."""
-    name, times = item.sample.get("vid_name"), item.sample.get("ts")
-    if not isinstance(name, str) or not _is_span(times):
-        raise DataError(
-            f"clip_id {item.id}: its sample has vid_name {_shown(name)} and ts {_shown(times)}, and TVC's server"
-            " wants a name and [begin, end] in seconds"
-        )
-    return {"vid_name": name, "clip_id": item.id, "ts": times}
-
-
-def _is_span(times: object) -> bool:
-    return (
-        isinstance(times, list) and len(times) == 2 and all(type(second) in (int, float) for second in times)
-    )
-
-
-def _read_clips(path: Path) -> Iterator[Row]:
-    for number, row in read_json_lines(path):
-        place = f"line {number}"
-        descs = row.get("descs") if isinstance(row, dict) else None
-        if not isinstance(descs, list) or not row.keys() >= {"vid_name", "clip_id", "ts"}:
-            raise ValueError(f"{place}: {{vid_name, clip_id, ts, descs: [{{desc}}]}} is wanted")
-        if not isinstance(row["vid_name"], str) or not _is_span(row["ts"]):
-            raise ValueError(f"{place}: vid_name is to be a text and ts [begin, end]")
-        first = descs[0] if len(descs) == 1 else None
-        yield Row(place, row["clip_id"], first.get("desc") if isinstance(first, dict) else None)
 
 
 def image_id(record: TextRecord) -> list[Any]:
@@ -235,13 +222,4 @@ VQA = Submission(
 VIZWIZ_VQA = Submission("vqa", image_id, "image", (str,), "submission.json", **_rows("image", "answer"))
 VATEX = Submission(
     "caption", image_id, "videoID", (str,), "submission.json", write=_write_object, read=_read_object
-)
-TVC = Submission(
-    "caption",
-    lambda record: [record.meta.get("clip_id", record.meta.get("image_id"))],
-    "clip_id",
-    (int,),
-    "tvc_{data}_submission.jsonl",
-    write=_write_clips,
-    read=_read_clips,
 )

@@ -97,7 +97,9 @@ def test_it_is_read_by_forked_processes_and_pickles(words: Path) -> None:
     assert read_key(pickle.loads(pickle.dumps(store)), 3) == "['caf\u00e9']"
 
 
-@pytest.mark.parametrize(("count", "said"), [(None, "None"), ("many", "b'many'")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(None, "None"), ("many", "b'many'"), ("9" * 5000, f"b'{'9' * 80}'")]
+)
 def test_a_database_that_does_not_say_its_size_is_refused(
     tmp_path: Path, image: Callable, count: object, said: str
 ) -> None:

@@ -18,6 +18,11 @@ END = 2
             3,
             "'a b c' cannot be chosen: it has 3 tokens, but eval.max_new_tokens=3",
         ),
+        (
+            {(3, 4): "fox", (3, 4, 5, 6): "fox terrier dog", (3, 4, 5): "fox terrier"},
+            2,
+            "'fox terrier dog' cannot be chosen: it has 4 tokens.*: set eval.max_new_tokens=5 or more",
+        ),
         ({(3, 4, 5): "a b c"}, 2, "set eval.max_new_tokens=4 or more"),
         ({(): "?"}, 9, r"'\?' cannot be chosen: the tokenizer has no words for it"),
         ({(3, END): "a</s>"}, 9, "the tokenizer has no words for it"),

@@ -21,6 +21,7 @@ from git_scale.metrics.meteor import meteor
 from git_scale.metrics.metric import Prediction
 from git_scale.metrics.scores import score
 from git_scale.metrics.spice import JARS, spice
+from git_scale.stop import Stopped, StopRequest
 
 WORDS = "a the man dog kid 's red ball riding on in with two cats sitting tables caf\u00e9 near street 3"
 RECORDED = 0.1485470120886622
@@ -111,14 +112,49 @@ def test_a_program_that_hangs_is_killed_with_what_it_started(
     with pytest.raises(JavaError, match=r"had not answered after 0\.3 s"):
         meteor(*pairs(3), seconds=0.3)
     assert time.monotonic() - begin < 60
-    group = int((tmp_path / "pid").read_text())
-    alive = [
-        status
-        for status in Path("/proc").glob("[0-9]*/stat")
-        if status.read_text().rpartition(")")[2].split()[:3][2] == str(group)
-        and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    assert alive(int((tmp_path / "pid").read_text())) == []
+
+
+def alive(group: int) -> list[str]:
+    """The numbers of the processes of a group that are no zombies."""
+    found = {path.parent.name: path.read_text().rpartition(")")[2].split() for path in _states()}
+    return [number for number, (state, _, of, *_) in found.items() if of == str(group) and state != "Z"]
+
+
+def _states() -> list[Path]:
+    return list(Path("/proc").glob("[0-9]*/stat"))
+
+
+@pytest.mark.parametrize("name", ["METEOR", "SPICE"])
+def test_a_stop_is_heard_while_a_program_is_awaited(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The signal comes from the program itself, when it is surely awaited."""
+    if name == "SPICE":
+        spice_models(tmp_path, monkeypatch)
+    fake_java(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; kill -TERM {os.getpid()}; exec sleep 300")
+    caplog.set_level(logging.INFO)
+    with StopRequest(), pytest.raises(Stopped):
+        score([name.lower()], [Prediction(0, "a", 1, "", "a dog", ["a dog"])])
+    assert alive(int((tmp_path / "pid").read_text())) == []
+    assert [text.split(":")[0] for text in caplog.messages] == [name]
+    assert "waiting for java" in caplog.text and "left out" not in caplog.text
+
+
+def test_a_program_of_another_machine_is_left_out_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spice_models(tmp_path, monkeypatch)
+    (tmp_path / "meteor").mkdir()
+    (tmp_path / "meteor" / "meteor-1.5.jar").touch()
+    fake_java(tmp_path, monkeypatch, "")
+    (tmp_path / "java").write_bytes(b"\x7fELFgarbage")
+    found = score(["meteor", "spice"], [Prediction(0, "a", 1, "", "a dog", ["a dog"])])
+    assert found == {"images": 1.0, "texts": 1.0}
+    assert caplog.messages == [
+        f"{name} is left out: {tmp_path / 'java'} cannot be started: Exec format error"
+        for name in ("METEOR", "SPICE")
     ]
-    assert alive == []
 
 
 def test_a_program_that_stays_is_killed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

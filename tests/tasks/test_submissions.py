@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from git_scale.metrics.metric import Prediction, Predictions
 from git_scale.recipes import adjusted
 from git_scale.tasks import SUBMISSIONS, build_task
 from git_scale.tasks.submissions import problems_of
+from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import draw_square
 
 ROOT = Path(__file__).parents[2]
@@ -120,9 +123,15 @@ def read(path: Path) -> Any:
     return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
 
 
+def tool(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/evaluate.py", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+
+
 def check(form: str, file: Path, data: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/evaluate.py", "check", form, str(file), "--data", str(data)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return tool("check", form, file, "--data", data)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -217,6 +226,7 @@ CLIP = json.dumps({**SPAN, "clip_id": 86603, "descs": [{"desc": "a\u2028b"}]}, e
         ("tvc", f'{CLIP}\n{{"clip_id": }}', "line 2: Expecting value at column 13"),
         ("tvc", f"{CLIP}\n[]", "line 2: {vid_name, clip_id"),
         ("tvc", CLIP.replace("16.48", '"16"'), r"line 1: vid_name is to be a text and ts \[begin, end\]"),
+        ("tvc", CLIP.replace("16.48", "NaN"), r"line 1: vid_name is to be a text and ts \[begin, end\]"),
         ("tvc", f"{CLIP}\nx", "Expecting value"),
     ],
 )
@@ -238,10 +248,123 @@ def test_data_without_the_servers_ids_are_refused_by_name(
     twice = open_store(build(tmp_path / "b", [{"image_id": 1}, {"image_id": 1}]))
     with pytest.raises(DataError, match="its image_id 1 is another sample's too"):
         SUBMISSIONS["coco"].asked(twice, [0, 1])
-    without = build(tmp_path / "c", [{"image_id": 86603}, {"image_id": 86604, **SPAN}])
-    write_results(tmp_path / "out", evaluated("tvc", without, ANSWERS))
-    assert "clip_id 86603: its sample has vid_name null" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"vid_name": None},
+        {"ts": None},
+        {"ts": [1]},
+        {"ts": [2, 1]},
+        {"ts": [True, 2]},
+        {"ts": [0, float("nan")]},
+    ],
+)
+def test_a_clip_without_its_part_of_a_video_is_refused(
+    flaw: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = build(tmp_path / "c", [{"image_id": 86603, **SPAN}, {"image_id": 86604, **SPAN, **flaw}])
+    with pytest.raises(DataError, match=r"c-000000\.tar:000000001: its vid_name is .* and its ts "):
+        SUBMISSIONS["tvc"].asked(open_store(without), [0, 1])
+    assert not write_results(tmp_path / "out", evaluated("tvc", without, ANSWERS))
+    assert "its vid_name is" in caplog.text
     assert (tmp_path / "out" / "results.json").is_file() and not list((tmp_path / "out").glob("tvc*"))
+
+
+@pytest.mark.parametrize("name", ["vqa", "vizwiz_vqa"])
+def test_an_evaluation_says_what_its_server_would_refuse(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = build(tmp_path / "test2014", FORMS[name][0])
+    assert not write_results(tmp_path / "out", evaluated(name, data, ["", " ", "x"]))
+    assert "submission.json: a server would refuse it: 2 x empty answer" in caplog.text
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_the_tool_keeps_the_results_when_it_ends_with_another_code(tmp_path: Path) -> None:
+    """One of two images is asked about, so that the file lacks the other; then a stop comes while Java is awaited."""
+    data, out = build(tmp_path / "data", [{"image_id": 1}, {"image_id": 2}]), tmp_path / "out"
+    command = ["--checkpoint", write_taught(tmp_path / "taught"), "--data", data, "data.workers=0"]
+    part = [*command, "--out", out, "eval.submission=captions", "eval.images=1"]
+    done = tool(*part, PATH=path_with_java(tmp_path, ""))
+    assert done.returncode == 1, done.stderr
+    assert "submission.json: a server would refuse it: 1 x image_id without an answer: 2\n" in done.stderr
+    assert "METEOR is left out" in done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "metrics.json").read_text())
+    files = sorted(path.name for path in out.iterdir())
+    assert {"submission.json", "predictions.jsonl", "results.json", "page.html"} <= set(files)
+
+    wrong = tool(*command, "--out", tmp_path / "none", "eval.submission=vatex")
+    assert wrong.returncode == 2 and "its videoID is 1, and the server knows it by a text" in wrong.stderr
+    assert not (tmp_path / "none").exists()
+
+    java = f"#!/bin/sh\necho $$ > {tmp_path}/pid; kill -TERM $PPID; exec sleep 300\n"
+    shutil.rmtree(out)
+    done = tool(*part, PATH=path_with_java(tmp_path, java))
+    assert done.returncode == 130 and "METEOR: waiting for java" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == files
+    assert json.loads(done.stdout) == json.loads((out / "metrics.json").read_text())
+    assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+def path_with_java(folder: Path, content: str) -> str:
+    """PATH on which this `java` is found first."""
+    (folder / "java").write_text(content)
+    (folder / "java").chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_data_that_ask_nothing_are_no_success(tmp_path: Path) -> None:
+    data, file = build(tmp_path / "data", [{"image_id": 42}]), tmp_path / "a.json"
+    file.write_text("[]")
+    done = check("vqa", file, data)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"--data {data}: no sample has a question_id, so that nothing is asked of data.task=vqa: give shards of that"
+        " task, or another form\n"
+    )
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_byte_order_mark_is_refused_as_by_json_load(name: str, tmp_path: Path) -> None:
+    texts, _, file_name, _ = FORMS[name]
+    data = build(tmp_path / "test2014", texts)
+    write_results(tmp_path / "out", evaluated(name, data, ANSWERS))
+    path, asked = tmp_path / "out" / file_name, SUBMISSIONS[name].asked(open_store(data), [0, 1])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with path.open(encoding="utf-8") as file, pytest.raises(json.JSONDecodeError):
+        json.loads(file.readline())
+    with pytest.raises(DataError, match="begins with a byte-order mark"):
+        problems_of(SUBMISSIONS[name], path, asked)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ts": [16.48, 33.88]}, "1 x ts other than the sample's: line 1 (clip_id 86603)"),
+        ({"vid_name": "friends"}, "1 x vid_name other than the sample's: line 1 (clip_id 86603)"),
+        ({}, None),
+    ],
+)
+def test_a_clip_of_another_part_of_a_video_is_refused(
+    change: dict[str, Any], said: str | None, tmp_path: Path
+) -> None:
+    store = open_store(build(tmp_path / "data", [{"image_id": 86603, **SPAN}]))
+    row = {**SPAN, "clip_id": 86603, "descs": [{"desc": "a"}], **change}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    form = SUBMISSIONS["tvc"]
+    assert problems_of(form, tmp_path / "a.jsonl", form.asked(store, [0])) == ([said] if said else [])
+
+
+def test_an_id_of_any_length_is_looked_up(tmp_path: Path) -> None:
+    store = open_store(build(tmp_path / "data", [{"image_id": 42}]))
+    (tmp_path / "a.json").write_text(json.dumps([{"image_id": "4" * 5000, "caption": "a"}]))
+    form = SUBMISSIONS["captions"]
+    assert problems_of(form, tmp_path / "a.json", form.asked(store, [0])) == [
+        f'1 x image_id of no sample: row 0 (image_id "{"4" * 79})',
+        "1 x image_id without an answer: 42",
+    ]
 
 
 def test_an_evaluation_of_a_part_says_what_is_missing(

@@ -25,6 +25,7 @@ from git_scale.data.builders.json_records import (
 from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
+from git_scale.text_files import whole_number
 
 OF_NO_USE = {"is_precanned": "precanned caption", "is_rejected": "rejected caption"}
 
@@ -88,7 +89,7 @@ def hint_at_other_kind(number: Id, known: Container[Id]) -> str:
     """What to say when an id is known as a text instead of a number, or the other way round."""
     if isinstance(number, int):
         return ", the id there is a text" if str(number) in known else ""
-    return ", the id there is a number" if number.isdecimal() and int(number) in known else ""
+    return ", the id there is a number" if whole_number(number) in known else ""
 
 
 FORMAT = AnnotationFormat(

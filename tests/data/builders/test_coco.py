@@ -96,12 +96,13 @@ def test_what_is_no_text_is_skipped_with_its_place(tmp_path: Path, value: Any, k
 def test_ids_as_texts_in_one_list_and_numbers_in_the_other_are_pointed_out(tmp_path: Path) -> None:
     tree = {
         "images": [{"id": 1, "file_name": "a.jpg"}, {"id": "2", "file_name": "b.jpg"}],
-        "annotations": [{"image_id": "1", "caption": "x"}, {"image_id": 2, "caption": "y"}],
+        "annotations": [{"image_id": id, "caption": "x"} for id in ("1", 2, "1" * 5000)],
     }
     skipped = [item.reason for item in read_coco(captions_file(tmp_path, tree)) if isinstance(item, Skipped)]
     assert skipped == [
         "annotation of no image, the id there is a number",
         "annotation of no image, the id there is a text",
+        "annotation of no image",
     ]
 
 
