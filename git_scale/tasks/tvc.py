@@ -53,8 +53,9 @@ def _is_span(times: object) -> bool:
 
 
 def _read(path: Path) -> Iterator[Row]:
+    lines = list(read_json_lines(path))  # which says what is no file
     refuse_mark(path)
-    for number, row in read_json_lines(path):
+    for number, row in lines:
         place = f"line {number}"
         descs = row.get("descs") if isinstance(row, dict) else None
         if not isinstance(descs, list) or not row.keys() >= {"vid_name", "clip_id", "ts"}:
