@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 
 import pytest
 
@@ -96,6 +97,62 @@ def test_equals_leaving_out_each_person_in_turn() -> None:
             others = answers[:left_out] + answers[left_out + 1 :]
             expected += min(sum(other != "no" for other in others) / 3, 1) / len(answers)
         assert answer_accuracy("yes", answers) == pytest.approx(expected)
+
+
+WORDS = [
+    "yes",
+    "no",
+    "Yes.",
+    "the",
+    "a",
+    "An",
+    "two",
+    "2",
+    "Ten",
+    "ten.",
+    "none",
+    "red/white",
+    "t-shirt",
+    "1,000",
+    "3.5",
+    "p.m.",
+    "dont",
+    "don't",
+    "couldnt've",
+    "what?",
+    "(left)",
+    "black-and-white",
+    "isnt;",
+    "x_y",
+    '"ok"',
+    "o'clock",
+    "oclock",
+    "10:30",
+    "U.S.",
+    "no!",
+    "a.m",
+    "what's",
+    "whats",
+    "somebody'd",
+    "yall'll",
+]
+
+
+def test_of_a_thousand_pairs_it_is_what_the_published_program_gave() -> None:
+    """GT-Vision-Lab/VQA's vqaEval.py was run on these pairs: recorded are sum, number of partly right ones, digest."""
+    rng = random.Random(2205)
+
+    def text() -> str:
+        words = " ".join(rng.choice(WORDS) for _ in range(rng.choice((1, 1, 1, 2, 3))))
+        return words + rng.choice(("", "", "", " ", "\n"))
+
+    found = []
+    for _ in range(1000):
+        pool = [text() for _ in range(rng.randint(1, 4))]
+        answers = [rng.choice(pool) for _ in range(10)]
+        found.append(answer_accuracy(rng.choice([*pool, text()]), answers))
+    digest = zlib.crc32(",".join(f"{value:.6f}" for value in found).encode())
+    assert (round(sum(found), 6), sum(0 < value < 1 for value in found), digest) == (579.9, 272, 1350830512)
 
 
 def test_mean_over_questions() -> None:
