@@ -56,10 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     argparse.ArgumentParser(  # for --help, and against what it would pass over
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(argv)
-    try:
-        find_checkpoint(BASE)
-    except UserError as error:
-        raise UserError(f"{error}; `make demo` trains it") from None
+    refuse_without_demo()
     figures: list[Figure] = []
     for task in (answer_questions, read_numbers, tell_classes, say_what_moves):
         started = time.monotonic()
@@ -81,6 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"\ncurves and held-out images    {sys.executable} -m tensorboard.main --logdir runs")
     return say_what_is_missed(figures)
+
+
+def refuse_without_demo() -> None:
+    try:
+        find_checkpoint(BASE)
+    except UserError as error:
+        raise UserError(f"{error}; `make demo` trains it") from None
 
 
 def answer_questions() -> Iterator[Figure]:

@@ -26,6 +26,8 @@ import json
 import logging
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from git_scale.console import output_file, output_folder, path, tool
 from git_scale.errors import DataError, UserError
@@ -34,6 +36,9 @@ from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import is_first_rank, topology_from
 from git_scale.processes import end_with, launcher_processes
 from git_scale.stop import listening
+
+if TYPE_CHECKING:
+    from git_scale.evaluation.evaluator import EvaluationResult
 
 WOULD_BE_REFUSED = 1
 
@@ -54,8 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--out {args.out}: exists already; --force writes over it, or choose another")
     # What takes torch along is imported after the arguments: neither --help nor a wrong one waits for it.
     from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
-    from git_scale.evaluation.evaluator import with_final_metrics
-    from git_scale.evaluation.results import write_results, write_scores
 
     evaluation = evaluate_checkpoint(
         args.checkpoint,
@@ -66,14 +69,20 @@ def main(argv: list[str] | None = None) -> int:
         read_ds_config(args.ds_config),
         topology,
     )
-    if not topology.is_writer:
-        return 0
+    return written(args.out, evaluation) if topology.is_writer else 0
+
+
+def written(out: Path, evaluation: EvaluationResult) -> int:
+    """Writes all results, then those that wait for Java; returns the exit code."""
+    from git_scale.evaluation.evaluator import with_final_metrics
+    from git_scale.evaluation.results import write_results, write_scores
+
     first = evaluation.metrics
     try:
-        is_taken = write_results(args.out, evaluation)  # before what waits for Java
+        is_taken = write_results(out, evaluation)
         evaluation = with_final_metrics(evaluation)
         if evaluation.metrics != first:
-            write_scores(args.out, evaluation)
+            write_scores(out, evaluation)
     finally:  # also on a full disk, and when a stop ended the wait
         print(json.dumps(evaluation.metrics, indent=1), flush=True)
     return 0 if is_taken else WOULD_BE_REFUSED

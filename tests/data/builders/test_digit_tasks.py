@@ -27,7 +27,14 @@ def digits_of(number: int, kind: str) -> list[str]:
 
 def test_an_image_lies_in_the_folder_of_its_digit(tmp_path: Path) -> None:
     write_class_folders(tmp_path, **write)
-    given = {"source": tmp_path, "labels": None, "names": None, "shots": None, "seed": None}
+    given = {
+        "source": tmp_path,
+        "labels": None,
+        "names": None,
+        "shots": None,
+        "seed": None,
+        "unlabelled": None,
+    }
     found = {row.extra["image_id"]: row.captions for row in read_classes(given)}
     assert found == {f"{number:06}": tuple(digits_of(number, "one")) for number in range(8)}
     one = next(tmp_path.glob("*/000005.jpg"))
