@@ -46,7 +46,8 @@ def read_json(path: Path) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Number and value of each line that is not blank. Raises OSError, or ValueError naming the line."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    lines = read_text(path).split("\n")  # not splitlines: it would cut a text at U+2028
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -45,7 +45,7 @@ def read_frames(
     DataError for anything but a video of reasonable size and for a segment that begins after its end, UserError when
     PyAV is not installed.
     """
-    av = _import_av()
+    av = import_av()
     name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and (kind := special_kind(Path(source))):
         raise DataError(f"{name}: {kind}; give a file")
@@ -59,7 +59,8 @@ def read_frames(
         raise DataError(f"{name}: the video cannot be read: {reason}") from None
 
 
-def _import_av() -> ModuleType:
+def import_av() -> ModuleType:
+    """Raises UserError when PyAV is not installed."""
     try:
         import av
         import av.error

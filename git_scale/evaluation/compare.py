@@ -19,7 +19,7 @@ from git_scale.errors import DataError
 from git_scale.evaluation.page import Card, write_page
 from git_scale.formatting import format_table
 from git_scale.metrics.intervals import intervals
-from git_scale.text_files import parse_json, read_json, read_text
+from git_scale.text_files import read_json, read_json_lines
 
 Said = dict[str, Any]
 """A line of predictions.jsonl."""
@@ -141,8 +141,7 @@ def read_predictions(folder: Path) -> list[Said]:
     """
     path = folder / "predictions.jsonl"
     try:
-        # not splitlines: it would cut a text at U+2028
-        lines = [parse_json(line.encode()) for line in read_text(path).split("\n") if line]
+        lines = [line for _, line in read_json_lines(path)]
     except OSError as error:
         raise DataError(
             f"{path}: {error.strerror}: a folder that tools/evaluate.py wrote is needed"

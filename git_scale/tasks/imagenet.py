@@ -67,7 +67,7 @@ def _write(answers: Iterable[tuple[Asked, str]]) -> str:
 
 
 def _read(path: Path) -> Iterator[Row]:
-    rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)  # else a quote swallows lines
     try:
         if (header := next(rows, [])) != COLUMNS:
             raise ValueError(f"line 1 is to be {','.join(COLUMNS)}, and is {','.join(header)[:60]!r}")

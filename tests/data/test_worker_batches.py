@@ -26,6 +26,7 @@ from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in
 from git_scale.errors import ConfigError, DataError, LoaderError
 from git_scale.parallel.topology import free_port
 from git_scale.stop import Stopped, StopRequest
+from git_scale.testing.subprocesses import started
 
 Act = Callable[[int], None]
 
@@ -248,23 +249,24 @@ def test_workers_end_when_their_batches_are_let_go() -> None:
 
 
 PROGRAM = """
-import os, signal, sys, threading
+import signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from test_worker_batches import WorkerBatches, hang, source_of, tasks
-from git_scale.stop import StopRequest
+from git_scale.stop import StopRequest, stop_requested
 made = WorkerBatches(source_of(lambda number: hang(number) if number == 4 else None), tasks(9), 2)
 with StopRequest():
     print(*{next(made)["process"] for _ in range(2)}, flush=True)
-    while True:
-        signal.pause()
-        print("heard", flush=True)
+    while not stop_requested():  # a signal before signal.pause() would be lost on it
+        time.sleep(0.05)
+    print("heard", flush=True)
+    signal.pause()
 """
 
 
 @pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGTERM, signal.SIGTERM]])
 def test_workers_end_with_their_parent_whatever_ends_it(signals: list[signal.Signals]) -> None:
     command = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with started(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         workers = [psutil.Process(int(process)) for process in parent.stdout.readline().split()]
         assert len(workers) == 2

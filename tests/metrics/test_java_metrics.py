@@ -11,6 +11,7 @@ import stat
 import time
 from pathlib import Path
 
+import psutil
 import pycocoevalcap
 import pytest
 
@@ -115,14 +116,18 @@ def test_a_program_that_hangs_is_killed_with_what_it_started(
     assert alive(int((tmp_path / "pid").read_text())) == []
 
 
-def alive(group: int) -> list[str]:
-    """The numbers of the processes of a group that are no zombies."""
-    found = {path.parent.name: path.read_text().rpartition(")")[2].split() for path in _states()}
-    return [number for number, (state, _, of, *_) in found.items() if of == str(group) and state != "Z"]
+def alive(group: int) -> list[psutil.Process]:
+    """The processes of a group that do not end: a signal has been sent, and takes its time."""
+    found = [process for process in psutil.process_iter() if is_in(process.pid, group)]
+    _, left = psutil.wait_procs(found, timeout=30)
+    return [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def _states() -> list[Path]:
-    return list(Path("/proc").glob("[0-9]*/stat"))
+def is_in(process: int, group: int) -> bool:
+    try:
+        return os.getpgid(process) == group
+    except ProcessLookupError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["METEOR", "SPICE"])

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from git_scale import ImageToText
+from git_scale.testing.subprocesses import started
 from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOUR, COLOURS, SIDES, SIZE, describe, draw_square
 
@@ -226,13 +227,11 @@ def test_ctrl_c_is_clean(
 
 def test_a_reader_that_leaves(taught: Path, pictures: Path) -> None:
     command = [sys.executable, str(TOOL), "--checkpoint", str(taught), "--device", "cpu", str(pictures)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=TOOL.parents[1], env=_environment()
-    )
-    assert process.stdout and process.stderr
-    process.stdout.close()
-    errors = process.stderr.read().decode()
-    assert process.wait(timeout=600) == 0 and "Traceback" not in errors and "Error" not in errors
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(command, cwd=TOOL.parents[1], env=_environment(), **pipes) as process:
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+        assert process.wait(timeout=600) == 0 and "Traceback" not in errors and "Error" not in errors
 
 
 def _environment() -> dict[str, str]:

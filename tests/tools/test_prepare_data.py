@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from git_scale.data.store import open_store
+from git_scale.testing.subprocesses import started
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 
@@ -209,7 +210,7 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
         "2",
     ]
     environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+    with started(command, env=environment, stderr=subprocess.PIPE) as process:
         while b"sample/s" not in process.stderr.read1():  # the bar shows: the build is on its way
             assert process.poll() is None
         assert [path.name.startswith(".out.") for path in tmp_path.iterdir()] == [True]

@@ -15,6 +15,7 @@ import pytest
 
 from git_scale.config import RunConfig
 from git_scale.parallel.topology import free_port
+from git_scale.testing.subprocesses import started
 from git_scale.testing.tiny import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -113,14 +114,12 @@ def test_under_the_deepspeed_launcher(recipe: str, tmp_path: Path) -> None:
 @pytest.mark.distributed
 def test_with_the_variables_of_srun(recipe: str, tmp_path: Path) -> None:
     job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "MASTER_PORT": str(free_port())}
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, PRETRAIN, "--config", recipe, "--ds_config", DS_CONFIG],
-            env=environment(SLURM_PROCID=str(task), SLURM_LOCALID=str(task), **job),
-        )
-        for task in range(2)
-    ]
-    assert [task.wait(timeout=LIMIT_S) for task in tasks] == [0, 0]
+    command = [sys.executable, PRETRAIN, "--config", recipe, "--ds_config", DS_CONFIG]
+    first, second = (
+        started(command, env=environment(SLURM_PROCID=task, SLURM_LOCALID=task, **job)) for task in "01"
+    )
+    with first as one, second as other:
+        assert [task.wait(timeout=LIMIT_S) for task in (one, other)] == [0, 0]
     check_finished(tmp_path / "run", 2)
 
 
@@ -128,14 +127,14 @@ def test_with_the_variables_of_srun(recipe: str, tmp_path: Path) -> None:
 def test_a_stop_signal_ends_with_code_75_and_the_same_command_goes_on(squares: Path, tmp_path: Path) -> None:
     run = tiny_run(squares, tmp_path / "run", train={"steps": 100_000}, log={"every": 1})
     command = (sys.executable, PRETRAIN, "--config", write_recipe(run, tmp_path), "--ds_config", DS_CONFIG)
-    process = subprocess.Popen(command, env=environment())
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + LIMIT_S
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a pause that leaves the core to the run
-            pytest.fail(f"ended with code {process.wait(timeout=0.1)}")
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=LIMIT_S) == 75
+    with started(command, env=environment()) as process:
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a pause that leaves the core to the run
+                pytest.fail(f"ended with code {process.wait(timeout=0.1)}")
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=LIMIT_S) == 75
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step_"))
     again = run_tool(*command, f"train.steps={step + 1}", "optimizer.warmup_steps=0")

@@ -14,7 +14,7 @@ from typing import Any
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     Id,
-    MalformedRecordError,
+    expecting,
     id_of,
     is_true,
     not_text,
@@ -37,13 +37,12 @@ def read_coco(path: Path) -> list[SourceRow | Skipped]:
     without a name.
     Raises DataError when the file is not of that form, or when two images have one id or one file.
     """
-    try:
+    with expecting(
+        path,
+        "COCO captions",
+        "an object with images: [{id, file_name}] and annotations: [{image_id, caption}]",
+    ):
         rows, skipped = _join(path, read_object(path))
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not COCO captions ({error}); expected an object with images: [{{id, file_name}}]"
-            " and annotations: [{image_id, caption}]"
-        ) from None
     refuse_shared_files(path, rows)
     return [*skipped, *rows]
 

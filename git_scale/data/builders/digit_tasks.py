@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import av
 import lmdb
 import numpy as np
 from PIL import Image
@@ -25,6 +24,7 @@ from git_scale.data.builders.digits import WORDS, draw_scene
 from git_scale.data.builders.parallel import map_in_order
 from git_scale.data.builders.writer import SampleToWrite
 from git_scale.data.lmdb_store import COUNT, IMAGE, LABEL
+from git_scale.data.video import import_av
 
 FRAMES_PER_SECOND = 6
 QUALITY = "16"  # x264's constant rate factor: no artefact that a reader of digits would see
@@ -79,6 +79,7 @@ def _scenes(
 
 def _video_of(frames: Frames) -> bytes:
     """An MP4 of these JPEGs."""
+    av = import_av()
     pictures = [np.asarray(Image.open(io.BytesIO(frame), formats=["JPEG"])) for frame in frames]
     written = io.BytesIO()
     with av.open(written, "w", format="mp4") as container:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,16 @@ def read_list(path: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 class MalformedRecordError(Exception):
-    """A record without the form of its format; the reader adds the file and what it expects."""
+    """A record without the form of its format; `expecting` adds the file and what it is to hold."""
+
+
+@contextmanager
+def expecting(path: Path, what: str, form: str) -> Iterator[None]:
+    """A malformed record within the block is a DataError: "PATH: not WHAT (no data, but 'x'); expected FORM"."""
+    try:
+        yield
+    except MalformedRecordError as error:
+        raise DataError(f"{path}: not {what} ({error}); expected {form}") from None
 
 
 def records_of(tree: dict[str, Any], key: str, within: str = "") -> list[tuple[str, dict[str, Any]]]:

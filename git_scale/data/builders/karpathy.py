@@ -16,6 +16,7 @@ from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOp
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
+    expecting,
     id_of,
     not_text,
     read_object,
@@ -34,13 +35,12 @@ def read_karpathy(path: Path, split: str | None = None) -> list[SourceRow | Skip
     Before them captions and names that are no text. Raises DataError for a file of another form, for a part that no
     image has, and for images that share an id or a file.
     """
-    try:
+    with expecting(
+        path,
+        "Karpathy's splits",
+        "an object with images: [{filename, split, sentences: [{raw}]}]",
+    ):
         return _rows(path, read_object(path), split)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not Karpathy's splits ({error}); expected an object with images: [{{filename, split, sentences:"
-            " [{raw}]}]"
-        ) from None
 
 
 def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow | Skipped]:

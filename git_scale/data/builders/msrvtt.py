@@ -16,6 +16,7 @@ from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOp
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
+    expecting,
     id_of,
     not_text,
     read_object,
@@ -34,13 +35,12 @@ def read_msrvtt(path: Path, split: str | None = None) -> list[SourceRow | Skippe
     Before them captions of no video, or that are no text. Raises DataError for a file of another form, for a split
     that no video has, and for a video that stands twice.
     """
-    try:
+    with expecting(
+        path,
+        "MSR-VTT's captions",
+        "an object with videos: [{video_id, split}] and sentences: [{video_id, caption}]",
+    ):
         return _rows(path, read_object(path), split)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not MSR-VTT's captions ({error}); expected an object with videos: [{{video_id, split}}] and"
-            " sentences: [{video_id, caption}]"
-        ) from None
 
 
 def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow | Skipped]:

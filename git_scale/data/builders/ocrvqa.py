@@ -16,12 +16,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import MalformedRecordError, kind_of, read_object, value_of
+from git_scale.data.builders.json_records import (
+    MalformedRecordError,
+    expecting,
+    kind_of,
+    read_object,
+    value_of,
+)
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
-from git_scale.errors import DataError
 
 SPLITS = {1: "train", 2: "val", 3: "test"}
 
@@ -32,17 +37,16 @@ def read_ocrvqa(path: Path, split: str | None = None) -> list[SourceRow | Skippe
     Raises DataError for a file of another form and for a part that no cover has.
     """
     asked = QuestionList(path)
-    try:
+    with expecting(
+        path,
+        "OCR-VQA",
+        "an object with ID: {imageURL, questions: [text], answers: [text], split: 1, 2 or 3}",
+    ):
         covers = read_object(path)
         splits = {key: _split_of(key, cover) for key, cover in covers.items()}
         endings = {}
         for key in of_split(path, "cover", splits, split):
             endings[key] = _ask(key, covers[key], asked)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not OCR-VQA ({error}); expected an object with ID: {{imageURL, questions: [text], answers:"
-            " [text], split: 1, 2 or 3}"
-        ) from None
     return asked.rows(lambda key: f"{key}{endings[str(key)]}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from git_scale.data.builders.formats import HELD_OUT, QUESTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     MalformedRecordError,
+    expecting,
     id_of,
     read_object,
     records_of,
@@ -23,7 +24,6 @@ from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.splits import tenth_held_out
 from git_scale.data.builders.writer import Skipped
-from git_scale.errors import DataError
 
 
 def read_stvqa(path: Path, split: str | None = None) -> list[SourceRow | Skipped]:
@@ -33,18 +33,13 @@ def read_stvqa(path: Path, split: str | None = None) -> list[SourceRow | Skipped
     twice.
     """
     asked = QuestionList(path)
-    try:
+    with expecting(path, "ST-VQA", "an object with data: [{file_path, question, question_id, answers}]"):
         for place, record in records_of(read_object(path), "data"):
             number, file = id_of(place, record, "question_id"), value_of(place, record, "file_path")
             if not isinstance(file, str):
                 raise MalformedRecordError(f"{place}.file_path is not a text")
             asked.take_id(place, number, record.get("question"))
             asked.ask(record, number, file, asked.given_answers(place, record, number))
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not ST-VQA ({error}); expected an object with data: [{{file_path, question, question_id,"
-            " answers}]"
-        ) from None
     return tenth_held_out(path, asked.rows(str), split)
 
 

@@ -15,6 +15,7 @@ from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
+    expecting,
     id_of,
     not_text,
     read_object,
@@ -22,7 +23,6 @@ from git_scale.data.builders.json_records import (
 )
 from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
-from git_scale.errors import DataError
 
 
 def read_textcaps(path: Path) -> list[SourceRow | Skipped]:
@@ -31,12 +31,8 @@ def read_textcaps(path: Path) -> list[SourceRow | Skipped]:
 
     Before them captions that are no text. Raises DataError for a file of another form.
     """
-    try:
+    with expecting(path, "TextCaps", "an object with data: [{image_id, caption_str}]"):
         rows, skipped = _rows(read_object(path))
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not TextCaps ({error}); expected an object with data: [{{image_id, caption_str}}]"
-        ) from None
     refuse_shared_files(path, rows)
     return [*skipped, *rows]
 

@@ -16,6 +16,7 @@ from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat
 from git_scale.data.builders.json_records import (
     Id,
     MalformedRecordError,
+    expecting,
     id_of,
     kind_of,
     not_text,
@@ -40,7 +41,7 @@ def read_tvc(path: Path) -> list[SourceRow | Skipped]:
     """
     skipped: list[Skipped] = []
     rows: dict[Id, SourceRow] = {}
-    try:
+    with expecting(path, "TVC", "lines of {vid_name, clip_id, ts: [start, end], descs: [{desc}]}"):
         records = list(_records(path))
         is_test = not any("descs" in record for _, record in records)
         for place, record in records:
@@ -48,10 +49,6 @@ def read_tvc(path: Path) -> list[SourceRow | Skipped]:
             if number in rows:
                 raise DataError(f"{path}: clip_id {number!r} stands twice, again at {place}; remove one")
             rows[number] = _row(place, record, number, skipped, is_test)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not TVC ({error}); expected lines of {{vid_name, clip_id, ts: [start, end], descs: [{{desc}}]}}"
-        ) from None
     return [*skipped, *rows.values()]
 
 

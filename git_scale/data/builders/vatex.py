@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import MalformedRecordError, id_of, not_text, read_list
+from git_scale.data.builders.json_records import expecting, id_of, not_text, read_list
 from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.writer import Skipped
 from git_scale.errors import DataError
@@ -31,7 +31,7 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
     rows: list[SourceRow] = []
     skipped: list[SourceRow | Skipped] = []
     seen = set()
-    try:
+    with expecting(path, "VATEX's captions", "a list of {videoID, enCap, chCap}"):
         videos = read_list(path, "videos")
         for place, video in videos:
             number = id_of(place, video, "videoID")
@@ -47,10 +47,6 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
             ]
             captions = tuple(caption for caption in said if isinstance(caption, str))
             rows.append(SourceRow(f"{number}.mp4", captions, {"image_id": number}))
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not VATEX's captions ({error}); expected a list of {{videoID, enCap, chCap}}"
-        ) from None
     refuse_shared_files(path, rows)
     is_test = not any(key in video for _, video in videos for key in LANGUAGES.values())
     return [*skipped, *(replace(row, is_asked=is_test) for row in rows)]

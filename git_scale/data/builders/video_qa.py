@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
-from git_scale.data.builders.json_records import Id, MalformedRecordError, id_of, read_list
+from git_scale.data.builders.json_records import Id, expecting, id_of, read_list
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
@@ -29,16 +29,12 @@ def read_video_qa(path: Path, mapping: Path | None = None) -> list[SourceRow | S
     """
     asked = QuestionList(path)
     names = _read_mapping(mapping) if mapping else {}
-    try:
+    with expecting(path, "MSRVTT-QA or MSVD-QA", "a list of {id, video_id, question, answer}"):
         for place, record in read_list(path, "questions"):
             number, video = id_of(place, record, "id"), id_of(place, record, "video_id")
             asked.take_id(place, number, record.get("question"))
             answers = asked.texts([record["answer"]], number) if "answer" in record else None
             asked.ask(record, number, video, answers)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not MSRVTT-QA or MSVD-QA ({error}); expected a list of {{id, video_id, question, answer}}"
-        ) from None
 
     def file_of(video: Id) -> str:
         if mapping is None:

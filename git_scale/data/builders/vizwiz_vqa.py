@@ -12,11 +12,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat
-from git_scale.data.builders.json_records import MalformedRecordError, read_list, records_of, value_of
+from git_scale.data.builders.json_records import (
+    MalformedRecordError,
+    expecting,
+    read_list,
+    records_of,
+    value_of,
+)
 from git_scale.data.builders.questions import QuestionList
 from git_scale.data.builders.source_images import SourceRow
 from git_scale.data.builders.writer import Skipped
-from git_scale.errors import DataError
 
 KEPT = ("answer_type", "answerable")
 
@@ -27,7 +32,7 @@ def read_vizwiz_vqa(path: Path) -> list[SourceRow | Skipped]:
     Raises DataError for a file of another form and for an image that stands twice.
     """
     asked = QuestionList(path)
-    try:
+    with expecting(path, "VizWiz-VQA", "a list of {image, question, answers: [{answer}]}"):
         for place, record in read_list(path, "questions"):
             if not isinstance(image := value_of(place, record, "image"), str):
                 raise MalformedRecordError(f"{place}.image is not a text")
@@ -36,10 +41,6 @@ def read_vizwiz_vqa(path: Path) -> list[SourceRow | Skipped]:
             answers = [value_of(where, answer, "answer") for where, answer in given]
             more = {key: record[key] for key in KEPT if key in record}
             asked.ask(record, image, image, asked.texts(answers, image) if given else None, **more)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not VizWiz-VQA ({error}); expected a list of {{image, question, answers: [{{answer}}]}}"
-        ) from None
     return asked.rows(str)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from git_scale.data.builders.formats import QUESTIONS, AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import (
     Id,
-    MalformedRecordError,
+    expecting,
     id_of,
     read_object,
     records_of,
@@ -41,7 +41,12 @@ def read_vqa(
     when there are annotations beside TextVQA's file.
     """
     asked = QuestionList(questions)
-    try:
+    with expecting(
+        questions,
+        "VQA questions",
+        "an object with questions: [{image_id, question, question_id}] (VQA v2) or data: [the same with"
+        " answers] (TextVQA)",
+    ):
         tree = read_object(questions)
         if "data" in tree:
             if annotations:
@@ -51,11 +56,6 @@ def read_vqa(
         else:
             _ask_vqa2(tree, _read_annotations(annotations, asked) if annotations else None, asked)
             name = image_name or _default_name(tree)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{questions}: not VQA questions ({error}); expected an object with questions:"
-            " [{image_id, question, question_id}] (VQA v2) or data: [the same with answers] (TextVQA)"
-        ) from None
     return asked.rows(_namer(name))
 
 
@@ -114,13 +114,12 @@ def _ids_of(place: str, record: dict[str, Any], asked: QuestionList) -> tuple[Id
 
 
 def _read_annotations(path: Path, asked: QuestionList) -> dict[Id, _Annotation]:
-    try:
+    with expecting(
+        path,
+        "VQA annotations",
+        "an object with annotations: [{question_id, answers: [{answer}]}]",
+    ):
         return _annotations(path, read_object(path), asked)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not VQA annotations ({error}); expected an object with annotations:"
-            " [{question_id, answers: [{answer}]}]"
-        ) from None
 
 
 def _annotations(path: Path, tree: dict[str, Any], asked: QuestionList) -> dict[Id, _Annotation]:

@@ -17,6 +17,7 @@ from typing import Any
 from git_scale.data.builders.formats import CAPTIONS, AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import (
     MalformedRecordError,
+    expecting,
     id_of,
     kind_of,
     not_text,
@@ -29,7 +30,6 @@ from git_scale.data.builders.json_records import (
 from git_scale.data.builders.source_images import SourceRow, refuse_shared_files
 from git_scale.data.builders.splits import of_split
 from git_scale.data.builders.writer import Skipped
-from git_scale.errors import DataError
 
 ENDINGS = (".mp4", ".mkv", ".webm")  # what a download gives, in the order in which they are looked for
 
@@ -43,16 +43,15 @@ def read_youcook2(path: Path, videos: Path, subset: str | None = None) -> list[S
     skipped: list[Skipped] = []
     rows: list[SourceRow] = []
     taken: set[str] = set()
-    try:
+    with expecting(
+        path,
+        "YouCook2",
+        "an object with database: {ID: {subset, annotations: [{id, segment: [start, end], sentence}]}}",
+    ):
         database = object_of(read_object(path), "database")
         subsets = {key: _subset_of(key, video) for key, video in database.items()}
         for key in of_split(path, "video", subsets, subset):
             rows += _steps(key, database[key], _file_of(videos, key, database[key]), skipped, taken)
-    except MalformedRecordError as error:
-        raise DataError(
-            f"{path}: not YouCook2 ({error}); expected an object with database: {{ID: {{subset, annotations:"
-            " [{id, segment: [start, end], sentence}]}}"
-        ) from None
     refuse_shared_files(path, {row.file: row for row in rows}.values())  # of a video each, not of its steps
     return [*skipped, *rows]
 
