@@ -156,7 +156,11 @@ class TrainConfig(Section):
     gradient with 8 micro-batches on 2 ranks, 2 % on 512; it saves 2 bytes per gradient kept and half the traffic."""
     objectives: dict[NonEmptyText, Annotated[float, Field(gt=0)]] = Field({"lm": 1.0})
     """What is learned, each with its weight in the loss. lm: the paper's, every word from the image and the words
-    before it. `train.objective=NAME` is short for one of weight 1."""
+    before it. masked_lm: 15 % of the words from the image and the others. `train.objective=NAME` is short for one of
+    weight 1."""
+    parallel_share: float = Field(0.0, ge=0, le=1)
+    """Share of the captions of which lm learns all words at once from the image alone, reading only mask tokens: the
+    parallel prediction of CapPa (arXiv 2306.07915), there 0.75. Answers to questions never are among them."""
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     freeze: tuple[NonEmptyText, ...] = ()
     """Patterns of parameter names that do not learn: `encoder.*`, `*.positions.*`."""

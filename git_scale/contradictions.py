@@ -86,6 +86,22 @@ def _of_objectives(run: RunConfig) -> Iterator[str]:
     if not run.train.objectives:
         yield f"train.objectives={{}} leaves nothing to learn: name one of {', '.join(OBJECTIVES)}"
     yield from filter(None, map(OBJECTIVES.problem_of, run.train.objectives))
+    share = run.train.parallel_share
+    if share > 0 and (tasks := _learned_tasks(run)) and all(TASKS[task].has_questions for task in tasks):
+        yield (
+            f"train.parallel_share={share} is of captions, and {', '.join(tasks)} has questions alone: set"
+            " train.parallel_share=0, or add a source of captions to data.sources"
+        )
+    if share > 0 and list(run.train.objectives) == ["masked_lm"]:
+        yield (
+            f"train.parallel_share={share} is of the objective lm, and masked_lm is the only one: set"
+            " train.parallel_share=0, or train.objectives={lm: 0.5, masked_lm: 0.5}"
+        )
+
+
+def _learned_tasks(run: RunConfig) -> list[str]:
+    named = [source.task or run.data.task for source in run.data.sources] or [run.data.task]
+    return [task for task in dict.fromkeys(named) if not problems_of_task(task)]
 
 
 def _of_sources(run: RunConfig) -> Iterator[str]:

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "inference": BASE | {"models", "data", "checkpoint", "tasks"},
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"objectives", "parallel"},
-    "evaluation": BELOW_PARALLEL | {"inference", "parallel", "recipes"},
+    "evaluation": BELOW_PARALLEL | {"inference", "objectives", "parallel", "recipes"},
     "training": BELOW_PARALLEL
     | {
         "objectives",

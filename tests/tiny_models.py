@@ -92,8 +92,8 @@ class Oracle:
         images: Tensor | None,
         tokens: Tensor,
         rows: Tensor,
-        cache: list[LayerCache] | None = None,
         placement: TextPlacement | None = None,
+        cache: list[LayerCache] | None = None,
     ) -> Tensor:
         self.saw_images.append(images is not None)
         if images is not None:

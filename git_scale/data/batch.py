@@ -5,23 +5,23 @@ B images per micro-batch, F frames per image, K texts per image, T text position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from git_scale.data.texts import Query, Text
+from git_scale.data.texts import Example, Query, Text, next_words
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, ready to be stacked: `images` uint8 [F, 3, H, W], K texts."""
+    """One sample, ready to be stacked: `images` uint8 [F, 3, H, W], the examples of each of K texts."""
 
     key: str
     images: np.ndarray
-    texts: list[Text]
+    examples: Sequence[Sequence[Example]]
     problem: str | None = None
 
 
@@ -36,7 +36,7 @@ class Batch:
     images: Tensor
     """uint8 [B, F, 3, H, W]."""
     tokens: Tensor
-    """int64 [B, K, T]: begin, prefix, target, end, padding. Every row begins with the begin token."""
+    """int64 [B, K, T]: begin, prefix, target, end, padding; or the like with masked words."""
     rows: Tensor
     """int64 [n]: the positions in flat [B*K*T] at which something is predicted."""
     labels: Tensor
@@ -46,12 +46,30 @@ class Batch:
     problems: list[str]
     """One message per sample that could not be used."""
 
+    visible: Tensor | None = None
+    """bool [B, K, T, T]: which tokens each token sees. None: those up to itself."""
+    readings: tuple[int, ...] = ()
+    """How many of `rows` belong to each way of reading texts, one way's behind another's; none: there is one."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """What an objective's `prepare` has added."""
 
     @property
     def num_targets(self) -> int:
         return len(self.labels)
+
+    def reading(self, number: int) -> Batch:
+        """With the rows of one of the `readings` alone; a batch with one is that itself."""
+        if not self.readings:
+            return self
+        part = self.rows_of(number)
+        return replace(self, rows=self.rows[part], labels=self.labels[part], readings=())
+
+    def rows_of(self, number: int) -> slice:
+        """Where the rows of one of the `readings` lie."""
+        if not self.readings:
+            return slice(None)
+        first = sum(self.readings[:number])
+        return slice(first, first + self.readings[number])
 
     def to(self, device: torch.device | str) -> Batch:
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
@@ -67,6 +85,7 @@ class Batch:
             tokens=change(self.tokens),
             rows=change(self.rows),
             labels=change(self.labels),
+            visible=None if self.visible is None else change(self.visible),
             extras={name: change(tensor) for name, tensor in self.extras.items()},
         )
 
@@ -82,6 +101,8 @@ class EvalSample:
     problem: str | None = None
     texts: list[Text] = field(default_factory=list)
     """The right texts as training has them: what the held-out loss is measured on."""
+    examples: Mapping[str, list[Example]] = field(default_factory=dict)
+    """What objectives by name that read a text in a way of their own learn of each of `texts`."""
     other: np.ndarray | None = None
     """The image of another sample, of which other texts are right; None where none was looked for or found."""
 
@@ -101,7 +122,9 @@ class EvalBatch:
     problems: list[str]
     """One message per sample that could not be used."""
     texts: Batch
-    """The same images with their right texts as training has them; none for a slot without queries."""
+    """The same images with the next words of their right texts to predict; none for a slot without queries."""
+    examples: Mapping[str, Batch]
+    """The same with what objectives by name learn of these texts in a way of their own."""
     others: Tensor
     """uint8 [B, F, 3, H, W]: of each sample another one's image, its own where `has_other` is False."""
     has_other: list[bool]
@@ -113,15 +136,16 @@ def black(frames: int, size: int) -> np.ndarray:
 
 
 def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
-    """Stacks samples of equal F, H, W and K; T is the longest text's length."""
-    tokens, rows, labels = _stack_texts([sample.texts for sample in samples], pad_id)
-    return Batch(
-        images=_stack([sample.images for sample in samples]),
-        tokens=tokens,
-        rows=rows,
-        labels=labels,
+    """Stacks samples of equal F, H, W and K; T is the longest example's length.
+
+    Texts that are read in several ways stand in the batch once for each: those of one way behind those of another.
+    """
+    return _stack_examples(
+        _stack([sample.images for sample in samples]),
+        [sample.examples for sample in samples],
         keys=[sample.key for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],
+        pad_id=pad_id,
     )
 
 
@@ -130,7 +154,11 @@ def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
     images = _stack([sample.images for sample in samples])
     keys = [sample.key for sample in samples]
     problems = [sample.problem for sample in samples if sample.problem]
-    tokens, rows, labels = _stack_texts([sample.texts for sample in samples], pad_id)
+    names = dict.fromkeys(name for sample in samples for name in sample.examples)
+
+    def stack(examples: Sequence[Sequence[Sequence[Example]]]) -> Batch:
+        return _stack_examples(images, examples, keys, problems, pad_id)
+
     others = [sample.images if sample.other is None else sample.other for sample in samples]
     has_other = [sample.other is not None for sample in samples]
     return EvalBatch(
@@ -139,25 +167,65 @@ def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
         keys=keys,
         indices=[sample.index for sample in samples],
         problems=problems,
-        texts=Batch(images, tokens, rows, labels, keys, problems),
+        texts=stack([[[next_words(text)] for text in sample.texts] for sample in samples]),
+        examples={
+            name: stack([[[example] for example in sample.examples.get(name, ())] for sample in samples])
+            for name in names
+        },
         others=_stack(others) if any(has_other) else images,
         has_other=has_other,
     )
 
 
-def _stack_texts(samples: list[list[Text]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [B, K, T] with the rows and labels of Batch; a sample with fewer texts than others has padding alone."""
+def _stack_examples(
+    images: Tensor,
+    samples: Sequence[Sequence[Sequence[Example]]],
+    keys: list[str],
+    problems: list[str],
+    pad_id: int,
+) -> Batch:
+    """`samples`: of each the examples of its texts; one with fewer texts than others has padding alone."""
     texts = max(1, *map(len, samples))
-    length = max((len(text.tokens) for sample in samples for text in sample), default=1)
-    tokens = np.full((len(samples), texts, length), pad_id, np.int64)
-    is_target = np.zeros(tokens.shape, np.bool_)
-    for b, sample in enumerate(samples):
-        for k, text in enumerate(sample):
-            tokens[b, k, : len(text.tokens)] = text.tokens
-            is_target[b, k, : len(text.targets)] = text.targets
-    targets = torch.from_numpy(is_target.ravel().nonzero()[0])
-    flat = torch.from_numpy(tokens)
-    return flat, targets - 1, flat.flatten()[targets]  # each is predicted from the position before it
+    placed = [  # [ways x B x K] in the order of `rows`
+        (way, b, way * texts + k, example)
+        for b, of_sample in enumerate(samples)
+        for k, of_text in enumerate(of_sample)
+        for way, example in enumerate(of_text)
+    ]
+    placed.sort(key=lambda item: item[:3])
+    ways = max((way + 1 for way, *_ in placed), default=1)
+    length = max((len(example.tokens) for *_, example in placed), default=1)
+    tokens = np.full((len(samples), ways * texts, length), pad_id, np.int64)
+    rows, labels, readings = [], [], [0] * ways
+    for way, b, k, example in placed:
+        tokens[b, k, : len(example.tokens)] = example.tokens
+        first = (b * ways * texts + k) * length
+        rows += [first + row for row in example.rows]
+        labels += example.labels
+        readings[way] += len(example.rows)
+    return Batch(
+        images=images,
+        tokens=torch.from_numpy(tokens),
+        rows=torch.tensor(rows, dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
+        keys=keys,
+        problems=problems,
+        visible=_visible(tokens.shape, placed),
+        readings=tuple(readings) if ways > 1 else (),
+    )
+
+
+def _visible(shape: tuple[int, ...], placed: list[tuple[int, int, int, Example]]) -> Tensor | None:
+    """bool [B, K, T, T]: which tokens each token sees; None where no text is read ahead of it."""
+    if not any(example.sees_ahead for *_, example in placed):
+        return None
+    length = shape[-1]
+    visible = np.tile(np.tri(length, dtype=np.bool_), (*shape[:2], 1, 1))
+    for _, b, k, example in placed:
+        if example.sees_ahead:
+            # Padding is seen by none but itself, so that what a text is worth does not depend on the others' length.
+            visible[b, k, :, : len(example.tokens)] = True
+    return torch.from_numpy(visible)
 
 
 def _stack(images: list[np.ndarray]) -> Tensor:

@@ -13,7 +13,7 @@ worker that made it, nor on when the run was started. The state of the loader is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from git_scale.data.order import Order, SampleOrder
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import WatchedReader
 from git_scale.data.store import RawSample, SampleStore, naming
-from git_scale.data.texts import Text, TextMaker, check_choices
+from git_scale.data.texts import Example, ExampleMaker, Text, TextMaker, check_choices, next_words_alone
 from git_scale.data.video import read_frames
 from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.errors import ConfigError, DataError
@@ -49,8 +49,10 @@ class Dataset(Protocol):
 class TrainDataset:
     """Prepares the sample of (position, image_size) for training."""
 
-    def __init__(self, run: RunConfig, reader: WatchedReader, task: TextMaker, order: Order) -> None:
-        self.run, self.reader, self.task, self.order = run, reader, task, order
+    def __init__(
+        self, run: RunConfig, reader: WatchedReader, task: TextMaker, order: Order, examples: ExampleMaker
+    ) -> None:
+        self.run, self.reader, self.task, self.order, self.examples = run, reader, task, order, examples
         self.blank = Text([task.tokenizer.bos_id, task.tokenizer.eos_id], [False, False])
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
@@ -58,18 +60,24 @@ class TrainDataset:
         epoch, index = self.order.sample(position)
         rng = np.random.default_rng((self.run.seed, epoch, index))
         try:
-            return self._prepare(self.reader.read(index), size, rng)
+            key, images, texts = self._prepare(self.reader.read(index), size, rng)
+            problem = None
         except DataError as error:
-            key = self.reader.key(index)
-            return Sample(key, black(self.run.model.frames, size), self._fill([]), problem=str(error))
+            key, problem = self.reader.key(index), str(error)
+            images, texts = black(self.run.model.frames, size), list[Text]()
+        # Numbers of their own, so that what is drawn of an image is the same whatever is learned of it.
+        drawn = np.random.default_rng((self.run.seed, epoch, index, 1))
+        return Sample(key, images, [self.examples(text, drawn) for text in self._fill(texts)], problem)
 
-    def _prepare(self, raw: RawSample, size: int, rng: np.random.Generator) -> Sample:
+    def _prepare(
+        self, raw: RawSample, size: int, rng: np.random.Generator
+    ) -> tuple[str, np.ndarray, list[Text]]:
         with naming(raw.key):
             pictures = decode_images(raw, self.run.model.frames, float(rng.random()))
             images = np.stack(self._pixels(pictures, size, rng))
             texts = self.task.texts(raw, rng)
         self._check_count(raw.key, texts)
-        return Sample(raw.key, images, self._fill(texts))
+        return raw.key, images, texts
 
     def _pixels(self, pictures: list[Image.Image], size: int, rng: np.random.Generator) -> list[np.ndarray]:
         """All frames alike. A question may ask for what a crop would cut off: only `crop` draws one."""
@@ -96,19 +104,26 @@ class TrainDataset:
 class EvalDataset:
     """Prepares sample number `index` for an evaluation; an empty slot for -1."""
 
-    def __init__(self, run: RunConfig, reader: WatchedReader, task: TextMaker) -> None:
-        self.data, self.reader, self.task = run.data, reader, task
+    def __init__(
+        self,
+        run: RunConfig,
+        reader: WatchedReader,
+        task: TextMaker,
+        examples: Mapping[str, ExampleMaker],
+    ) -> None:
+        self.data, self.reader, self.task, self.examples = run.data, reader, task, examples
         self.frames, self.size = run.model.frames, run.model.encoder.image_size
         self.asked, self.count = run.eval.images, scored_images(run, reader.store)
         self.new_tokens = run.eval.max_new_tokens
 
     def __getitem__(self, index: int) -> EvalSample:
+        nothing = EvalSample(index, "", black(self.frames, self.size), [], examples=self._examples(index, []))
         if index < 0:
-            return EvalSample(index, "", black(self.frames, self.size), [])
+            return nothing
         try:
             sample = self._prepare(index)
         except DataError as error:
-            return EvalSample(index, self.reader.key(index), black(self.frames, self.size), [], str(error))
+            return replace(nothing, key=self.reader.key(index), problem=str(error))
         queries = sample.queries if index < self.asked else []  # the others are for the held-out loss alone
         other = self._other_image(sample) if index < GAIN_IMAGES else None
         return replace(sample, queries=queries, other=other)
@@ -120,7 +135,17 @@ class EvalDataset:
             images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
             texts, queries = self.task.reference_texts(raw), self.task.queries(raw)
             check_choices(queries, self.new_tokens, self.task.tokenizer.eos_id)
-            return EvalSample(index, raw.key, images, queries, texts=texts)
+            return EvalSample(
+                index, raw.key, images, queries, texts=texts, examples=self._examples(index, texts)
+            )
+
+    def _examples(self, index: int, texts: list[Text]) -> dict[str, list[Example]]:
+        """By objective, the same at every evaluation."""
+        made = {}
+        for name, make in self.examples.items():
+            drawn = np.random.default_rng((0, max(index, 0)))
+            made[name] = [example for text in texts for example in make(text, drawn)]
+        return made
 
     def _other_image(self, sample: EvalSample) -> np.ndarray | None:
         """That of the next usable sample with other texts: the same for any number of ranks and workers."""
@@ -220,15 +245,16 @@ def build_train_loader(
     start_position: int,
     quarantine: Quarantine | None = None,
     order: Order | None = None,
+    examples: ExampleMaker = next_words_alone,
 ) -> Iterable[Batch]:
     """Endless micro-batches of this rank from `start_position` (samples seen so far) on.
 
-    `order`: of a mixture; none: that of a single source.
+    `order`: of a mixture; none: that of a single source. `examples`: what is learned of a text.
     A step takes run.accumulation(dp) of them. Waiting for one raises Stopped after a stop request or when a sample
     takes too long, LoaderError when workers keep dying.
     """
     order = order or SampleOrder(store.counts, run.seed)
-    dataset = TrainDataset(run, WatchedReader(store, quarantine), task, order)
+    dataset = TrainDataset(run, WatchedReader(store, quarantine), task, order, examples)
     sampler = TrainBatchSampler(run, dp_rank, dp, start_position)
     collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
     return Loader(dataset, sampler, collate_fn, run.data.workers, run.data.sample_timeout_s)
@@ -241,10 +267,14 @@ def build_eval_loader(
     dp_rank: int,
     dp: int,
     quarantine: Quarantine | None = None,
+    examples: Mapping[str, ExampleMaker] | None = None,
 ) -> Iterable[EvalBatch]:
-    """The first `scored_images`, dealt out to the ranks, which all get the same number of batches."""
+    """The first `scored_images`, dealt out to the ranks, which all get the same number of batches.
+
+    `examples`: of objectives by name that read a text in a way of their own.
+    """
     batches = eval_indices(scored_images(run, store), run.train.micro_batch, dp_rank, dp)
-    dataset = EvalDataset(run, WatchedReader(store, quarantine), task)
+    dataset = EvalDataset(run, WatchedReader(store, quarantine), task, examples or {})
     collate_fn = functools.partial(collate_eval, pad_id=task.tokenizer.pad_id)
     workers = min(run.data.workers, len(batches))
     return Loader(dataset, batches, collate_fn, workers, run.data.sample_timeout_s)

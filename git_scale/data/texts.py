@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,44 @@ class Text:
 
     tokens: list[int]
     targets: list[bool]
+
+    @property
+    def has_question(self) -> bool:
+        """Whether anything but the begin token is given."""
+        return not all(self.targets[1:])
+
+
+@dataclass(frozen=True)
+class Example:
+    """Holds what a model is to predict of a text, and what it reads for that.
+
+    Of the next word:      reads begin a dog end,     predicts a dog end at 0 1 2
+    Of a masked word:      reads begin a [MASK] end,  predicts dog at 2
+    """
+
+    tokens: list[int]
+    rows: list[int]
+    """Positions in `tokens` at which something is predicted."""
+    labels: list[int]
+    """The token that is right at each of them."""
+    sees_ahead: bool = False
+    """Whether each position sees all of `tokens`; else those up to itself."""
+
+
+def next_words(text: Text) -> Example:
+    """Each target from what is before it."""
+    targets = [position for position, is_target in enumerate(text.targets) if is_target]
+    labels = [text.tokens[position] for position in targets]
+    return Example(text.tokens, [position - 1 for position in targets], labels)
+
+
+ExampleMaker = Callable[[Text, np.random.Generator], Sequence[Example]]
+"""Makes of a text an example for each way in which a run's objectives read it: git_scale/objectives/examples.py."""
+
+
+def next_words_alone(text: Text, rng: np.random.Generator) -> list[Example]:
+    """The ExampleMaker of a run that learns the next words."""
+    return [next_words(text)]
 
 
 @dataclass(frozen=True)

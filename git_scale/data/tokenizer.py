@@ -38,6 +38,11 @@ class Tokenizer(Protocol):
     pad_id: int
     bos_id: int
     eos_id: int
+    mask_id: int
+    """Stands for a word that is to be predicted. Where the vocabulary has none, padding does: no text holds it, and
+    what pads a text is seen by none of its words."""
+    special_ids: frozenset[int]
+    """Those of these, and of the unknown token: no word is among them."""
 
     def encode(self, text: str) -> list[int]:
         """The text's tokens, without begin and end; no text can spell a special token."""
@@ -66,6 +71,8 @@ class SentencePieceTokenizer:
     """A model with pad 0, unknown 1, begin 2, end 3, as train_sentencepiece makes it."""
 
     pad_id, unk_id, bos_id, eos_id = range(4)
+    mask_id = pad_id
+    special_ids = frozenset(range(4))
 
     def __init__(self, path: Path) -> None:
         data = _read(path)
@@ -125,7 +132,8 @@ class WordPieceTokenizer:
             raise DataError(f"{path}: no BERT vocabulary, it lacks {', '.join(missing)}")
         self.vocab_size = len(self.vocabulary)
         self.pad_id, self.bos_id, self.eos_id = numbers["[PAD]"], numbers["[CLS]"], numbers["[SEP]"]
-        self._unk_id = numbers["[UNK]"]
+        self.mask_id, self._unk_id = numbers.get("[MASK]", self.pad_id), numbers["[UNK]"]
+        self.special_ids = frozenset((self.pad_id, self.bos_id, self.eos_id, self.mask_id, self._unk_id))
         self._tokenizer = self.build_fast()
 
     def __reduce__(self) -> tuple[Any, ...]:

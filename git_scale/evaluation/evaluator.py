@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,11 +19,18 @@ from git_scale.data.quarantine import Quarantine
 from git_scale.data.store import SampleStore
 from git_scale.errors import DataError
 from git_scale.evaluation.generation import TextGenerator
-from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, text_losses
+from git_scale.evaluation.heldout_loss import (
+    TextLoss,
+    accuracy_metrics,
+    loss_metrics,
+    predictions_right,
+    text_losses,
+)
 from git_scale.evaluation.sheet import SheetCell, draw_captions
 from git_scale.metrics.metric import Prediction, Predictions
 from git_scale.metrics.scores import score
 from git_scale.models.interface import Runner
+from git_scale.objectives.examples import heldout_examples
 from git_scale.parallel import collectives
 from git_scale.parallel.comm import DP
 from git_scale.parallel.topology import Topology
@@ -84,10 +92,17 @@ class Evaluator:
         topology, task = self._topology, self._task
         generator = TextGenerator(runner, task.tokenizer, self._run.eval)
         loader = build_eval_loader(
-            self._run, self._store, task, topology.dp_rank, topology.dp, self._quarantine
+            self._run,
+            self._store,
+            task,
+            topology.dp_rank,
+            topology.dp,
+            self._quarantine,
+            heldout_examples(self._run, task.tokenizer),
         )
         predictions: list[Prediction] = []
         losses: list[TextLoss] = []
+        right = Counter[tuple[str, bool]]()
         shown: list[tuple[int, np.ndarray]] = []
         problems: list[str] = []
         runner.model.eval()
@@ -97,19 +112,24 @@ class Evaluator:
         bar = {**PROGRESS, "mininterval": seconds, "disable": not topology.is_writer}
         for batch in progress(batches, None, "batch", **bar):
             losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
+            right += predictions_right(runner, batch)
             if first < self._run.eval.images:
                 predictions += task.predict(batch, generator)
             first += self._run.train.micro_batch * topology.dp
             shown += self._images_to_show(batch)
             problems += batch.problems
         runner.model.train()
-        parts = DP.gather_objects((predictions, shown, problems, losses))
+        parts = DP.gather_objects((predictions, shown, problems, losses, right))
         problems = [message for part in parts for message in part[2]]
         self._check_problems(problems)
         said = (item for part in parts for item in part[0])
         everything = Predictions(sorted(said, key=lambda item: item.index))
         pictures = dict(item for part in parts for item in part[1])
-        metrics = task.score(everything) | loss_metrics(loss for part in parts for loss in part[3])
+        metrics = (
+            task.score(everything)
+            | loss_metrics(loss for part in parts for loss in part[3])
+            | accuracy_metrics(sum((part[4] for part in parts), Counter()))
+        )
         return EvaluationResult(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,

@@ -7,16 +7,17 @@ loss does not change when the image of a text is exchanged for another one: the 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from git_scale.data.batch import Batch, EvalBatch
-from git_scale.data.images import normalise
 from git_scale.models.interface import Runner
+from git_scale.objectives.objective import inputs_of
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,36 @@ def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[Tex
 
 
 @torch.no_grad()
+def predictions_right(runner: Runner, batch: EvalBatch) -> Counter[tuple[str, bool]]:
+    """Of each objective that reads texts in a way of its own: how many of its predictions are right, and wrong.
+
+    Collective where the model's forward pass is.
+    """
+    counts = Counter[tuple[str, bool]]()
+    for name, examples in batch.examples.items():
+        examples = examples.to(runner.device)
+        right = runner.model(*inputs_of(examples, runner.dtype)).argmax(-1) == examples.labels
+        counts[name, True] += int(right.sum())
+        counts[name, False] += int((~right).sum())
+    return counts
+
+
+def accuracy_metrics(counts: Counter[tuple[str, bool]]) -> dict[str, float]:
+    """`accuracy_NAME` of each objective that something was predicted for."""
+    totals = Counter[str]()
+    for (name, _), count in counts.items():
+        totals[name] += count
+    return {f"accuracy_{name}": counts[name, True] / total for name, total in totals.items() if total}
+
+
+@torch.no_grad()
 def _nats(runner: Runner, images: Tensor, texts: Batch) -> list[float]:
     """[B]: the sum over each sample's target tokens."""
-    pixels = normalise(images.to(runner.device), runner.dtype)
-    logits = runner.model(pixels, texts.tokens.to(runner.device), texts.rows.to(runner.device))
-    found = F.cross_entropy(logits.float(), texts.labels.to(runner.device), reduction="none").double().cpu()
+    texts = replace(texts, images=images).to(runner.device)
+    logits = runner.model(*inputs_of(texts, runner.dtype))
+    found = F.cross_entropy(logits.float(), texts.labels, reduction="none").double().cpu()
     sums = torch.zeros(len(images), dtype=torch.float64)
-    return sums.index_add_(0, _samples_of_rows(texts), found).tolist()
+    return sums.index_add_(0, _samples_of_rows(texts).cpu(), found).tolist()
 
 
 def _samples_of_rows(texts: Batch) -> Tensor:

@@ -24,8 +24,8 @@ class AutoregressiveModel(Protocol):
         images_BFCHW: Tensor | None,
         tokens_BKT: Tensor,
         rows: Tensor,
-        cache: list[LayerCache] | None = None,
         placement: TextPlacement | None = None,
+        cache: list[LayerCache] | None = None,
     ) -> Tensor: ...
 
     def new_cache(self) -> list[LayerCache]: ...
@@ -57,7 +57,7 @@ class TextStream:
         """Log-probabilities [G, 1, V] of the first new token."""
         length = self._tokens_BKT.shape[2]
         rows = torch.arange(len(self.lengths_G), device=self._images.device) * length + self.lengths_G - 1
-        logits = self._model(self._images, self._tokens_BKT, rows, self._cache)
+        logits = self._model(self._images, self._tokens_BKT, rows, cache=self._cache)
         return log_probabilities(logits)[:, None]
 
     def feed(self, tokens_GW: Tensor, parents_GW: Tensor) -> Tensor:
@@ -69,6 +69,6 @@ class TextStream:
         self._visible_BKWS = torch.cat([self._visible_BKWS.gather(2, parents_BKWS), itself], dim=-1)
         placement = TextPlacement(self._positions_BK1.expand(B, K, W), self._visible_BKWS)
         rows = torch.arange(B * K * W, device=tokens_GW.device)
-        logits = self._model(None, tokens_GW.view(B, K, W), rows, self._cache, placement)
+        logits = self._model(None, tokens_GW.view(B, K, W), rows, placement, self._cache)
         self._positions_BK1 = self._positions_BK1 + 1
         return log_probabilities(logits).view(B * K, W, -1)

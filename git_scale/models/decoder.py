@@ -30,7 +30,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TextPlacement:
-    """Says where text rows stand and what they see, when they are not whole texts from the begin token on."""
+    """Says where text rows stand and what they see, when each is not to see what is before it in a whole text."""
 
     positions: Tensor
     """int64 [B, K, T], counted from the begin token."""

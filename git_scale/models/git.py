@@ -49,14 +49,15 @@ class GitModel(nn.Module):
         images_BFCHW: Tensor | None,
         tokens_BKT: Tensor,
         rows: Tensor,
-        cache: list[LayerCache] | None = None,
         placement: TextPlacement | None = None,
+        cache: list[LayerCache] | None = None,
     ) -> Tensor:
         """Logits [len(rows), V] of the token after each position in `rows`, flat positions in [B*K*T].
 
         Only the rows asked for meet the vocabulary: the target positions in training, the last ones in
-        generation. After a first call with a cache (`new_cache()`), images are None, tokens are the next ones,
-        and `placement` says where they stand and which of the tokens so far they see.
+        generation. `placement` says where tokens stand and which of the tokens so far they see, where they are not
+        whole texts that each see what is before. After a first call with a cache (`new_cache()`), images are None
+        and tokens are the next ones.
         """
         image_BID = None if images_BFCHW is None else self.encode(images_BFCHW)
         return self.decoder(image_BID, tokens_BKT, rows, cache, placement)

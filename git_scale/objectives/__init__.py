@@ -13,6 +13,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     "train.objectives",
     {
         "lm": "git_scale.objectives.language_model:LanguageModelObjective",
+        "masked_lm": "git_scale.objectives.masked_lm:MaskedLanguageModelObjective",
     },
     flaw_of="git_scale.objectives.objective:flaw_of",
 )

@@ -10,12 +10,16 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
 from git_scale.data.images import normalise
+from git_scale.data.texts import Example, Text, next_words
+from git_scale.data.tokenizer import Tokenizer
+from git_scale.models.decoder import TextPlacement
 from git_scale.models.interface import Runner
 from git_scale.registry import lacks
 
@@ -29,6 +33,8 @@ class ModelInputs(NamedTuple):
     """int64 [B, K, T]."""
     rows: Tensor
     """int64 [n]: positions in flat [B*K*T] that logits are wanted of."""
+    placement: TextPlacement | None
+    """Of texts that are read otherwise than from the begin token on."""
 
 
 class VocabularyComm(Protocol):
@@ -70,6 +76,17 @@ class Objective(ABC):
     def __init__(self, run: RunConfig) -> None:
         self.run = run
 
+    def example(self, text: Text, tokenizer: Tokenizer, rng: np.random.Generator) -> Example:
+        """What it learns of a text; all that is random comes from `rng`, which is the sample's in its epoch.
+
+        Objectives that leave this as it is share one reading of the texts, the language model's: the next words, or,
+        of the share train.parallel_share of captions, all words from the image alone.
+        """
+        share = self.run.train.parallel_share
+        if share > 0 and not text.has_question and rng.random() < share:
+            return all_masked(text, tokenizer, self.run.data.max_text_tokens)
+        return next_words(text)
+
     @abstractmethod
     def count(self, batch: Batch) -> int:
         """What the sum over a micro-batch is of: target tokens, samples, ... 0 where it has nothing to learn."""
@@ -78,7 +95,8 @@ class Objective(ABC):
     def sum(self, logits: Tensor, batch: Batch, comm: VocabularyComm) -> Tensor:
         """Over a micro-batch, fp32 scalar, the same on the ranks of a tensor-parallel group.
 
-        logits: [n, V] of `batch.rows`; where comm.tp > 1 those of this rank's words, [n, ceil(V / tp)].
+        batch: with the rows of this objective's examples alone. logits: [n, V] of `batch.rows`; where comm.tp > 1
+        those of this rank's words, [n, ceil(V / tp)].
         """
 
     def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
@@ -115,6 +133,25 @@ def without_padding(logits: Tensor, vocab_size: int, comm: VocabularyComm) -> Te
     return logits.float().masked_fill(padding, -math.inf)
 
 
+def all_masked(text: Text, tokenizer: Tokenizer, length: int) -> Example:
+    """Every word from the image alone: parallel prediction (CapPa, arXiv 2306.07915, section 3.2).
+
+    As there, what is read has the same length for every text, so that it does not tell how many words are to come;
+    what is predicted ends with the end token.
+    """
+    labels = text.tokens[1:]
+    return Example([tokenizer.mask_id] * (length - 1), list(range(len(labels))), labels, sees_ahead=True)
+
+
 def inputs_of(batch: Batch, dtype: torch.dtype) -> ModelInputs:
     """The one forward pass that all objectives of a run share."""
-    return ModelInputs(normalise(batch.images, dtype), batch.tokens, batch.rows)
+    return ModelInputs(normalise(batch.images, dtype), batch.tokens, batch.rows, placement_of(batch))
+
+
+def placement_of(batch: Batch) -> TextPlacement | None:
+    """None where each text stands from its begin token on and sees what is before."""
+    if batch.visible is None:
+        return None
+    tokens = batch.tokens
+    positions = torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
+    return TextPlacement(positions, batch.visible)

@@ -16,6 +16,7 @@ from git_scale.data.batch import Batch
 from git_scale.errors import ConfigError
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
+from git_scale.objectives.examples import readings_of
 from git_scale.objectives.objective import Objective, SingleRankComm, VocabularyComm, inputs_of
 
 
@@ -25,11 +26,15 @@ class TrainingLoss:
     def __init__(self, run: RunConfig) -> None:
         self.weights = dict(run.train.objectives)
         self.terms: dict[str, Objective] = {name: OBJECTIVES[name](run) for name in self.weights}
+        self._readings = readings_of(self.terms)
         self.prepares = any(type(term).prepare is not Objective.prepare for term in self.terms.values())
 
     def counts(self, batches: list[Batch]) -> list[int]:
         """Of each term, over this rank's micro-batches of a step as `prepare` has given them."""
-        return [sum(_count(name, term, batch) for batch in batches) for name, term in self.terms.items()]
+        return [
+            sum(_count(name, term, batch.reading(self._readings[name])) for batch in batches)
+            for name, term in self.terms.items()
+        ]
 
     def prepare(self, runner: Runner, batches: list[Batch]) -> list[Batch]:
         """The micro-batches as the terms want them. Collective where a term asks the model something."""
@@ -37,6 +42,8 @@ class TrainingLoss:
             prepared = term.prepare(runner, batches)
             if not isinstance(prepared, list) or len(prepared) != len(batches):
                 raise _misbehaves(name, "prepare", prepared, f"the {len(batches)} micro-batches of the step")
+            if any(batch.readings and sum(batch.readings) != batch.num_targets for batch in prepared):
+                raise _misbehaves(name, "prepare", prepared, "`readings` that count the rows of each way")
             batches = prepared
         return batches
 
@@ -54,8 +61,9 @@ class TrainingLoss:
         """
         logits = forward(*inputs_of(batch, dtype))
         return {
-            name: _sum(name, term, logits, batch, comm) / (counts[name] / self.weights[name])
-            for name, term in self.terms.items()
+            name: _sum(name, term, logits[batch.rows_of(way)], batch.reading(way), comm)
+            / (counts[name] / self.weights[name])
+            for (name, term), way in zip(self.terms.items(), self._readings.values(), strict=True)
             if counts[name]
         }
 

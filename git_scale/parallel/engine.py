@@ -25,6 +25,7 @@ from git_scale.checkpoint import state as stored
 from git_scale.checkpoint.weights import check_names
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest
+from git_scale.models.decoder import TextPlacement
 from git_scale.parallel import buffers
 from git_scale.parallel.comm import DP, TP, Group, TensorParallelComm, form_groups
 from git_scale.parallel.ds_config import (
@@ -143,11 +144,13 @@ class Engine:
         """False under ZeRO-3 and tensor parallelism, where every forward pass is collective."""
         return self.stage < 3 and self._topology.tp == 1
 
-    def forward(self, images_BFCHW: Tensor, tokens_BKT: Tensor, rows: Tensor) -> Tensor:
+    def forward(
+        self, images_BFCHW: Tensor, tokens_BKT: Tensor, rows: Tensor, placement: TextPlacement | None = None
+    ) -> Tensor:
         if self._step_begins:
             self._kept.keep()
             self._step_begins = False
-        return self._engine(images_BFCHW, tokens_BKT, rows)
+        return self._engine(images_BFCHW, tokens_BKT, rows, placement)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.

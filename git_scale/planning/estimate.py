@@ -8,6 +8,7 @@ from typing import Any
 from git_scale.config import RunConfig
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import largest_image
+from git_scale.planning.longest_text import longest_examples
 from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.partition_sizes import partition_sizes
@@ -100,7 +101,11 @@ def flops_per_sample(run: RunConfig) -> int:
 
     Raises ConfigError when the encoder does not take images of that size.
     """
-    flops, texts, length = ModelFlops(run.model), run.data.texts_per_image, run.data.max_text_tokens
-    return flops.of_sample(
-        run.model.frames, *largest_image(run), texts, length, target_tokens=texts * (length - 1)
+    examples, texts = longest_examples(run), run.data.texts_per_image
+    return ModelFlops(run.model).of_sample(
+        run.model.frames,
+        *largest_image(run),
+        texts * len(examples),
+        max(len(example.tokens) for example in examples),
+        target_tokens=texts * sum(len(example.rows) for example in examples),
     )

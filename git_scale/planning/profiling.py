@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from git_scale.config import RunConfig
-from git_scale.data.batch import Batch
 from git_scale.objectives.training_loss import loss_alone
 from git_scale.planning.kernels import DeviceKind, device_kernels
 from git_scale.planning.local_model import (
@@ -30,6 +29,7 @@ from git_scale.planning.local_model import (
     largest_image,
     parameters_of,
 )
+from git_scale.planning.longest_text import batch_on_meta
 from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
@@ -103,12 +103,7 @@ def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
 
 def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
     """The loss of a micro-batch, as the trainer computes it."""
-    height, width = largest_image(run)
-    texts, length = run.data.texts_per_image, run.data.max_text_tokens
-    images = torch.empty(pictures, run.model.frames, 3, height, width, dtype=torch.uint8, device="meta")
-    tokens = torch.empty(pictures, texts, length, dtype=torch.long, device="meta")
-    rows = torch.empty(pictures * texts * (length - 1), dtype=torch.long, device="meta")
-    batch = Batch(images, tokens, rows, torch.empty_like(rows), keys=[], problems=[])
+    batch = batch_on_meta(run, pictures, *largest_image(run))
     return loss_alone(run, model, batch, DTYPES[run.train.precision])
 
 

@@ -13,6 +13,7 @@ from git_scale.checkpoint.weights import WeightsInMemory
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, Sample, collate
 from git_scale.data.images import decode, prepare
+from git_scale.data.texts import next_words
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.data.train_tokenizer import train_sentencepiece
 from git_scale.models.build import build_model
@@ -75,7 +76,8 @@ def _everything(prompts: Prompts, frames: int) -> Batch:
                 prompts.answer(encode(COLOUR), encode(colour)),
                 prompts.answer(encode(SIZE), encode(side)),
             ]
-            samples.append(Sample("", pixels[None].repeat(frames, 0), texts))
+            examples = [[next_words(text)] for text in texts]
+            samples.append(Sample("", pixels[None].repeat(frames, 0), examples))
     return collate(samples)
 
 

@@ -23,6 +23,7 @@ from git_scale.models.compiled import compile_blocks
 from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers, read_evaluations
+from git_scale.objectives.examples import training_examples
 from git_scale.objectives.training_loss import check_accumulation
 from git_scale.parallel.collectives import first_rank_first, shared_over_tp, together
 from git_scale.parallel.comm import WORLD
@@ -103,7 +104,8 @@ def build_trainer(
     learned = PerSourceTask([tasks[str(source.task)] for source in train.sources])
     place = topology.dp_rank, topology.dp, progress.samples
     order, quarantine = train.order(run.seed), _quarantine(run, "train")
-    batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order))
+    examples = training_examples(run, tokenizer)
+    batches = shared_over_tp(build_train_loader(run, train, learned, *place, quarantine, order, examples))
     writer = build_writers(Path(run.run_dir), run.train.steps, topology.is_writer, progress.step)
     past = WORLD.from_first(read_evaluations(Path(run.run_dir)) if topology.is_writer else [])
     evaluations = Evaluations(evaluators, past)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from git_scale.data.batch import EvalSample, Sample, black, collate, collate_eval
-from git_scale.data.texts import Query, Text
+from git_scale.data.texts import Example, Query, Text, next_words
 
 
 def test_collate_pads_texts_and_keeps_places() -> None:
@@ -15,8 +15,8 @@ def test_collate_pads_texts_and_keeps_places() -> None:
     blank = Text([2, 3], [False, False])
     batch = collate(
         [
-            Sample("a", image, [long, asked]),
-            Sample("b", black(2, 4), [blank, blank], problem="b: broken"),
+            Sample("a", image, [[next_words(long)], [next_words(asked)]]),
+            Sample("b", black(2, 4), 2 * [[next_words(blank)]], problem="b: broken"),
         ],
         pad_id=1,
     )
@@ -32,14 +32,35 @@ def test_collate_pads_texts_and_keeps_places() -> None:
 
 def test_the_longest_text_decides_the_length() -> None:
     blank = Text([2, 3], [False, False])
-    batch = collate([Sample("a", black(1, 8), [blank], "bad")])
+    batch = collate([Sample("a", black(1, 8), [[next_words(blank)]], "bad")])
     assert batch.tokens.tolist() == [[[2, 3]]] and batch.num_targets == 0
 
 
+def test_texts_read_in_two_ways_stand_behind_each_other() -> None:
+    """Two samples, two texts each; the second way reads masked words, ahead."""
+    first, second = Text([2, 7, 8, 3], [False, True, True, True]), Text([2, 9, 3], [False, True, True])
+    masked = Example([2, 0, 8, 3], [1], [7], sees_ahead=True), Example([2, 0, 3], [1], [9], sees_ahead=True)
+    texts = [[next_words(first), masked[0]], [next_words(second), masked[1]]]
+    batch = collate([Sample("a", black(1, 8), texts), Sample("b", black(1, 8), texts[::-1])], pad_id=1)
+    assert batch.tokens[0].tolist() == [[2, 7, 8, 3], [2, 9, 3, 1], [2, 0, 8, 3], [2, 0, 3, 1]]
+    assert batch.tokens[1].tolist() == [[2, 9, 3, 1], [2, 7, 8, 3], [2, 0, 3, 1], [2, 0, 8, 3]]
+    assert batch.readings == (10, 4) and batch.num_targets == 14
+    assert batch.labels.tolist() == [7, 8, 3, 9, 3, 9, 3, 7, 8, 3, 7, 9, 9, 7]
+    ahead = batch.reading(1)
+    assert ahead.rows.tolist() == [9, 13, 25, 29] and ahead.labels.tolist() == [7, 9, 9, 7]
+    assert batch.tokens.flatten()[ahead.rows].tolist() == [0, 0, 0, 0]
+    assert batch.reading(0).labels.tolist() == [7, 8, 3, 9, 3, 9, 3, 7, 8, 3]
+    assert batch.visible is not None
+    assert batch.visible[0, 0].tolist() == np.tri(4).astype(bool).tolist()
+    assert batch.visible[0, 3].tolist() == [*3 * [[True, True, True, False]], 4 * [True]], "not the padding"
+
+
 def test_to_moves_every_tensor() -> None:
-    batch = collate([Sample("a", black(1, 8), [Text([2, 5, 3], [False, True, True])])])
-    batch = replace(batch, extras={"reward": torch.ones(2)}).to("meta")
-    moved = (batch.images, batch.tokens, batch.rows, batch.labels, batch.extras["reward"])
+    batch = collate([Sample("a", black(1, 8), [[next_words(Text([2, 5, 3], [False, True, True]))]])])
+    visible = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    batch = replace(batch, extras={"reward": torch.ones(2)}, visible=visible).to("meta")
+    assert batch.visible is not None
+    moved = (batch.images, batch.tokens, batch.rows, batch.labels, batch.visible, batch.extras["reward"])
     assert {tensor.device.type for tensor in moved} == {"meta"}
     assert batch.keys == ["a"]
 

@@ -54,8 +54,8 @@ class Script:
         images: Tensor | None,
         tokens: Tensor,
         rows: Tensor,
-        cache: list[LayerCache] | None = None,
         placement: TextPlacement | None = None,
+        cache: list[LayerCache] | None = None,
     ) -> Tensor:
         step = len(self.heard)
         self.heard.append(tokens.flatten().tolist())

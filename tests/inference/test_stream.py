@@ -60,10 +60,10 @@ def test_a_row_that_sees_its_neighbour_or_stands_elsewhere_says_something_else(
 
     def second_step(visible_of_row: list[list[int]], position: int) -> Tensor:
         cache = model.new_cache()
-        model(images, torch.ones(2, 1, 1, dtype=torch.long), torch.arange(2), cache)
+        model(images, torch.ones(2, 1, 1, dtype=torch.long), torch.arange(2), cache=cache)
         visible = torch.tensor(visible_of_row, dtype=torch.bool).expand(2, 1, 2, 3)
         placement = TextPlacement(torch.full((2, 1, 2), position), visible)
-        return model(None, tokens, rows, cache, placement)
+        return model(None, tokens, rows, placement, cache)
 
     right = second_step([[1, 1, 0], [1, 0, 1]], 1)
     expected = [whole_pass(model, images[b], [1, token]) for b, token in ((0, 3), (0, 4), (1, 5), (1, 6))]
@@ -112,13 +112,13 @@ def test_a_cache_goes_on_with_a_placement_only_and_begins_with_the_image_only(ti
     model = tiny_model().eval()
     tokens, rows = torch.ones(2, 1, 1, dtype=torch.long), torch.arange(2)
     with pytest.raises(ValueError, match="first call of a generation needs the image"):
-        model(None, tokens, rows, model.new_cache())
+        model(None, tokens, rows, cache=model.new_cache())
     with pytest.raises(ValueError, match="a cache is needed"):
         model(None, tokens, rows)
     cache = model.new_cache()
-    model(draw_images(), tokens, rows, cache)
+    model(draw_images(), tokens, rows, cache=cache)
     with pytest.raises(ValueError, match="need a placement"):
-        model(None, tokens, rows, cache)
+        model(None, tokens, rows, cache=cache)
 
 
 def test_rows_grow_without_copying_those_that_are_there() -> None:

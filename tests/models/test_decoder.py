@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from git_scale.models.decoder import DecoderLayer
+from git_scale.models.decoder import DecoderLayer, TextPlacement
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
@@ -96,6 +96,33 @@ def test_two_streams_equal_one_sequence_with_an_explicit_mask(
     expected = torch.stack([reference_logits(model, images, tokens[:, k]) for k in range(texts)], dim=1)
     assert logits.std() > 0.5  # equal because both are right, not because both are flat
     torch.testing.assert_close(logits, expected, **EXACT)
+
+
+def both_ways_mask(image_rows: int, text_rows: int) -> Tensor:
+    """Text sees all of itself; the image sees no text."""
+    mask = seq2seq_mask(image_rows, text_rows)
+    mask[image_rows:] = 0
+    return mask
+
+
+def test_texts_that_see_ahead_stand_beside_causal_ones(
+    tiny_model: BuildModel, draw_inputs: DrawInputs
+) -> None:
+    """One text of each kind per image; of the one that sees ahead the last two of six tokens are padding."""
+    model = tiny_model().eval()
+    images, tokens = draw_inputs(K=2)
+    visible = torch.ones(6, 6, dtype=torch.bool).tril().repeat(2, 2, 1, 1)
+    visible[:, 1, :, :4] = True
+    placement = TextPlacement(torch.arange(6).expand(2, 2, 6), visible)
+    logits = model(images, tokens, all_rows(tokens), placement).unflatten(0, tokens.shape)
+    torch.testing.assert_close(logits[:, 0], reference_logits(model, images, tokens[:, 0]), **EXACT)
+    short = tokens[:, 1, :4]
+    torch.testing.assert_close(
+        logits[:, 1, :4], reference_logits(model, images, short, both_ways_mask), **EXACT
+    )
+    assert (logits[:, 1, :4] - reference_logits(model, images, short)).abs().max() > 1e-2
+    padded = reference_logits(model, images, tokens[:, 1], both_ways_mask)
+    assert (logits[:, 1, :4] - padded[:, :4]).abs().max() > 1e-2, "padding must not be seen"
 
 
 @pytest.mark.parametrize("wrong_mask", [causal_mask, blind_image_mask])

@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "head of its own": {"decoder": {"tied": False}},
     "frozen encoder": {"train": {"freeze": ["encoder.*"]}},
     "two texts at once": {"data": {"texts_per_image": 2}},
+    "masked words beside next ones": {"train": {"objectives": {"lm": 0.5, "masked_lm": 0.5}}},
 }
 
 
