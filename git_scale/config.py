@@ -29,6 +29,9 @@ class EncoderConfig(Section):
     """Standard deviation of the first values of a ViT's table of positions. None: timm's 0.02, which is small beside
     the embeddings of patches. With 0.5 a ViT that starts from scratch on few images learns sooner: its attention
     tells places apart from the first step on."""
+    patch_drop_rate: float = Field(0.0, ge=0, lt=1)
+    """Share of a ViT's patches that are left out in training, others of each image and epoch (FLIP, arXiv 2212.00794:
+    0.5 or 0.75). Evaluations see all of them."""
     options: dict[str, Any] = Field({})
     """Further keyword arguments of timm.create_model: depths, dims, drop_path_rate, ..."""
 

@@ -93,6 +93,7 @@ class Oracle:
         tokens: Tensor,
         rows: Tensor,
         placement: TextPlacement | None = None,
+        draws: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor:
         self.saw_images.append(images is not None)

@@ -23,6 +23,8 @@ class Sample:
     images: np.ndarray
     examples: Sequence[Sequence[Example]]
     problem: str | None = None
+    draw: int | None = None
+    """A random number, by which an encoder leaves out patches of the image; None: it sees all."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Batch:
     """bool [B, K, T, T]: which tokens each token sees. None: those up to itself."""
     readings: tuple[int, ...] = ()
     """How many of `rows` belong to each way of reading texts, one way's behind another's; none: there is one."""
+    draws: Tensor | None = None
+    """int64 [B]: a number of each image, by which an encoder leaves out patches; None: it sees all."""
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """What an objective's `prepare` has added."""
 
@@ -86,6 +90,7 @@ class Batch:
             rows=change(self.rows),
             labels=change(self.labels),
             visible=None if self.visible is None else change(self.visible),
+            draws=None if self.draws is None else change(self.draws),
             extras={name: change(tensor) for name, tensor in self.extras.items()},
         )
 
@@ -140,13 +145,15 @@ def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
 
     Texts that are read in several ways stand in the batch once for each: those of one way behind those of another.
     """
-    return _stack_examples(
+    batch = _stack_examples(
         _stack([sample.images for sample in samples]),
         [sample.examples for sample in samples],
         keys=[sample.key for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],
         pad_id=pad_id,
     )
+    draws = [sample.draw for sample in samples if sample.draw is not None]
+    return replace(batch, draws=torch.tensor(draws)) if draws else batch
 
 
 def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:

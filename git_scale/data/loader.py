@@ -66,8 +66,10 @@ class TrainDataset:
             key, problem = self.reader.key(index), str(error)
             images, texts = black(self.run.model.frames, size), list[Text]()
         # Numbers of their own, so that what is drawn of an image is the same whatever is learned of it.
-        drawn = np.random.default_rng((self.run.seed, epoch, index, 1))
-        return Sample(key, images, [self.examples(text, drawn) for text in self._fill(texts)], problem)
+        of_texts, of_patches = (np.random.default_rng((self.run.seed, epoch, index, of)) for of in (1, 2))
+        examples = [self.examples(text, of_texts) for text in self._fill(texts)]
+        draw = int(of_patches.integers(2**62)) if self.run.model.encoder.patch_drop_rate else None
+        return Sample(key, images, examples, problem, draw)
 
     def _prepare(
         self, raw: RawSample, size: int, rng: np.random.Generator

@@ -25,6 +25,7 @@ class AutoregressiveModel(Protocol):
         tokens_BKT: Tensor,
         rows: Tensor,
         placement: TextPlacement | None = None,
+        draws_B: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor: ...
 
@@ -69,6 +70,6 @@ class TextStream:
         self._visible_BKWS = torch.cat([self._visible_BKWS.gather(2, parents_BKWS), itself], dim=-1)
         placement = TextPlacement(self._positions_BK1.expand(B, K, W), self._visible_BKWS)
         rows = torch.arange(B * K * W, device=tokens_GW.device)
-        logits = self._model(None, tokens_GW.view(B, K, W), rows, placement, self._cache)
+        logits = self._model(None, tokens_GW.view(B, K, W), rows, placement, cache=self._cache)
         self._positions_BK1 = self._positions_BK1 + 1
         return log_probabilities(logits).view(B * K, W, -1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from git_scale.config import EncoderConfig
 from git_scale.errors import ConfigError
 from git_scale.models.attention import take_over_attentions
+from git_scale.models.patch_drop import with_patch_drop
 
 Grid = tuple[int, int]
 
@@ -27,6 +28,7 @@ TAKEN_OPTIONS = {
     "num_classes": "a GIT has no classifier",
     "global_pool": "a GIT takes all tokens",
     "features_only": "a GIT takes the last features",
+    "patch_drop_rate": "set model.encoder.patch_drop_rate",
     **dict.fromkeys(
         ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
         "first weights come from model.encoder.start",
@@ -118,6 +120,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self._name = config.name
         self.backbone: Any = _create_timm_model(config, published)  # timm's models share no typed base class
+        self._patch_drop = with_patch_drop(self.backbone, config.name, config.patch_drop_rate)
         if config.position_std is not None:
             _scale_positions(self.backbone, config.name, config.position_std)
         # of what leaves the model: some families widen the last grid in their head
@@ -127,11 +130,14 @@ class ImageEncoder(nn.Module):
         self._channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         self._patch = self.backbone.patch_embed.patch_size if _takes_any_size(self.backbone) else (1, 1)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor, draws_B: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] normalised pixels to [B, I, C] tokens.
 
-        What lies beyond a ViT's last whole patch is not seen, as in GIT's own convolution.
+        What lies beyond a ViT's last whole patch is not seen, as in GIT's own convolution. `draws_B`: with
+        config.patch_drop_rate, a number of each image by which some of its patches are left out.
         """
+        if self._patch_drop is not None:
+            self._patch_drop.draws = draws_B
         height, width = images_BCHW.shape[-2:]
         features = self.backbone(
             images_BCHW[..., : height - height % self._patch[0], : width - width % self._patch[1]]

@@ -12,6 +12,7 @@ from git_scale.config import ModelConfig
 from git_scale.models.decoder import LayerCache, TextDecoder, TextPlacement
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.interface import Block, Stream, Tower
+from git_scale.models.patch_drop import draws_of_frames
 
 
 class TemporalEmbedding(nn.Module):
@@ -50,22 +51,25 @@ class GitModel(nn.Module):
         tokens_BKT: Tensor,
         rows: Tensor,
         placement: TextPlacement | None = None,
+        draws_B: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor:
         """Logits [len(rows), V] of the token after each position in `rows`, flat positions in [B*K*T].
 
         Only the rows asked for meet the vocabulary: the target positions in training, the last ones in
         generation. `placement` says where tokens stand and which of the tokens so far they see, where they are not
-        whole texts that each see what is before. After a first call with a cache (`new_cache()`), images are None
-        and tokens are the next ones.
+        whole texts that each see what is before. `draws_B`, int64 [B], are numbers by which some patches of each
+        image are left out (models/patch_drop.py); None: all are seen. After a first call with a cache
+        (`new_cache()`), images are None and tokens are the next ones.
         """
-        image_BID = None if images_BFCHW is None else self.encode(images_BFCHW)
+        image_BID = None if images_BFCHW is None else self.encode(images_BFCHW, draws_B)
         return self.decoder(image_BID, tokens_BKT, rows, cache, placement)
 
-    def encode(self, images_BFCHW: Tensor) -> Tensor:
+    def encode(self, images_BFCHW: Tensor, draws_B: Tensor | None = None) -> Tensor:
         """Projected image tokens [B, F*I, D]."""
         frames = images_BFCHW.shape[1]
-        features_BFIC = self.encoder(images_BFCHW.flatten(0, 1)).unflatten(0, (-1, frames))
+        draws = None if draws_B is None else draws_of_frames(draws_B, frames)
+        features_BFIC = self.encoder(images_BFCHW.flatten(0, 1), draws).unflatten(0, (-1, frames))
         if self.temporal is not None:
             features_BFIC = self.temporal(features_BFIC)
         return self.projection(features_BFIC.flatten(1, 2))

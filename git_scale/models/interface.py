@@ -36,7 +36,7 @@ class Stream(NamedTuple):
     parts: tuple[str, ...]
     """Names of the model's children that lie on it."""
     inputs: tuple[nn.Module, ...]
-    """Modules of whose first input each rank takes its images."""
+    """Modules of whose inputs each rank takes its images."""
     beginnings: tuple[nn.Module, ...]
     """Modules of whose output each rank takes its images."""
     ends: tuple[nn.Module, ...]

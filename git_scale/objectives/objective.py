@@ -34,7 +34,9 @@ class ModelInputs(NamedTuple):
     rows: Tensor
     """int64 [n]: positions in flat [B*K*T] that logits are wanted of."""
     placement: TextPlacement | None
-    """Of texts that are read otherwise than from the begin token on."""
+    """Of texts that see more than what is before."""
+    draws: Tensor | None
+    """int64 [B]: by which patches are left out (models/patch_drop.py); None: none is."""
 
 
 class VocabularyComm(Protocol):
@@ -145,7 +147,9 @@ def all_masked(text: Text, tokenizer: Tokenizer, length: int) -> Example:
 
 def inputs_of(batch: Batch, dtype: torch.dtype) -> ModelInputs:
     """The one forward pass that all objectives of a run share."""
-    return ModelInputs(normalise(batch.images, dtype), batch.tokens, batch.rows, placement_of(batch))
+    return ModelInputs(
+        normalise(batch.images, dtype), batch.tokens, batch.rows, placement_of(batch), batch.draws
+    )
 
 
 def placement_of(batch: Batch) -> TextPlacement | None:

@@ -145,12 +145,17 @@ class Engine:
         return self.stage < 3 and self._topology.tp == 1
 
     def forward(
-        self, images_BFCHW: Tensor, tokens_BKT: Tensor, rows: Tensor, placement: TextPlacement | None = None
+        self,
+        images_BFCHW: Tensor,
+        tokens_BKT: Tensor,
+        rows: Tensor,
+        placement: TextPlacement | None = None,
+        draws_B: Tensor | None = None,
     ) -> Tensor:
         if self._step_begins:
             self._kept.keep()
             self._step_begins = False
-        return self._engine(images_BFCHW, tokens_BKT, rows, placement)
+        return self._engine(images_BFCHW, tokens_BKT, rows, placement, draws_B)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.

@@ -118,7 +118,7 @@ def divide_stream(model: TrainableModel, parallel: ParallelConfig, group: Group)
     """
     stream = stream_of(model, parallel)
     for module in stream.inputs:
-        module.register_forward_pre_hook(lambda at, args: _own_input(at, args, group))
+        module.register_forward_pre_hook(lambda at, args: _own_inputs(at, args, group))
     for module in stream.beginnings:
         module.register_forward_hook(lambda at, _, output: _own_output(at, output, group))
     for module in stream.ends:
@@ -131,8 +131,11 @@ def stream_of(model: TrainableModel, parallel: ParallelConfig) -> Stream:
     return model.stream({name for name in model.towers() if getattr(parallel, name)})
 
 
-def _own_input(module: nn.Module, args: tuple[Any, ...], group: Group) -> tuple[Any, ...] | None:
-    return (group.own_part(args[0]), *args[1:]) if module.training else None
+def _own_inputs(module: nn.Module, args: tuple[Any, ...], group: Group) -> tuple[Any, ...] | None:
+    """Of all tensors: an encoder's images, and a number of each by which it leaves out patches."""
+    if not module.training:
+        return None
+    return tuple(group.own_part(arg) if isinstance(arg, Tensor) else arg for arg in args)
 
 
 def _own_output(module: nn.Module, output: Tensor, group: Group) -> Tensor | None:

@@ -61,4 +61,5 @@ def batch_on_meta(run: RunConfig, images: int, height: int, width: int) -> Batch
         problems=[],
         visible=torch.empty(*shape, length, dtype=torch.bool, device="meta") if sees_ahead else None,
         readings=tuple(readings) if len(readings) > 1 else (),
+        draws=torch.empty(images, dtype=torch.long, device="meta"),
     )

@@ -58,12 +58,16 @@ class EncoderPass(NamedTuple):
 
 @lru_cache(maxsize=256)  # one entry per image size of multi-scale training or of data.resize=fit
 def encoder_pass(encoder: nn.Module, name: str, height: int, width: int) -> EncoderPass:
-    """`encoder` is on meta; raises ConfigError when it does not take images of this size."""
+    """In training: without the patches that it leaves out. `encoder` is on meta.
+
+    Raises ConfigError when it does not take images of this size.
+    """
     picture = torch.empty(1, 3, height, width, device="meta")
+    draws = torch.empty(1, dtype=torch.long, device="meta")
     try:
         # Fused attentions differ by device; of the plain form the two products are seen everywhere.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), CachedOperations() as operations:
-            tokens = encoder(picture).shape[1]
+            tokens = encoder(picture, draws).shape[1]
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             [

@@ -55,6 +55,7 @@ class Script:
         tokens: Tensor,
         rows: Tensor,
         placement: TextPlacement | None = None,
+        draws: Tensor | None = None,
         cache: list[LayerCache] | None = None,
     ) -> Tensor:
         step = len(self.heard)

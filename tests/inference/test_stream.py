@@ -63,7 +63,7 @@ def test_a_row_that_sees_its_neighbour_or_stands_elsewhere_says_something_else(
         model(images, torch.ones(2, 1, 1, dtype=torch.long), torch.arange(2), cache=cache)
         visible = torch.tensor(visible_of_row, dtype=torch.bool).expand(2, 1, 2, 3)
         placement = TextPlacement(torch.full((2, 1, 2), position), visible)
-        return model(None, tokens, rows, placement, cache)
+        return model(None, tokens, rows, placement, cache=cache)
 
     right = second_step([[1, 1, 0], [1, 0, 1]], 1)
     expected = [whole_pass(model, images[b], [1, token]) for b, token in ((0, 3), (0, 4), (1, 5), (1, 6))]

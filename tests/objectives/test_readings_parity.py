@@ -1,4 +1,4 @@
-"""Masked words and parallel prediction on any ranks: the losses and gradient norms of one process."""
+"""Masked words, parallel prediction and left-out patches on any ranks: losses and gradient norms of one process."""
 
 from __future__ import annotations
 
@@ -26,9 +26,18 @@ LAYOUTS = [
 ]
 
 
-def a_run(squares: Path, run_dir: Path, micro_batch: int, tp: int = 1, **train: Any) -> RunConfig:
+def a_run(
+    squares: Path,
+    run_dir: Path,
+    micro_batch: int,
+    tp: int = 1,
+    patch_drop_rate: float = 0.5,
+    **train: Any,
+) -> RunConfig:
     learned = {**LEARNED, "micro_batch": micro_batch, **train}
-    return tiny_run(squares, run_dir, train=learned, data={"texts_per_image": 2}, parallel={"tp": tp})
+    run = tiny_run(squares, run_dir, train=learned, data={"texts_per_image": 2}, parallel={"tp": tp})
+    encoder = run.model.encoder.model_copy(update={"patch_drop_rate": patch_drop_rate})
+    return run.model_copy(update={"model": run.model.model_copy(update={"encoder": encoder})})
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +61,25 @@ def test_any_ranks_equal_one(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("other", [{"parallel_share": 0.0}, {"objectives": {"lm": 0.5}}])
+@pytest.mark.parametrize(
+    "other", [{"parallel_share": 0.0}, {"objectives": {"lm": 0.5}}, {"patch_drop_rate": 0.0}]
+)
 def test_another_way_to_learn_is_another_curve(
     serial: Curve, squares: Path, tmp_path: Path, other: dict[str, Any]
 ) -> None:
     run = a_run(squares, tmp_path / "run", micro_batch=8, **other)
     (curve,) = run_distributed(train_curve, 1, run, ZERO[0], STEPS)
     with pytest.raises(AssertionError):
+        assert_same_curve(curve, serial)
+
+
+@pytest.mark.distributed
+def test_images_divided_over_a_group_leave_out_the_same_patches(
+    serial: Curve, squares: Path, tmp_path: Path
+) -> None:
+    run = a_run(squares, tmp_path / "run", micro_batch=4, tp=2)
+    divided = run.model_copy(update={"parallel": run.parallel.model_copy(update={"sequence": True})})
+    for curve in run_distributed(train_curve, 2, divided, ZERO[1], STEPS, tp=2):
         assert_same_curve(curve, serial)
 
 
