@@ -25,18 +25,20 @@ class Sample:
     problem: str | None = None
     draw: int | None = None
     """A random number, by which an encoder leaves out patches of the image; None: it sees all."""
+    has_image: bool = True
+    """Whether the texts see `images`, which are black where they do not."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of training.
 
-    A sample that cannot be used never leaves its place, so that shapes, order and the lockstep of the ranks
-    stay: it is a black image whose texts have no targets, and weighs nothing in a loss over target tokens.
+    A sample that cannot be used is still one of them, so that shapes and the lockstep of the ranks stay: its texts
+    have no targets, and weigh nothing in a loss over target tokens.
     """
 
     images: Tensor
-    """uint8 [B, F, 3, H, W]."""
+    """uint8 [B, F, 3, H, W]; or of the first samples alone, where the others have no image."""
     tokens: Tensor
     """int64 [B, K, T]: begin, prefix, target, end, padding; or the like with masked words."""
     rows: Tensor
@@ -50,6 +52,8 @@ class Batch:
 
     visible: Tensor | None = None
     """bool [B, K, T, T]: which tokens each token sees. None: those up to itself."""
+    has_image: Tensor | None = None
+    """bool [B]: whether the sample's texts see an image. None: all do."""
     readings: tuple[int, ...] = ()
     """How many of `rows` belong to each way of reading texts, one way's behind another's; none: there is one."""
     draws: Tensor | None = None
@@ -90,6 +94,7 @@ class Batch:
             rows=change(self.rows),
             labels=change(self.labels),
             visible=None if self.visible is None else change(self.visible),
+            has_image=None if self.has_image is None else change(self.has_image),
             draws=None if self.draws is None else change(self.draws),
             extras={name: change(tensor) for name, tensor in self.extras.items()},
         )
@@ -110,6 +115,8 @@ class EvalSample:
     """What objectives by name that read a text in a way of their own learn of each of `texts`."""
     other: np.ndarray | None = None
     """The image of another sample, of which other texts are right; None where none was looked for or found."""
+    has_image: bool = True
+    """Whether the texts see `images`, which are black where they do not."""
 
 
 @dataclass(frozen=True)
@@ -140,20 +147,28 @@ def black(frames: int, size: int) -> np.ndarray:
     return np.zeros((frames, 3, size, size), np.uint8)
 
 
-def collate(samples: list[Sample], pad_id: int = 0) -> Batch:
+def collate(samples: list[Sample], pad_id: int = 0, images_of: int = 1) -> Batch:
     """Stacks samples of equal F, H, W and K; T is the longest example's length.
 
     Texts that are read in several ways stand in the batch once for each: those of one way behind those of another.
+    Samples without an image come last, and the batch has no images for them; a multiple of `images_of` there are, at
+    least, so that ranks which divide them have as many.
     """
+    samples = sorted(samples, key=lambda sample: not sample.has_image)
+    count = -(-max(1, sum(sample.has_image for sample in samples)) // images_of) * images_of
     batch = _stack_examples(
-        _stack([sample.images for sample in samples]),
+        _stack([sample.images for sample in samples[:count]]),
         [sample.examples for sample in samples],
         keys=[sample.key for sample in samples],
         problems=[sample.problem for sample in samples if sample.problem],
         pad_id=pad_id,
     )
-    draws = [sample.draw for sample in samples if sample.draw is not None]
-    return replace(batch, draws=torch.tensor(draws)) if draws else batch
+    draws = [sample.draw for sample in samples[:count] if sample.draw is not None]
+    return replace(
+        batch,
+        draws=torch.tensor(draws) if draws else None,
+        has_image=_has_image([sample.has_image for sample in samples]),
+    )
 
 
 def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
@@ -163,8 +178,11 @@ def collate_eval(samples: list[EvalSample], pad_id: int = 0) -> EvalBatch:
     problems = [sample.problem for sample in samples if sample.problem]
     names = dict.fromkeys(name for sample in samples for name in sample.examples)
 
+    has_image = _has_image([sample.has_image for sample in samples])
+
     def stack(examples: Sequence[Sequence[Sequence[Example]]]) -> Batch:
-        return _stack_examples(images, examples, keys, problems, pad_id)
+        seen = images if has_image is None or has_image.any() else images[:1]
+        return replace(_stack_examples(seen, examples, keys, problems, pad_id), has_image=has_image)
 
     others = [sample.images if sample.other is None else sample.other for sample in samples]
     has_other = [sample.other is not None for sample in samples]
@@ -233,6 +251,10 @@ def _visible(shape: tuple[int, ...], placed: list[tuple[int, int, int, Example]]
             # Padding is seen by none but itself, so that what a text is worth does not depend on the others' length.
             visible[b, k, :, : len(example.tokens)] = True
     return torch.from_numpy(visible)
+
+
+def _has_image(samples: list[bool]) -> Tensor | None:
+    return None if all(samples) else torch.tensor(samples)
 
 
 def _stack(images: list[np.ndarray]) -> Tensor:

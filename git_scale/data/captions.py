@@ -62,11 +62,14 @@ def decode_text(data: bytes) -> str:
 
 def clean_caption(text: str) -> str | None:
     """One line in NFC without control characters, cut to MAX_CAPTION_BYTES; None when nothing visible is left."""
-    text = text[:MAX_CAPTION_BYTES]  # characters: bounds the work of what follows
+    line = clean_text(text[:MAX_CAPTION_BYTES])  # characters: bounds the work
+    return None if line is None else line.encode()[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
+
+
+def clean_text(text: str) -> str | None:
+    """One line in NFC without control characters; None when nothing visible is left."""
     line = " ".join(unicodedata.normalize("NFC", DROPPED.sub("", text)).split())
-    if NOTHING_VISIBLE.fullmatch(line):
-        return None
-    return line.encode("utf-8")[:MAX_CAPTION_BYTES].decode("utf-8", "ignore").rstrip()
+    return None if NOTHING_VISIBLE.fullmatch(line) else line
 
 
 def clean_captions(texts: Iterable[str]) -> list[str]:

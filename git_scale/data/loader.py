@@ -19,18 +19,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch, EvalBatch, EvalSample, Sample, black, collate, collate_eval
-from git_scale.data.frames import check_one_size, pick_frames
-from git_scale.data.images import crop_resized, decode, prepare, random_box
 from git_scale.data.order import Order, SampleOrder
+from git_scale.data.pixels import heldout_pixels, training_pixels
 from git_scale.data.quarantine import Quarantine
 from git_scale.data.reader import WatchedReader
 from git_scale.data.store import RawSample, SampleStore, naming
 from git_scale.data.texts import Example, ExampleMaker, Text, TextMaker, check_choices, next_words_alone
-from git_scale.data.video import read_frames
 from git_scale.data.worker_batches import BatchSource, WorkerBatches, batches_in_process
 from git_scale.errors import ConfigError, DataError
 
@@ -58,36 +55,32 @@ class TrainDataset:
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         position, size = item
         epoch, index = self.order.sample(position)
-        rng = np.random.default_rng((self.run.seed, epoch, index))
+        # Numbers of their own, so that what is drawn of an image is the same whatever is learned of it.
+        rng, of_texts, of_patches = (
+            np.random.default_rng((self.run.seed, epoch, index, *purpose)) for purpose in ((), (1,), (2,))
+        )
+        blank, problem = black(self.run.model.frames, size), None
         try:
             key, images, texts = self._prepare(self.reader.read(index), size, rng)
-            problem = None
         except DataError as error:
-            key, problem = self.reader.key(index), str(error)
-            images, texts = black(self.run.model.frames, size), list[Text]()
-        # Numbers of their own, so that what is drawn of an image is the same whatever is learned of it.
-        of_texts, of_patches = (np.random.default_rng((self.run.seed, epoch, index, of)) for of in (1, 2))
-        examples = [self.examples(text, of_texts) for text in self._fill(texts)]
-        draw = int(of_patches.integers(2**62)) if self.run.model.encoder.patch_drop_rate else None
-        return Sample(key, images, examples, problem, draw)
+            key, images, texts, problem = self.reader.key(index), blank, [], str(error)
+        return Sample(
+            key,
+            blank if images is None else images,
+            [self.examples(text, of_texts) for text in self._fill(texts)],
+            problem,
+            draw=int(of_patches.integers(2**62)) if self.run.model.encoder.patch_drop_rate else None,
+            has_image=images is not None,
+        )
 
     def _prepare(
         self, raw: RawSample, size: int, rng: np.random.Generator
-    ) -> tuple[str, np.ndarray, list[Text]]:
+    ) -> tuple[str, np.ndarray | None, list[Text]]:
         with naming(raw.key):
-            pictures = decode_images(raw, self.run.model.frames, float(rng.random()))
-            images = np.stack(self._pixels(pictures, size, rng))
+            images = training_pixels(self.run, raw, size, rng) if self.task.shows(raw) else None
             texts = self.task.texts(raw, rng)
         self._check_count(raw.key, texts)
         return raw.key, images, texts
-
-    def _pixels(self, pictures: list[Image.Image], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """All frames alike. A question may ask for what a crop would cut off: only `crop` draws one."""
-        data = self.run.data
-        if data.resize != "crop":
-            return [prepare(picture, data, size) for picture in pictures]
-        box = random_box(*pictures[0].size, data.crop_scale, rng)
-        return [crop_resized(picture, box, size) for picture in pictures]
 
     def _check_count(self, key: str, texts: list[Text]) -> None:
         if len(texts) > (most := self.run.data.texts_per_image):
@@ -127,18 +120,26 @@ class EvalDataset:
         except DataError as error:
             return replace(nothing, key=self.reader.key(index), problem=str(error))
         queries = sample.queries if index < self.asked else []  # the others are for the held-out loss alone
-        other = self._other_image(sample) if index < GAIN_IMAGES else None
+        other = self._other_image(sample) if index < GAIN_IMAGES and sample.has_image else None
         return replace(sample, queries=queries, other=other)
 
     def _prepare(self, index: int) -> EvalSample:
         raw = self.reader.read(index)
         with naming(raw.key):
-            pictures = decode_images(raw, self.frames, 0.5)
-            images = np.stack([prepare(picture, self.data, self.size) for picture in pictures])
+            if has_image := self.task.shows(raw):
+                images = heldout_pixels(self.data, raw, self.frames, self.size)
+            else:
+                images = black(self.frames, self.size)
             texts, queries = self.task.reference_texts(raw), self.task.queries(raw)
             check_choices(queries, self.new_tokens, self.task.tokenizer.eos_id)
             return EvalSample(
-                index, raw.key, images, queries, texts=texts, examples=self._examples(index, texts)
+                index,
+                raw.key,
+                images,
+                queries,
+                texts=texts,
+                examples=self._examples(index, texts),
+                has_image=has_image,
             )
 
     def _examples(self, index: int, texts: list[Text]) -> dict[str, list[Example]]:
@@ -164,24 +165,6 @@ class EvalDataset:
 def scored_images(run: RunConfig, store: SampleStore) -> int:
     """How many of the first samples an evaluation looks at; of the first `eval.images` it generates texts."""
     return min(len(store), max(run.eval.images, GAIN_IMAGES))
-
-
-def decode_images(raw: RawSample, frames: int, offset: float) -> list[Image.Image]:
-    """The image, or `frames` equally spaced frames of the clip or the video, all of the first one's size.
-
-    `offset` in [0, 1) places each within its part of the clip: 0.5 for the middle, random in training.
-    """
-    if frames == 1:
-        if raw.image is None:
-            raise DataError("no image, only a clip; set model.frames to use its frames")
-        return [decode(raw.image)]
-    if not raw.is_clip:
-        raise DataError(f"no video, and no frames of a clip (0.jpg, 1.jpg, ...), but model.frames={frames}")
-    if not raw.frames:
-        return read_frames(raw.video or b"", frames, offset)
-    pictures = [decode(frame) for frame in pick_frames(raw.frames, frames, offset)]
-    check_one_size(pictures)
-    return pictures
 
 
 def step_image_size(run: RunConfig, start: int) -> int:
@@ -258,7 +241,8 @@ def build_train_loader(
     order = order or SampleOrder(store.counts, run.seed)
     dataset = TrainDataset(run, WatchedReader(store, quarantine), task, order, examples)
     sampler = TrainBatchSampler(run, dp_rank, dp, start_position)
-    collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id)
+    images_of = run.parallel.tp if run.parallel.sequence else 1
+    collate_fn = functools.partial(collate, pad_id=task.tokenizer.pad_id, images_of=images_of)
     return Loader(dataset, sampler, collate_fn, run.data.workers, run.data.sample_timeout_s)
 
 

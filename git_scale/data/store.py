@@ -97,7 +97,11 @@ class StoreFormat(Protocol):
 
 STORE_FORMATS: Registry[StoreFormat] = Registry(
     "format of samples",
-    {"tar": "git_scale.data.tar_shards:TAR", "lmdb": "git_scale.data.lmdb_store:LMDB"},
+    {
+        "tar": "git_scale.data.tar_shards:TAR",
+        "lmdb": "git_scale.data.lmdb_store:LMDB",
+        "text_lines": "git_scale.data.text_lines:TEXT_LINES",
+    },
 )
 
 

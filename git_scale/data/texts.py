@@ -22,11 +22,12 @@ class Text:
 
     tokens: list[int]
     targets: list[bool]
+    has_image: bool = True
 
     @property
-    def has_question(self) -> bool:
-        """Whether anything but the begin token is given."""
-        return not all(self.targets[1:])
+    def is_caption(self) -> bool:
+        """Whether all of it is told by its image, and nothing is given but the begin token."""
+        return self.has_image and all(self.targets[1:])
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class TextMaker(Protocol):
     """Turns what is stored beside an image into tokens: every task of git_scale/tasks is one."""
 
     tokenizer: Tokenizer
+
+    def shows(self, raw: RawSample) -> bool:
+        """Whether its texts are about an image; else they are seen without one."""
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:
         """At most `data.texts_per_image` texts to learn. Raises DataError when the sample has none."""

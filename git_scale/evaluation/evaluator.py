@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -111,7 +112,7 @@ class Evaluator:
         seconds = 1 if sys.stderr.isatty() else 30  # in a log file each bar is a line
         bar = {**PROGRESS, "mininterval": seconds, "disable": not topology.is_writer}
         for batch in progress(batches, None, "batch", **bar):
-            losses += text_losses(runner, batch, with_others=first < GAIN_IMAGES)
+            losses += text_losses(runner, batch, with_others=task.has_images and first < GAIN_IMAGES)
             right += predictions_right(runner, batch)
             if first < self._run.eval.images:
                 predictions += task.predict(batch, generator)
@@ -130,6 +131,8 @@ class Evaluator:
             | loss_metrics(loss for part in parts for loss in part[3])
             | accuracy_metrics(sum((part[4] for part in parts), Counter()))
         )
+        if not task.has_images and "loss" in metrics:
+            metrics["perplexity"] = math.exp(metrics["loss"])
         return EvaluationResult(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,

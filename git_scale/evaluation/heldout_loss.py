@@ -35,8 +35,8 @@ class TextLoss:
 
 def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[TextLoss]:
     """Of each sample with texts. Collective where the model's forward pass is; `with_others` then as on all ranks."""
-    own = _nats(runner, batch.images, batch.texts)
-    others = _nats(runner, batch.others, batch.texts) if with_others else own
+    own = _nats(runner, batch.texts)
+    others = _nats(runner, replace(batch.texts, images=batch.others)) if with_others else own
     tokens = torch.bincount(_samples_of_rows(batch.texts), minlength=len(batch.keys)).tolist()
     return [
         TextLoss(index, count, nats, other if with_others and has_other else None)
@@ -71,12 +71,12 @@ def accuracy_metrics(counts: Counter[tuple[str, bool]]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _nats(runner: Runner, images: Tensor, texts: Batch) -> list[float]:
+def _nats(runner: Runner, texts: Batch) -> list[float]:
     """[B]: the sum over each sample's target tokens."""
-    texts = replace(texts, images=images).to(runner.device)
+    texts = texts.to(runner.device)
     logits = runner.model(*inputs_of(texts, runner.dtype))
     found = F.cross_entropy(logits.float(), texts.labels, reduction="none").double().cpu()
-    sums = torch.zeros(len(images), dtype=torch.float64)
+    sums = torch.zeros(len(texts.keys), dtype=torch.float64)
     return sums.index_add_(0, _samples_of_rows(texts).cpu(), found).tolist()
 
 

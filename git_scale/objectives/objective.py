@@ -85,7 +85,7 @@ class Objective(ABC):
         of the share train.parallel_share of captions, all words from the image alone.
         """
         share = self.run.train.parallel_share
-        if share > 0 and not text.has_question and rng.random() < share:
+        if share > 0 and text.is_caption and rng.random() < share:
             return all_masked(text, tokenizer, self.run.data.max_text_tokens)
         return next_words(text)
 

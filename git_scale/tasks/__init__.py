@@ -26,6 +26,7 @@ TASKS: Registry[type[Task]] = Registry(
         "vqa": "git_scale.tasks.vqa:QuestionTask",
         "classification": "git_scale.tasks.classification:ClassificationTask",
         "scene_text": "git_scale.tasks.scene_text:SceneTextTask",
+        "text": "git_scale.tasks.text:TextTask",
     },
     flaw_of="git_scale.tasks.task:flaw_of",
 )

@@ -60,6 +60,8 @@ class Task(ABC):
     """At least some training samples must have it, or a start is refused."""
     asks_about: ClassVar[TextRequirement]
     """The same of held-out samples, which may be a test server's and hold no right text."""
+    has_images: ClassVar[bool] = True
+    """Whether its texts are about images. Those of a task without them are seen alone."""
     has_questions: ClassVar[bool] = False
     """Whether generated texts begin with a question, which takes up to `data.max_text_tokens` positions."""
 
@@ -71,6 +73,10 @@ class Task(ABC):
     def problems_of(cls, run: RunConfig) -> list[str]:
         """What a run lacks for this task, each with its key: looked for before any work."""
         return []
+
+    def shows(self, raw: RawSample) -> bool:
+        """Whether the sample's texts are about an image."""
+        return self.has_images
 
     @abstractmethod
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:

@@ -214,6 +214,8 @@ def _problem_of_task(
             f"{key}: none of {len(texts)} samples looked at has {needs[wanted].what},"
             f" for {setting}={wanted}; {remedy}take other shards"
         )
+    if not TASKS[wanted].has_images:
+        return ""
     raws = [raw for number in numbers[:IMAGES_LOOKED_AT] if (raw := _read(store.read, number)) is not None]
     if run.model.frames > 1 and raws and not any(raw.is_clip for raw in raws):
         return (
