@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "upgrades": {"errors"},
     "metrics": {"errors", "registry", "stop"},
     "tasks": BASE | {"data", "metrics", "registry"},
-    "objectives": BASE | {"data", "models", "registry"},
+    "objectives": BASE | {"data", "models", "registry", "tasks"},
     "precision": set(),
     "section": {"paths"},
     "config": {"errors", "section", "upgrades"},

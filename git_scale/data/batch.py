@@ -6,7 +6,8 @@ B images per micro-batch, F frames per image, K texts per image, T text position
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,19 +66,15 @@ class Batch:
     def num_targets(self) -> int:
         return len(self.labels)
 
-    def reading(self, number: int) -> Batch:
-        """With the rows of one of the `readings` alone; a batch with one is that itself."""
-        if not self.readings:
-            return self
-        part = self.rows_of(number)
-        return replace(self, rows=self.rows[part], labels=self.labels[part], readings=())
-
-    def rows_of(self, number: int) -> slice:
+    def rows_of(self, reading: int) -> slice:
         """Where the rows of one of the `readings` lie."""
-        if not self.readings:
-            return slice(None)
-        first = sum(self.readings[:number])
-        return slice(first, first + self.readings[number])
+        first = sum(self.readings[:reading])
+        return slice(first, first + self.readings[reading]) if self.readings else slice(None)
+
+    def of(self, reading: int) -> Batch:
+        """With the rows of one of the `readings` alone."""
+        part = self.rows_of(reading)
+        return replace(self, rows=self.rows[part], labels=self.labels[part], readings=())
 
     def to(self, device: torch.device | str) -> Batch:
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
@@ -87,17 +84,12 @@ class Batch:
         return self._with(Tensor.pin_memory)
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(
-            self,
-            images=change(self.images),
-            tokens=change(self.tokens),
-            rows=change(self.rows),
-            labels=change(self.labels),
-            visible=None if self.visible is None else change(self.visible),
-            has_image=None if self.has_image is None else change(self.has_image),
-            draws=None if self.draws is None else change(self.draws),
-            extras={name: change(tensor) for name, tensor in self.extras.items()},
-        )
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {
+            name: change(value) for name, value in given.items() if isinstance(value, Tensor)
+        }
+        extras = {name: change(tensor) for name, tensor in self.extras.items()}
+        return replace(self, **moved, extras=extras)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from git_scale.errors import DataError
 
 
 def training_pixels(run: RunConfig, raw: RawSample, size: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [F, 3, H, W], all frames alike; only data.resize=crop draws one, for a question may ask for what it cuts off.
+    """uint8 [F, 3, H, W], all frames alike. Raises DataError.
 
-    Raises DataError.
+    A question may ask for what a crop cuts off: only data.resize=crop draws one.
     """
     pictures = decode_images(raw, run.model.frames, float(rng.random()))
     if run.data.resize != "crop":

@@ -33,12 +33,14 @@ class TextPlacement:
     """Says where text rows stand and what they see, when each is not to see what is before it in a whole text."""
 
     positions: Tensor
-    """int64 [B, K, T], counted from the begin token."""
+    """int64 [B, K, T], or [T] where all texts have the same, counted from the begin token."""
     visible: Tensor
     """bool [B, K, T, S]: which of the S text rows so far each row sees; the last T of them are these rows themselves.
 
     Every row sees all image rows.
     """
+    has_image: Tensor | None = None
+    """bool [B]: whether the texts see an image at all. None: all do."""
 
 
 class GrowingRows:

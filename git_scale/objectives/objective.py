@@ -75,6 +75,9 @@ class Objective(ABC):
     """Whether micro-batches add up. Not so where the samples of one are compared with each other, as in a contrastive
     loss: then accumulation is refused."""
 
+    needs_images: ClassVar[bool] = False
+    """Whether each sample must have an image, as for a contrastive loss: then sources of text alone are refused."""
+
     def __init__(self, run: RunConfig) -> None:
         self.run = run
 
@@ -153,9 +156,12 @@ def inputs_of(batch: Batch, dtype: torch.dtype) -> ModelInputs:
 
 
 def placement_of(batch: Batch) -> TextPlacement | None:
-    """None where each text stands from its begin token on and sees what is before."""
-    if batch.visible is None:
+    """None where each text sees its image and what is before."""
+    if batch.visible is None and batch.has_image is None:
         return None
-    tokens = batch.tokens
-    positions = torch.arange(tokens.shape[-1], device=tokens.device).expand(tokens.shape)
-    return TextPlacement(positions, batch.visible)
+    tokens, visible = batch.tokens, batch.visible
+    length = tokens.shape[-1]
+    if visible is None:
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        visible = causal.expand(*tokens.shape, length)
+    return TextPlacement(torch.arange(length, device=tokens.device), visible, batch.has_image)

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from git_scale.config import RunConfig
 from git_scale.data.batch import Batch
+from git_scale.data.mixture import training_sources
 from git_scale.errors import ConfigError
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
 from git_scale.objectives.examples import readings_of
 from git_scale.objectives.objective import Objective, SingleRankComm, VocabularyComm, inputs_of
+from git_scale.tasks import TASKS
 
 
 class TrainingLoss:
@@ -32,7 +34,7 @@ class TrainingLoss:
     def counts(self, batches: list[Batch]) -> list[int]:
         """Of each term, over this rank's micro-batches of a step as `prepare` has given them."""
         return [
-            sum(_count(name, term, batch.reading(self._readings[name])) for batch in batches)
+            sum(_count(name, term, batch.of(self._readings[name])) for batch in batches)
             for name, term in self.terms.items()
         ]
 
@@ -42,8 +44,10 @@ class TrainingLoss:
             prepared = term.prepare(runner, batches)
             if not isinstance(prepared, list) or len(prepared) != len(batches):
                 raise _misbehaves(name, "prepare", prepared, f"the {len(batches)} micro-batches of the step")
-            if any(batch.readings and sum(batch.readings) != batch.num_targets for batch in prepared):
-                raise _misbehaves(name, "prepare", prepared, "`readings` that count the rows of each way")
+            for batch in prepared:
+                if batch.readings and sum(batch.readings) != batch.num_targets:
+                    given = f"{batch.num_targets} rows with readings={batch.readings}"
+                    raise _misbehaves(name, "prepare", given, "`readings` that count the rows of each way")
             batches = prepared
         return batches
 
@@ -61,7 +65,7 @@ class TrainingLoss:
         """
         logits = forward(*inputs_of(batch, dtype))
         return {
-            name: _sum(name, term, logits[batch.rows_of(way)], batch.reading(way), comm)
+            name: _sum(name, term, logits[batch.rows_of(way)], batch.of(way), comm)
             / (counts[name] / self.weights[name])
             for (name, term), way in zip(self.terms.items(), self._readings.values(), strict=True)
             if counts[name]
@@ -112,17 +116,29 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
     return functools.reduce(operator.add, terms.values())
 
 
-def check_accumulation(run: RunConfig, dp: int) -> None:
-    """Raises ConfigError for an objective whose micro-batches do not add up, where a step has several."""
-    single = [
-        name for name in run.train.objectives if name in OBJECTIVES and not OBJECTIVES[name].accumulates
-    ]
-    if single and run.accumulation(dp) > 1:
-        raise ConfigError(
-            [
-                f"train.objectives: {single[0]} compares the samples of a micro-batch with each other, but"
-                f" train.global_batch={run.train.global_batch} is {run.accumulation(dp)} micro-batches of"
-                f" {run.train.micro_batch} on each of {dp} ranks: set"
-                f" train.micro_batch={run.train.global_batch // dp}"
-            ]
+def check_objectives(run: RunConfig, dp: int) -> None:
+    """Raises ConfigError for an objective whose micro-batches do not add up, where a step has several, and for one
+    that needs an image of each sample, where some are text alone."""
+    known = {name: OBJECTIVES[name] for name in run.train.objectives if name in OBJECTIVES}
+    accumulation, problems = run.accumulation(dp), list[str]()
+    single = [name for name, objective in known.items() if not objective.accumulates]
+    if single and accumulation > 1:
+        problems.append(
+            f"train.objectives: {single[0]} compares the samples of a micro-batch with each other, but"
+            f" train.global_batch={run.train.global_batch} is {accumulation} micro-batches of"
+            f" {run.train.micro_batch} on each of {dp} ranks: set"
+            f" train.micro_batch={run.train.global_batch // dp}"
         )
+    seeing = [name for name, objective in known.items() if objective.needs_images]
+    alone = [
+        key
+        for key, source in training_sources(run.data).items()
+        if (task := str(source.task)) in TASKS and not TASKS[task].has_images
+    ]
+    if seeing and alone:
+        problems.append(
+            f"train.objectives: {seeing[0]} needs an image of each sample, and {alone[0]} is text alone: take"
+            f" that source out, or {seeing[0]} out of train.objectives"
+        )
+    if problems:
+        raise ConfigError(problems)

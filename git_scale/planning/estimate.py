@@ -8,7 +8,7 @@ from typing import Any
 from git_scale.config import RunConfig
 from git_scale.planning.cluster import Cluster
 from git_scale.planning.local_model import largest_image
-from git_scale.planning.longest_text import longest_examples
+from git_scale.planning.longest_text import longest_examples, share_with_images
 from git_scale.planning.memory import PhaseMemory, StepShape, host_bytes, phase_peaks
 from git_scale.planning.model_flops import ModelFlops
 from git_scale.planning.partition_sizes import partition_sizes
@@ -102,10 +102,8 @@ def flops_per_sample(run: RunConfig) -> int:
     Raises ConfigError when the encoder does not take images of that size.
     """
     examples, texts = longest_examples(run), run.data.texts_per_image
-    return ModelFlops(run.model).of_sample(
-        run.model.frames,
-        *largest_image(run),
-        texts * len(examples),
-        max(len(example.tokens) for example in examples),
-        target_tokens=texts * sum(len(example.rows) for example in examples),
-    )
+    flops, share = ModelFlops(run.model), share_with_images(run)
+    length = max(len(example.tokens) for example in examples)
+    of_texts = texts * len(examples), length, texts * sum(len(example.rows) for example in examples)
+    with_image = flops.of_sample(run.model.frames, *largest_image(run), *of_texts)
+    return round(share * with_image + (1 - share) * flops.of_text(*of_texts))

@@ -96,16 +96,20 @@ class ModelFlops:
     ) -> int:
         """`text_tokens` are those of each text, `target_tokens` those of all together."""
         encoder = self.encoder_pass(height, width)
-        decoder = decoder_forward_flops(
+        decoder = self.of_text(texts, text_tokens, target_tokens, image_tokens=frames * encoder.tokens)
+        return frames * self._encoder_passes * encoder.flops + decoder
+
+    def of_text(self, texts: int, text_tokens: int, target_tokens: int, image_tokens: int = 0) -> int:
+        """The decoder's part: all of it, for a sample without an image."""
+        return TRAIN_TO_FORWARD * decoder_forward_flops(
             self._config.decoder,
             self._config.vocab_size,
             self._encoder.width,
-            image_tokens=frames * encoder.tokens,
+            image_tokens=image_tokens,
             texts=texts,
             text_tokens=text_tokens,
             target_tokens=target_tokens,
         )
-        return frames * self._encoder_passes * encoder.flops + TRAIN_TO_FORWARD * decoder
 
     def encoder_pass(self, height: int, width: int) -> EncoderPass:
         """Raises ConfigError when the encoder does not take images of this size."""
@@ -113,6 +117,7 @@ class ModelFlops:
 
     def _of_batch(self, batch: Batch) -> int:
         images, frames, _, height, width = batch.images.shape
-        _, texts, text_tokens = batch.tokens.shape
-        targets = round(batch.num_targets / images)
-        return images * self.of_sample(frames, height, width, texts, text_tokens, targets)
+        samples, texts, text_tokens = batch.tokens.shape
+        targets = round(batch.num_targets / samples)
+        with_image = images * self.of_sample(frames, height, width, texts, text_tokens, targets)
+        return with_image + (samples - images) * self.of_text(texts, text_tokens, targets)

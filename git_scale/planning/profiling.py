@@ -29,12 +29,12 @@ from git_scale.planning.local_model import (
     largest_image,
     parameters_of,
 )
-from git_scale.planning.longest_text import batch_on_meta
+from git_scale.planning.longest_text import batch_on_meta, share_with_images
 from git_scale.planning.meta import run_cached
 from git_scale.precision import DTYPES
 
 PRIME_BATCH = 1_000_003
-"""Images in the batch that is run: so large a prime that it divides no size but those that grow with the batch."""
+"""The batch that is run is a multiple of it: so large a prime that it divides no size but those that grow with it."""
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,30 @@ def _profile(recipe: str, kind: DeviceKind) -> MicroBatchProfile:
     local = build_local(run)
     tracker = _AllocationTracker(local.model)
     ranks = local.group.size  # over which images are divided
-    pictures = ranks * PRIME_BATCH
+    share = share_with_images(run)
+    samples = ranks * PRIME_BATCH * share.denominator
     with device_kernels(kind), tracker:
         with _tp_sums(local, run.train.activation_checkpointing) as summed:
-            loss = _forward(local.model, run, pictures)
+            loss = _forward(local.model, run, samples, max(1, int(share * samples)))
         loss.backward()
     summed += local.group.exchanged
     tracker.note_moment()
     fixed, per_sample, logits, gradients_done = torch.tensor(tracker.entries).unbind(1)
     return MicroBatchProfile(
         fixed,
-        per_sample // ranks,
-        logits // ranks,
+        per_sample * PRIME_BATCH // samples,
+        logits * PRIME_BATCH // samples,
         gradients_done,
-        tp_bytes=sum(summed) // pictures,
+        tp_bytes=sum(summed) // samples,
         tp_exchanges=len(summed),
         parameters=parameters_of(local.model),
-        flops=tracker.flops // pictures,
+        flops=tracker.flops // samples,
     )
 
 
-def _forward(model: Any, run: RunConfig, pictures: int) -> Tensor:
-    """The loss of a micro-batch, as the trainer computes it."""
-    batch = batch_on_meta(run, pictures, *largest_image(run))
+def _forward(model: Any, run: RunConfig, samples: int, images: int) -> Tensor:
+    """The loss of a micro-batch, as the trainer computes it; nothing but that keeps the batch in memory."""
+    batch = batch_on_meta(run, samples, images, *largest_image(run))
     return loss_alone(run, model, batch, DTYPES[run.train.precision])
 
 

@@ -26,7 +26,7 @@ TASKS: Registry[type[Task]] = Registry(
         "vqa": "git_scale.tasks.vqa:QuestionTask",
         "classification": "git_scale.tasks.classification:ClassificationTask",
         "scene_text": "git_scale.tasks.scene_text:SceneTextTask",
-        "text": "git_scale.tasks.text:TextTask",
+        "text_only": "git_scale.tasks.text_only:TextOnlyTask",
     },
     flaw_of="git_scale.tasks.task:flaw_of",
 )

@@ -24,7 +24,7 @@ from git_scale.monitoring.meters import Meters
 from git_scale.monitoring.peak import peak_flops
 from git_scale.monitoring.writers import build_writers, read_evaluations
 from git_scale.objectives.examples import training_examples
-from git_scale.objectives.training_loss import check_accumulation
+from git_scale.objectives.training_loss import check_objectives
 from git_scale.parallel.collectives import first_rank_first, shared_over_tp, together
 from git_scale.parallel.comm import WORLD
 from git_scale.parallel.ds_config import check_ds_config
@@ -62,7 +62,7 @@ def build_trainer(
     ranks, when any was asked to stop.
     """
     check_world(run, topology.dp)
-    check_accumulation(run, topology.dp)
+    check_objectives(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_best(run)
     run = as_begun(run)

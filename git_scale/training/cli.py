@@ -10,7 +10,7 @@ from typing import Any
 from git_scale.config import RunConfig, check_world
 from git_scale.errors import ConfigError
 from git_scale.exit import exit_within
-from git_scale.objectives.training_loss import check_accumulation
+from git_scale.objectives.training_loss import check_objectives
 from git_scale.parallel.collectives import first_rank_first
 from git_scale.parallel.ds_config import read_ds_config
 from git_scale.parallel.topology import Topology, topology_from
@@ -55,7 +55,7 @@ def run_training(args: argparse.Namespace, from_checkpoint: bool = False) -> int
     ds_config = problems.of(lambda: read_ds_config(args.ds_config))
     if topology is not None:
         problems.of(lambda: check_world(run, topology.dp))
-        problems.of(lambda: check_accumulation(run, topology.dp))
+        problems.of(lambda: check_objectives(run, topology.dp))
     inputs = ProblemList(list(found))
     if planned is None:  # a plan for other machines needs nothing of this one
         check_inputs(run, inputs)

@@ -46,10 +46,10 @@ def test_texts_read_in_two_ways_stand_behind_each_other() -> None:
     assert batch.tokens[1].tolist() == [[2, 9, 3, 1], [2, 7, 8, 3], [2, 0, 3, 1], [2, 0, 8, 3]]
     assert batch.readings == (10, 4) and batch.num_targets == 14
     assert batch.labels.tolist() == [7, 8, 3, 9, 3, 9, 3, 7, 8, 3, 7, 9, 9, 7]
-    ahead = batch.reading(1)
+    ahead = batch.of(1)
     assert ahead.rows.tolist() == [9, 13, 25, 29] and ahead.labels.tolist() == [7, 9, 9, 7]
     assert batch.tokens.flatten()[ahead.rows].tolist() == [0, 0, 0, 0]
-    assert batch.reading(0).labels.tolist() == [7, 8, 3, 9, 3, 9, 3, 7, 8, 3]
+    assert batch.of(0).labels.tolist() == [7, 8, 3, 9, 3, 9, 3, 7, 8, 3]
     assert batch.visible is not None
     assert batch.visible[0, 0].tolist() == np.tri(4).astype(bool).tolist()
     assert batch.visible[0, 3].tolist() == [*3 * [[True, True, True, False]], 4 * [True]], "not the padding"

@@ -9,6 +9,7 @@ import torch
 
 from git_scale.config import EncoderConfig
 from git_scale.errors import ConfigError
+from git_scale.models.build import build_encoder
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.patch_drop import draws_of_frames, kept_patches
 from git_scale.planning.model_flops import encoder_pass
@@ -18,7 +19,7 @@ OPTIONS = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "dynami
 
 def encoder_of(rate: float, **options: Any) -> ImageEncoder:
     torch.manual_seed(0)
-    return ImageEncoder(
+    return build_encoder(
         EncoderConfig(
             name="vit_tiny_patch16_224",
             image_size=32,
@@ -99,7 +100,7 @@ def test_an_encoder_that_computes_on_a_grid_is_refused(name: str) -> None:
     with pytest.raises(
         ConfigError, match=f"model.encoder.patch_drop_rate=0.5: {name} computes on the whole grid"
     ):
-        ImageEncoder(EncoderConfig(name=name, patch_drop_rate=0.5))
+        build_encoder(EncoderConfig(name=name, patch_drop_rate=0.5))
 
 
 def test_timms_own_rate_is_refused_which_would_differ_over_ranks() -> None:

@@ -18,7 +18,7 @@ from git_scale.models.build import build_model
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
 from git_scale.objectives.objective import Objective, VocabularyComm, inputs_of
-from git_scale.objectives.training_loss import TrainingLoss, check_accumulation, loss_alone
+from git_scale.objectives.training_loss import TrainingLoss, check_objectives, loss_alone
 from git_scale.parallel.topology import Topology
 from git_scale.recipes import load_run
 from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of
@@ -85,11 +85,17 @@ def test_a_bare_name_is_short_for_one_of_weight_1() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.objective=ln", r"train.objectives='ln': there is none of that name; there are lm, persample"),
+        (
+            "train.objective=ln",
+            r"train.objectives='ln': there is none of that name; there are lm, masked_lm, persample",
+        ),
         ("train.objective=askin", r"did you mean asking\?"),
         ("train.objectives={lm: 0}", r"train.objectives.lm=0: input should be greater than 0"),
         ("train.objectives={lm: .inf}", r"train.objectives.lm=inf: "),
-        ("train.objectives={}", r"train.objectives=\{\} leaves nothing to learn: name one of lm, persample"),
+        (
+            "train.objectives={}",
+            r"train.objectives=\{\} leaves nothing to learn: name one of lm, masked_lm, persample",
+        ),
     ],
 )
 def test_wrong_objectives_are_refused_by_name(override: str, said: str) -> None:
@@ -109,10 +115,23 @@ def test_micro_batches_that_are_compared_with_each_other_are_not_accumulated(
     squares: Path, tmp_path: Path
 ) -> None:
     run = tiny_run(squares, tmp_path, train={"objectives": {"lm": 1.0, "compared": 1.0}})
-    check_accumulation(run, dp=2)
+    check_objectives(run, dp=2)
     with pytest.raises(ConfigError, match=r"compared .* is 2 micro-batches of 4 .* set train.micro_batch=8"):
-        check_accumulation(run, dp=1)
-    check_accumulation(tiny_run(squares, tmp_path), dp=1)
+        check_objectives(run, dp=1)
+    check_objectives(tiny_run(squares, tmp_path), dp=1)
+
+
+def test_what_needs_images_is_not_mixed_with_text_alone(squares: Path, tmp_path: Path) -> None:
+    sources = [{"path": "photos", "task": "caption"}, {"path": "books", "task": "text_only"}]
+    run = tiny_run(squares, tmp_path, data={"sources": sources, "train": None})
+    check_objectives(run, dp=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PerSample, "needs_images", True)
+        both = run.train.model_copy(update={"objectives": {"lm": 1.0, "persample": 1.0}})
+        with pytest.raises(
+            ConfigError, match=r"persample needs an image of each .* data.sources\[1\]=books is text"
+        ):
+            check_objectives(run.model_copy(update={"train": both}), dp=2)
 
 
 def test_the_loss_is_the_weighted_sum_of_means(squares: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class TinyViT(nn.Module):
         self.patches = nn.Conv2d(3, width, 8, stride=8)
         self.blocks = nn.ModuleList(Block(width, 4 * width, 2) for _ in range(layers))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, draws: Tensor | None = None) -> Tensor:
         rows = self.patches(images).flatten(2).transpose(1, 2)
         for block in self.blocks:
             rows = block(rows)

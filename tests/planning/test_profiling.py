@@ -52,7 +52,7 @@ def test_the_peak_is_that_of_torchs_own_tracker(
     model, tracker = build_local(run).model, MemTracker()
     tracker.track_external(model)
     with device_kernels(kind), tracker:
-        profiling._forward(model, run, pictures).backward()
+        profiling._forward(model, run, pictures, pictures).backward()
     (seen,) = tracker.get_tracker_snapshot("peak").values()
     before = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     moments = profile.fixed + pictures * profile.per_sample + 2 * profile.gradients_done

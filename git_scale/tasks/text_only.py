@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # it needs torch, which reading a run does without
 MAX_HELDOUT_PARTS = 5  # of a held-out text, so many stretches of data.max_text_tokens count
 
 
-class TextTask(Task):
+class TextOnlyTask(Task):
     """Learns the next words of texts; evaluations find the perplexity of held-out ones. Nothing is generated."""
 
     metrics: ClassVar = ()
