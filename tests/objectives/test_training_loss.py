@@ -87,14 +87,14 @@ def test_a_bare_name_is_short_for_one_of_weight_1() -> None:
     [
         (
             "train.objective=ln",
-            r"train.objectives='ln': there is none of that name; there are lm, masked_lm, persample",
+            r"train.objectives='ln': there is none of that name; there are lm, masked_lm, pers",
         ),
         ("train.objective=askin", r"did you mean asking\?"),
         ("train.objectives={lm: 0}", r"train.objectives.lm=0: input should be greater than 0"),
         ("train.objectives={lm: .inf}", r"train.objectives.lm=inf: "),
         (
             "train.objectives={}",
-            r"train.objectives=\{\} leaves nothing to learn: name one of lm, masked_lm, persample",
+            r"train.objectives=\{\} leaves nothing to learn: name one of lm, masked_lm, pers",
         ),
     ],
 )
