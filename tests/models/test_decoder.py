@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from git_scale.models.decoder import DecoderLayer
+from git_scale.models.decoder_layer import DecoderLayer
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
 DrawInputs = Callable[..., tuple[Tensor, Tensor]]
 EXACT = {"rtol": 0.0, "atol": 1e-10}
+
+of_joint_attention = pytest.mark.parametrize("tiny_model", ["joint"], indirect=True)
 
 
 def all_rows(tokens_BKT: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ def reference_logits(
     return rows[:, image.shape[1] :] @ embedding.words.weight.T + model.decoder.head.bias
 
 
+@of_joint_attention
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("texts", [1, 3])
 def test_two_streams_equal_one_sequence_with_an_explicit_mask(
@@ -98,6 +101,7 @@ def test_two_streams_equal_one_sequence_with_an_explicit_mask(
     torch.testing.assert_close(logits, expected, **EXACT)
 
 
+@of_joint_attention
 @pytest.mark.parametrize("wrong_mask", [causal_mask, blind_image_mask])
 def test_another_mask_gives_other_logits(
     tiny_model: BuildModel, draw_inputs: DrawInputs, wrong_mask: Callable[[int, int], Tensor]
@@ -122,6 +126,7 @@ def test_a_text_row_depends_on_no_later_token_and_on_no_other_text(
     assert ((after - before)[:, 0, 3:].abs().amax((0, 2)) > 1e-3).all()
 
 
+@of_joint_attention
 def test_the_image_stream_does_not_depend_on_the_text(
     tiny_model: BuildModel, draw_inputs: DrawInputs, vocabulary: int
 ) -> None:
