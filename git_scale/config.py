@@ -40,6 +40,9 @@ class DecoderConfig(Section):
     layers: int = Field(6, ge=1, le=1000)
     width: int = Field(768, ge=8, le=100_000)
     heads: int = Field(12, ge=1, le=100_000)
+    attention: Literal["joint", "cross"] = "joint"
+    """How the text sees the image. joint, GIT's: one attention over [image; text], whose layers update both. cross:
+    attention over the text, then cross-attention to the projected image tokens, which no layer updates."""
     ffn: int = Field(3072, ge=8, le=1_000_000)
     """Width of the feed-forward hidden layer."""
     positions: int = Field(1024, ge=4, le=1_000_000)

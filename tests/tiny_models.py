@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig
 from git_scale.models.build import build_model
-from git_scale.models.decoder import LayerCache, TextPlacement
+from git_scale.models.cache import LayerCache
+from git_scale.models.decoder import TextPlacement
 from git_scale.models.git import GitModel
 
 VOCABULARY = 23
@@ -20,7 +22,12 @@ Texts = list[tuple[int, ...]]
 
 
 def build_tiny_model(
-    frames: int = 1, dropout: float = 0.0, layers: int = 3, seed: int = 0, tied: bool = True
+    frames: int = 1,
+    dropout: float = 0.0,
+    layers: int = 3,
+    seed: int = 0,
+    tied: bool = True,
+    attention: str = "joint",
 ) -> GitModel:
     config = ModelConfig(
         encoder=EncoderConfig(
@@ -29,7 +36,14 @@ def build_tiny_model(
             options={"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "proj_drop_rate": dropout},
         ),
         decoder=DecoderConfig(
-            layers=layers, width=32, heads=4, ffn=48, positions=16, dropout=dropout, tied=tied
+            layers=layers,
+            width=32,
+            heads=4,
+            attention=attention,
+            ffn=48,
+            positions=16,
+            dropout=dropout,
+            tied=tied,
         ),
         vocab_size=VOCABULARY,
         frames=frames,
@@ -43,9 +57,10 @@ def build_tiny_model(
     return model
 
 
-@pytest.fixture
-def tiny_model() -> BuildModel:
-    return build_tiny_model
+@pytest.fixture(params=["joint", "cross"])
+def tiny_model(request: pytest.FixtureRequest) -> BuildModel:
+    """Of both kinds of decoder; parametrize(..., indirect=True) asks for one of them."""
+    return partial(build_tiny_model, attention=request.param)
 
 
 def draw_tiny_inputs(B: int = 2, F: int = 1, K: int = 1, T: int = 6) -> tuple[Tensor, Tensor]:

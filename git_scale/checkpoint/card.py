@@ -67,8 +67,8 @@ def write_card(opened: OpenedCheckpoint, use: str, header: str = "") -> str:
     if not opened.holds_encoder_only:
         decoder = model.decoder
         lines.append(
-            f"Text decoder: {decoder.layers} layers of width {decoder.width}, vocabulary of {model.vocab_size}."
-            f" Frames per sample: {model.frames}."
+            f"Text decoder: {decoder.layers} layers of {decoder.attention} attention, {decoder.width} wide,"
+            f" vocabulary of {model.vocab_size}. Frames per sample: {model.frames}."
         )
     lines += ["", "## Origin", "", _origin(opened)]
     if opened.step is not None:

@@ -46,6 +46,11 @@ def export_huggingface(opened: OpenedCheckpoint, destination: Path, force: bool 
     """
     if opened.holds_encoder_only:
         raise CheckpointError(f"{opened.path}: holds an image encoder alone, no GIT to export")
+    if opened.run.model.decoder.attention != "joint":
+        raise CheckpointError(
+            f"{opened.path}: model.decoder.attention={opened.run.model.decoder.attention} has no like in"
+            " transformers' GIT, where text and image share one attention: take --format native"
+        )
     if opened.run.data.resize != "crop":
         raise CheckpointError(
             f"{opened.path}: data.resize={opened.run.data.resize} has no like in transformers' image processor, whose"

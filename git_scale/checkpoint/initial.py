@@ -11,6 +11,7 @@ from git_scale.checkpoint.image_size import with_image_size
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.weights import Weights, check_names, read_finite
 from git_scale.config import ModelConfig
+from git_scale.errors import CheckpointError
 from git_scale.models.deferred import DeferredModel
 
 TEMPORAL = "temporal.frames"
@@ -39,6 +40,8 @@ def initial_weights(
     The table of image positions follows the image's size. A model of images becomes one of clips: its temporal
     embeddings start at zero, as in the paper. Raises CheckpointError, naming them, when other tensors do not fit.
     """
+    if not opened.holds_encoder_only:
+        _refuse_other_attention(config, opened)
     size, old_size = config.encoder.image_size, opened.run.model.encoder.image_size
     lines = [] if size == old_size else [f"image positions interpolated from {old_size} to {size} pixels"]
     weights = with_image_size(opened, size).weights
@@ -61,6 +64,16 @@ def values_from(
     """
     taken, lines = initial_weights(deferred.module, config, opened)
     return lambda name: taken.read(name) if name in taken.shapes else deferred.first_value(name), lines
+
+
+def _refuse_other_attention(config: ModelConfig, opened: OpenedCheckpoint) -> None:
+    ours, theirs = config.decoder.attention, opened.run.model.decoder.attention
+    if ours != theirs:
+        raise CheckpointError(
+            f"{opened.path}: its model.decoder.attention is {theirs}, that of this run {ours}, and neither decoder"
+            f" can start from the other: set model.decoder.attention={theirs}, or take its image encoder alone, by"
+            f" model.encoder.start={opened.path} in the place of init_from"
+        )
 
 
 def _match_frames(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> list[str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from git_scale.inference.decoding import log_probabilities
-from git_scale.models.decoder import LayerCache, TextPlacement
+from git_scale.models.cache import LayerCache
+from git_scale.models.decoder import TextPlacement
 
 Prefixes = list[list[list[int]]]  # [B][K] token lists, the begin token first
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from git_scale.config import ModelConfig
-from git_scale.models.decoder import LayerCache, TextDecoder, TextPlacement
+from git_scale.models.cache import LayerCache
+from git_scale.models.decoder import TextDecoder, TextPlacement
 from git_scale.models.encoders import ImageEncoder
 from git_scale.models.interface import Block, Stream, Tower
 from git_scale.models.patch_drop import draws_of_frames

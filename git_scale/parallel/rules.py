@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from git_scale.checkpoint.sharding import Split
 from git_scale.models.attention import split_heads
-from git_scale.models.decoder import DecoderLayer, TextDecoder, TextEmbedding
+from git_scale.models.cross_attention import CrossLayer
+from git_scale.models.decoder import TextDecoder, TextEmbedding
 from git_scale.models.encoders import declare_torchvision_operators
 from git_scale.models.git import GitModel
+from git_scale.models.joint_attention import JointLayer
 
 Splits = dict[str, Split | None]
 """Name of a parameter -> how it is split over a tensor-parallel group; None: whole on each rank."""
@@ -124,18 +126,17 @@ def rules() -> dict[type[nn.Module], Rule]:
 
     column, row, vocabulary = ColumnParallel(), RowParallel(), VocabularyParallel()
     attention: dict[str, Cut] = {"qkv": ColumnParallel(parts=3), "proj": row}
+    key_value = ColumnParallel(parts=2)
+    layer: dict[str, Cut] = {"query": column, "key_value": key_value, "out": row, "fc1": column, "fc2": row}
     return {
-        DecoderLayer: Rule(
-            {
-                "query": column,
-                "key_value": ColumnParallel(parts=2),
-                "out": row,
-                "fc1": column,
-                "fc2": row,
-            },
+        JointLayer: Rule(
+            layer, heads="num_heads", own_dropout=("attention",), whole=("attention_norm", "ffn_norm")
+        ),
+        CrossLayer: Rule(
+            layer | {"cross_query": column, "cross_key_value": key_value, "cross_out": row},
             heads="num_heads",
-            own_dropout=("attention",),
-            whole=("attention_norm", "ffn_norm"),
+            own_dropout=("attention", "cross_attention"),
+            whole=("attention_norm", "cross_norm", "ffn_norm"),
         ),
         TextEmbedding: Rule({"words": vocabulary}),
         TextDecoder: Rule({"head": vocabulary}),

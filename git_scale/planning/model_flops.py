@@ -42,9 +42,12 @@ def decoder_forward_flops(
     dense = 8 * width**2 + 4 * width * decoder.ffn  # per row: q, k, v, o projections and the two of the ffn
     project = 2 * image * encoder_width * width
     image_layer = dense * image + 4 * image**2 * width
-    image_keys = 4 * width**2 * image  # all that the last layer needs of the image rows
+    image_keys = 4 * width**2 * image  # all that a last layer, or cross-attention, needs of the image rows
     text_layer = dense * text + 4 * width * text * (image + text_tokens)
     head = 2 * target_tokens * width * vocab_size
+    if decoder.attention == "cross":  # whose text rows have a second pair of q and o projections
+        layer = text_layer + 4 * width**2 * text + image_keys
+        return project + decoder.layers * layer + head
     return project + (decoder.layers - 1) * image_layer + image_keys + decoder.layers * text_layer + head
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,14 @@ def test_other_encoders_are_refused(
 def test_images_that_are_not_cropped_are_refused(vocab_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"data\.resize=pad .*--format native"):
         export_huggingface(open_ours(vocab_file, resize="pad"), tmp_path / "out")
+
+
+def test_cross_attention_is_refused_before_any_work(vocab_file: Path, tmp_path: Path) -> None:
+    decoder = {"layers": 1, "width": 32, "heads": 4, "ffn": 48, "positions": 16, "attention": "cross"}
+    opened = replace(open_ours(vocab_file, decoder=decoder), tokenizer=tmp_path / "not even looked for")
+    with pytest.raises(CheckpointError, match=r"model\.decoder\.attention=cross .*--format native"):
+        export_huggingface(opened, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_tensor_is_found_before_anything_appears(

@@ -70,8 +70,10 @@ def test_image_positions_follow_the_size() -> None:
     assert all(torch.equal(after[name], source.tensors[name]) for name in after if name != POSITIONS)
 
 
-def test_an_encoder_alone_leaves_the_rest_as_it_was() -> None:
-    before, after, source, said = started(config_of(), config_of(), only="encoder.")
+@pytest.mark.parametrize("attention", ["joint", "cross"])
+def test_an_encoder_alone_leaves_the_rest_as_it_was(attention: str) -> None:
+    ours = config_of(attention=attention)
+    before, after, source, said = started(ours, config_of(), only="encoder.")
     assert said == ["an image encoder alone: projection and decoder start at random"]
     for name in after:
         expected = source.tensors[name] if name.startswith("encoder.") else before[name]
@@ -108,6 +110,17 @@ def test_images_to_clips_and_back(ours: int, theirs: int, message: str) -> None:
 def test_another_architecture_is_refused_by_name(ours: ModelConfig, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         started(ours, config_of(frames=6 if ours.frames > 1 else 1))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("joint", "cross"), ("cross", "joint")])
+def test_another_kind_of_decoder_is_refused_with_both_ways_out(ours: str, theirs: str) -> None:
+    _, after, source, said = started(config_of(attention=theirs), config_of(attention=theirs))
+    assert said == [] and all(torch.equal(after[name], source.tensors[name]) for name in after)
+    remedies = (
+        f"set model.decoder.attention={theirs}, or .* model.encoder.start=there in the place of init_from"
+    )
+    with pytest.raises(CheckpointError, match=f"attention is {theirs}, that of this run {ours}.*{remedies}"):
+        started(config_of(attention=ours), config_of(attention=theirs))
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -55,10 +55,13 @@ class ModelWeights:
 
 @pytest.fixture
 def make(vocab_file: Path) -> Callable[..., OpenedCheckpoint]:
-    def build(encoder: str = "vit", tied: bool = True, vocab_size: int = 29) -> OpenedCheckpoint:
+    def build(
+        encoder: str = "vit", tied: bool = True, vocab_size: int = 29, attention: str = "joint"
+    ) -> OpenedCheckpoint:
+        sizes = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "positions": 12}
         tree = {
             "encoder": ENCODERS[encoder],
-            "decoder": {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "positions": 12, "tied": tied},
+            "decoder": {**sizes, "tied": tied, "attention": attention},
             "vocab_size": vocab_size,
         }
         torch.manual_seed(0)
@@ -78,11 +81,13 @@ def make(vocab_file: Path) -> Callable[..., OpenedCheckpoint]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "attention"), [*((name, "joint") for name in ENCODERS), ("vit", "cross")]
+)
 def test_what_goes_in_comes_out(
-    make: Callable[..., OpenedCheckpoint], tmp_path: Path, encoder: str, tied: bool
+    make: Callable[..., OpenedCheckpoint], tmp_path: Path, encoder: str, attention: str, tied: bool
 ) -> None:
-    opened = make(encoder, tied)
+    opened = make(encoder, tied, attention=attention)
     report = export_native(opened, tmp_path / "out")
     assert (report.max_abs_diff, report.verified_with) == (0.0, "git_scale")
     assert report.dropped == {"old": "for no reason"}

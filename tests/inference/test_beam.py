@@ -129,8 +129,18 @@ def test_a_narrow_beam_in_a_trie_still_says_names_and_as_many_as_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("beams", "n_best", "penalty", "seed", "end"),
-    [(2, 1, 0.6, 2, 12), (4, 4, 0.0, 2, 9), (4, 2, 0.6, 5, 16), (5, 3, 2.0, 2, 6)],
+    ("tiny_model", "beams", "n_best", "penalty", "seed", "end"),
+    [
+        ("joint", 2, 1, 0.6, 2, 12),
+        ("joint", 4, 4, 0.0, 2, 9),
+        ("joint", 4, 2, 0.6, 5, 16),
+        ("joint", 5, 3, 2.0, 2, 6),
+        ("cross", 2, 1, 0.6, 17, 17),
+        ("cross", 4, 4, 0.0, 3, 15),
+        ("cross", 4, 2, 0.6, 17, 4),
+        ("cross", 5, 3, 2.0, 17, 17),
+    ],
+    indirect=["tiny_model"],
 )
 def test_cache_batch_and_early_stop_change_nothing(
     tiny_model: BuildModel, beams: int, n_best: int, penalty: float, seed: int, end: int

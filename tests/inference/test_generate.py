@@ -11,7 +11,8 @@ from torch import Tensor
 
 from git_scale.errors import ConfigError
 from git_scale.inference.generate import FREE, Decoding, Trie, generate
-from git_scale.models.decoder import LayerCache, TextPlacement
+from git_scale.models.cache import LayerCache
+from git_scale.models.decoder import TextPlacement
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
@@ -74,7 +75,14 @@ class Script:
         return [texts for (texts,) in first_texts(found)]
 
 
-@pytest.mark.parametrize(("frames", "seed", "end"), [(1, 2, 9), (3, 2, 12), (3, 5, 10), (3, 5, 16)])
+@pytest.mark.parametrize(
+    ("tiny_model", "frames", "seed", "end"),
+    [
+        *[("joint", 1, 2, 9), ("joint", 3, 2, 12), ("joint", 3, 5, 10), ("joint", 3, 5, 16)],
+        *[("cross", 1, 21, 16), ("cross", 1, 22, 11), ("cross", 3, 6, 11), ("cross", 3, 17, 14)],
+    ],
+    indirect=["tiny_model"],
+)
 def test_cache_batch_and_neighbours_change_nothing(
     tiny_model: BuildModel, frames: int, seed: int, end: int
 ) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from git_scale.inference.stream import TextStream
-from git_scale.models.decoder import GrowingRows, TextPlacement
+from git_scale.models.cache import GrowingRows
+from git_scale.models.decoder import TextPlacement
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]

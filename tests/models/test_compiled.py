@@ -28,10 +28,12 @@ ENCODERS: dict[str, dict[str, Any]] = {
 GRAPHS = {"vit_tiny_patch16_224": 1, "swin_tiny_patch4_window7_224": 4, "davit_tiny": 2}
 
 
-def a_model(name: str) -> GitModel:
+def a_model(name: str, attention: str = "joint") -> GitModel:
     torch.manual_seed(0)
     encoder = EncoderConfig(name=name, image_size=64, options=ENCODERS[name])
-    decoder = DecoderConfig(layers=3, width=16, heads=2, ffn=32, positions=16, dropout=0.0)
+    decoder = DecoderConfig(
+        layers=3, width=16, heads=2, attention=attention, ffn=32, positions=16, dropout=0.0
+    )
     return build_model(ModelConfig(encoder=encoder, decoder=decoder, vocab_size=23)).double()
 
 
@@ -64,6 +66,17 @@ def test_compiled_blocks_compute_the_same(name: str, checkpointing: bool) -> Non
     torch.testing.assert_close(a_pass(model), plain, rtol=1e-10, atol=1e-12)
     # Whole graphs, shared by the blocks of one shape; the decoder's last layer is one of its own.
     assert counter.frame_count == GRAPHS[name] + 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_layers_of_cross_attention_share_one_graph() -> None:
+    name = "vit_tiny_patch16_224"
+    model = a_model(name, attention="cross").train()
+    plain = a_pass(model)
+    counter = CompileCounterWithBackend("eager")
+    compile_blocks(model, backend=counter)
+    torch.testing.assert_close(a_pass(model), plain, rtol=1e-10, atol=1e-12)
+    assert counter.frame_count == GRAPHS[name] + 1
     assert not torch._dynamo.utils.counters["graph_break"]
 
 

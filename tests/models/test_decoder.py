@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from git_scale.models.decoder import DecoderLayer, TextPlacement
+from git_scale.models.decoder import TextPlacement
+from git_scale.models.decoder_layer import DecoderLayer
 from git_scale.models.git import GitModel
 
 BuildModel = Callable[..., GitModel]
 DrawInputs = Callable[..., tuple[Tensor, Tensor]]
 EXACT = {"rtol": 0.0, "atol": 1e-10}
+
+of_joint_attention = pytest.mark.parametrize("tiny_model", ["joint"], indirect=True)
 
 
 def all_rows(tokens_BKT: Tensor) -> Tensor:
@@ -85,6 +88,7 @@ def reference_logits(
     return rows[:, image.shape[1] :] @ embedding.words.weight.T + model.decoder.head.bias
 
 
+@of_joint_attention
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("texts", [1, 3])
 def test_two_streams_equal_one_sequence_with_an_explicit_mask(
@@ -105,6 +109,7 @@ def both_ways_mask(image_rows: int, text_rows: int) -> Tensor:
     return mask
 
 
+@of_joint_attention
 def test_texts_that_see_ahead_stand_beside_causal_ones(
     tiny_model: BuildModel, draw_inputs: DrawInputs
 ) -> None:
@@ -123,6 +128,25 @@ def test_texts_that_see_ahead_stand_beside_causal_ones(
     assert (logits[:, 1, :4] - reference_logits(model, images, short)).abs().max() > 1e-2
     padded = reference_logits(model, images, tokens[:, 1], both_ways_mask)
     assert (logits[:, 1, :4] - padded[:, :4]).abs().max() > 1e-2, "padding must not be seen"
+
+
+@of_joint_attention
+@of_joint_attention
+def test_texts_without_an_image_stand_beside_those_with_one(
+    tiny_model: BuildModel, draw_inputs: DrawInputs
+) -> None:
+    """Two images for three samples, of which the second image is seen by none."""
+    model = tiny_model().eval()
+    images, tokens = draw_inputs(B=3, K=2)
+    visible = torch.ones(6, 6, dtype=torch.bool).tril().expand(3, 2, 6, 6)
+    placement = TextPlacement(torch.arange(6), visible, has_image=torch.tensor([True, False, False]))
+    logits = model(images[:2], tokens, all_rows(tokens), placement).unflatten(0, tokens.shape)
+    for k in range(2):
+        expected = reference_logits(model, images, tokens[:, k])
+        alone = reference_logits(model, images, tokens[:, k], blind_image_mask)
+        torch.testing.assert_close(logits[0, k], expected[0], **EXACT)
+        torch.testing.assert_close(logits[1:, k], alone[1:], **EXACT)
+        assert (alone - expected).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("wrong_mask", [causal_mask, blind_image_mask])
@@ -149,6 +173,7 @@ def test_a_text_row_depends_on_no_later_token_and_on_no_other_text(
     assert ((after - before)[:, 0, 3:].abs().amax((0, 2)) > 1e-3).all()
 
 
+@of_joint_attention
 def test_the_image_stream_does_not_depend_on_the_text(
     tiny_model: BuildModel, draw_inputs: DrawInputs, vocabulary: int
 ) -> None:

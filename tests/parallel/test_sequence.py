@@ -156,8 +156,9 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
 
-def with_dropout(squares: Path, run_dir: Path, **changes: Any) -> Any:
-    run = recipe(squares, run_dir, "vit", dp=2, decoder={"dropout": 0.2}, **changes)
+def with_dropout(squares: Path, run_dir: Path, attention: str = "joint", **changes: Any) -> Any:
+    decoder = {"dropout": 0.2, "attention": attention}
+    run = recipe(squares, run_dir, "vit", dp=2, decoder=decoder, **changes)
     tree = run.model_dump(mode="json")
     tree["model"]["encoder"]["options"] |= {"proj_drop_rate": 0.1, "drop_path_rate": 0.1}
     return type(run).model_validate(tree)
@@ -165,8 +166,9 @@ def with_dropout(squares: Path, run_dir: Path, **changes: Any) -> Any:
 
 @pytest.mark.distributed
 def test_dropout_differs_over_a_group_and_is_drawn_again_as_before(squares: Path, tmp_path: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "plain": {},
+        "cross-attention": {"attention": "cross"},
         "recomputed": {"train": {"activation_checkpointing": True}},
         "decoder whole": {"parallel": {"decoder": False}},
     }

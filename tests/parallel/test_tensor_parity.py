@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from git_scale.config import RunConfig
 from git_scale.parallel.topology import Topology
 from git_scale.testing.curves import ZERO, Curve, assert_same_curve, curve_of, train_curve, train_curves
 from git_scale.testing.distributed import run_distributed
@@ -199,12 +200,13 @@ def random_states_at_dropouts(topology: Topology, device: torch.device, run: Any
     from timm.layers import DropPath
     from torch import nn
 
-    from git_scale.models.decoder import StreamAttention
+    from git_scale.models.cross_attention import HeadsAttention
+    from git_scale.models.joint_attention import StreamAttention
     from git_scale.training.build import build_trainer
 
     paths: dict[int, str] = {}
     states: dict[str, str] = {}
-    for kind in (StreamAttention, nn.Dropout, DropPath):
+    for kind in (StreamAttention, HeadsAttention, nn.Dropout, DropPath):
         drop = kind.forward
 
         def record_and_drop(module: Any, *args: Any, drop: Any = drop) -> Any:
@@ -223,13 +225,16 @@ def random_states_at_dropouts(topology: Topology, device: torch.device, run: Any
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize(("attention", "of_decoder"), [("joint", 2), ("cross", 4)])
 def test_dropouts_within_split_layers_are_each_ranks_own_and_all_others_common(
-    squares: Path, tmp_path: Path
+    squares: Path, tmp_path: Path, attention: str, of_decoder: int
 ) -> None:
-    run = with_dropout(squares, tmp_path / "run", steps=1)
+    tree = with_dropout(squares, tmp_path / "run", steps=1).model_dump(mode="json")
+    tree["model"]["decoder"]["attention"] = attention
+    run = RunConfig.model_validate(tree)
     first, second, other_first, other_second = run_distributed(random_states_at_dropouts, 4, run, tp=2)
-    split = {path for path in first if path.endswith((".attention", ".drop1"))}
-    assert len(split) == 4, "two layers of the decoder, two blocks of the encoder"
+    split = {path for path in first if path.endswith((".attention", ".cross_attention", ".drop1"))}
+    assert len(split) == of_decoder + 2, "two layers of the decoder, two blocks of the encoder"
     assert {path for path in first if ".hidden_dropout" in path or ".drop2" in path} <= first.keys() - split
     assert len(first) > 2 * len(split)
     for one, other in ((first, second), (other_first, other_second)):

@@ -45,6 +45,23 @@ class Block(nn.Module):
         return (image if is_last else self.update(image, keys, values)), text
 
 
+class CrossBlock(Block):
+    def __init__(self, width: int, ffn: int, heads: int) -> None:
+        super().__init__(width, ffn, heads)
+        self.image_q, self.image_k, self.image_v, self.image_o = (nn.Linear(width, width) for _ in range(4))
+
+    def forward_streams(self, image: Tensor, text: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
+        """image 1 x P x D stays as it is, text K x T x D attends to itself, then to the image."""
+        text = text + self.o(attend(self.q(text), self.k(text), self.v(text), self.heads))
+        side_by_side = self.image_q(text).flatten(0, 1)[None]
+        attended = attend(side_by_side, self.image_k(image), self.image_v(image), self.heads)
+        text = text + self.image_o(attended).view_as(text)
+        return image, text + self.down(self.up(text).relu())
+
+
+BLOCKS = {"joint": Block, "cross": CrossBlock}
+
+
 class PlainDecoder(nn.Module):
     """Two streams; the last layer needs only keys and values of the image; logits of `targets` rows."""
 
@@ -52,7 +69,7 @@ class PlainDecoder(nn.Module):
         super().__init__()
         self.project = nn.Linear(encoder_width, config.width)
         self.blocks = nn.ModuleList(
-            Block(config.width, config.ffn, config.heads) for _ in range(config.layers)
+            BLOCKS[config.attention](config.width, config.ffn, config.heads) for _ in range(config.layers)
         )
         self.head = nn.Linear(config.width, vocab_size)
         self.targets = targets
@@ -97,9 +114,10 @@ def test_encoder_flops_are_cached_by_image_size() -> None:
     assert 4 * small < large < 16 * small  # 4 x the rows: dense work grows 4-fold, attention 16-fold
 
 
+@pytest.mark.parametrize("attention", BLOCKS)
 @pytest.mark.parametrize(("layers", "texts"), [(1, 1), (3, 1), (3, 4)])
-def test_decoder_formula_equals_the_counter(layers: int, texts: int) -> None:
-    config = DecoderConfig(layers=layers, width=24, heads=3, ffn=40)
+def test_decoder_formula_equals_the_counter(layers: int, texts: int, attention: str) -> None:
+    config = DecoderConfig(layers=layers, width=24, heads=3, attention=attention, ffn=40)
     P, T, targets, V, C = 7, 5, 4, 50, 12
     with torch.device("meta"):
         decoder = PlainDecoder(config, V, C, targets)
@@ -118,6 +136,14 @@ def test_decoder_formula_by_hand() -> None:
     assert (
         decoder_forward_flops(config, 20, 10, 3, 2, 4, 5) == project + image + text + 2 * 5 * 8 * 20 == 26_176
     )
+
+
+def test_cross_attention_by_hand() -> None:
+    config = DecoderConfig(layers=2, width=8, heads=1, attention="cross", ffn=16)
+    # as above; per layer image k and v 4*64 per token, text rows with another q and o, against 4 texts and 3 tokens
+    project, head = 2 * 3 * 10 * 8, 2 * 5 * 8 * 20
+    layer = 4 * 64 * 3 + (1024 + 4 * 64) * 8 + 4 * 8 * 8 * 4 + 4 * 8 * 8 * 3
+    assert decoder_forward_flops(config, 20, 10, 3, 2, 4, 5) == project + 2 * layer + head == 27_680
 
 
 def test_more_texts_leave_the_image_work_alone() -> None:

@@ -19,7 +19,7 @@ from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning.cluster import this_cluster
 from git_scale.planning.estimate import estimate_setting, setting_of
-from git_scale.recipes import load_run
+from git_scale.recipes import adjusted, load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.gpu import requires_gpu
 from git_scale.training.init_model import deferred_model
@@ -38,6 +38,13 @@ TINY = [
     "model.encoder.options={depth: 1, embed_dim: 64, num_heads: 4}",
     "model.decoder={layers: 1, width: 64, heads: 4, ffn: 64}",
     "model.vocab_size=48",
+]
+
+
+MOSTLY_TEXT = [
+    "model.encoder.options={depth: 1}",
+    "model.decoder={layers: 4, width: 256, heads: 8, ffn: 1024}",
+    "data.texts_per_image=8",
 ]
 
 
@@ -111,6 +118,7 @@ def planned_peak(run: RunConfig, ds_config: dict[str, Any], device: torch.device
             ["model.encoder.options={depth: 4}", "train.activation_checkpointing=true"],
             id="checkpointing",
         ),
+        pytest.param(1, 0, 4, [*MOSTLY_TEXT, "model.decoder.attention=cross"], id="cross-attention"),
     ],
 )
 def test_planned_peak_is_the_measured_one(
@@ -127,6 +135,9 @@ def test_what_is_wrongly_planned_would_be_noticed() -> None:
     """A plan with one switch, stage or size wrong is further away than the tolerance above."""
     run = a_run(1, 12, "model.encoder.options={depth: 3}")
     right = planned_peak(run, {}, torch.device("cpu"), 1)
+    of_text = a_run(1, 4, *MOSTLY_TEXT)
+    crossed = planned_peak(adjusted(of_text, ["model.decoder.attention=cross"]), {}, torch.device("cpu"), 1)
+    assert planned_peak(of_text, {}, torch.device("cpu"), 1) != pytest.approx(crossed, rel=0.1)
     for wrong, stage in [
         (a_run(1, 12, "model.encoder.options={depth: 3}", "train.activation_checkpointing=true"), 0),
         (a_run(1, 12, "model.encoder.options={depth: 3}", "model.decoder.dropout=0.0"), 0),

@@ -38,9 +38,10 @@ def counted_forward(config: ModelConfig, batch: Batch) -> int:
 
 
 @pytest.mark.parametrize("recipe", ["git_base", "demo"])
+@pytest.mark.parametrize("attention", ["joint", "cross"])
 @pytest.mark.parametrize("texts", [1, 3])
-def test_a_step_costs_three_forwards_of_the_real_model(recipe: str, texts: int) -> None:
-    config = load_run(recipe).model
+def test_a_step_costs_three_forwards_of_the_real_model(recipe: str, texts: int, attention: str) -> None:
+    config = load_run(recipe, [f"model.decoder.attention={attention}"]).model
     batch = a_batch(B=2, F=1, K=texts, T=20, side=config.encoder.image_size, targets=15)
     expected = 3 * counted_forward(config, batch)
     assert ModelFlops(config).of_step([batch]) == pytest.approx(expected, rel=1e-6)

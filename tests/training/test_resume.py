@@ -23,17 +23,19 @@ def train(
     run_dir: Path,
     stage: int,
     precision: str,
+    attention: str,
     until: int,
 ) -> Trace:
     """Steps up to `until` from wherever the run stands; the losses' bits, the samples' keys, the weights."""
     from git_scale.training.build import build_trainer
 
     micro_batch = 8 // topology.dp // 2
+    decoder = {"layers": 2, "width": 32, "heads": 2, "ffn": 64, "positions": 16, "dropout": 0.2}
     run = tiny_run(
         data,
         run_dir,
         train={"steps": 20, "precision": precision, "micro_batch": micro_batch},
-        model={"decoder": {"layers": 2, "width": 32, "heads": 2, "ffn": 64, "positions": 16, "dropout": 0.2}},
+        model={"decoder": {**decoder, "attention": attention}},
         data={"workers": 1},
     )
     trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
@@ -70,15 +72,24 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("world_size", "stage", "precision"),
-    [(2, 3, "fp32"), (2, 3, "bf16"), (2, 2, "bf16"), (2, 1, "fp32"), (2, 1, "bf16"), (1, 0, "fp32")],
-    ids=["zero3-dp2", "zero3-dp2-bf16", "zero2-dp2-bf16", "zero1-dp2", "zero1-dp2-bf16", "zero0-dp1"],
+    ("world_size", "stage", "precision", "attention"),
+    [
+        pytest.param(2, 3, "fp32", "joint", id="zero3-dp2"),
+        pytest.param(2, 3, "bf16", "joint", id="zero3-dp2-bf16"),
+        pytest.param(2, 2, "bf16", "joint", id="zero2-dp2-bf16"),
+        pytest.param(2, 1, "fp32", "joint", id="zero1-dp2"),
+        pytest.param(2, 1, "bf16", "joint", id="zero1-dp2-bf16"),
+        pytest.param(1, 0, "fp32", "joint", id="zero0-dp1"),
+        pytest.param(2, 3, "bf16", "cross", id="zero3-dp2-bf16-cross"),
+        pytest.param(2, 1, "fp32", "cross", id="zero1-dp2-cross"),
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(
-    squares: Path, tmp_path: Path, world_size: int, stage: int, precision: str
+    squares: Path, tmp_path: Path, world_size: int, stage: int, precision: str, attention: str
 ) -> None:
     def run(name: str, until: int) -> list[Trace]:
-        return run_distributed(train, world_size, squares, tmp_path / name, stage, precision, until)
+        where = squares, tmp_path / name
+        return run_distributed(train, world_size, *where, stage, precision, attention, until)
 
     whole = run("whole", 8)
     first, second = run("cut", 4), run("cut", 8)
