@@ -88,7 +88,7 @@ class DataConfig(Section):
     task: NonEmptyText = "caption"
     """caption, vqa, classification, scene_text, or one that a plugin adds. vqa: questions as prefixes, the loss on
     the answer and the end token; one of the answers is drawn per epoch. classification, scene_text: the caption is
-    the name of a class, or the word that the image shows."""
+    the name of a class, or the word that the image shows. text_only: text without images."""
     texts_per_image: int = Field(1, ge=1)
     """1: one caption (or question), drawn anew each epoch. K: K of them at once, sharing one image pass."""
     class_names: UserPath | None = None

@@ -131,7 +131,6 @@ def test_texts_that_see_ahead_stand_beside_causal_ones(
 
 
 @of_joint_attention
-@of_joint_attention
 def test_texts_without_an_image_stand_beside_those_with_one(
     tiny_model: BuildModel, draw_inputs: DrawInputs
 ) -> None:
@@ -149,6 +148,7 @@ def test_texts_without_an_image_stand_beside_those_with_one(
         assert (alone - expected).abs().max() > 1e-2
 
 
+@of_joint_attention
 @pytest.mark.parametrize("wrong_mask", [causal_mask, blind_image_mask])
 def test_another_mask_gives_other_logits(
     tiny_model: BuildModel, draw_inputs: DrawInputs, wrong_mask: Callable[[int, int], Tensor]
