@@ -17,8 +17,8 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import COLOURS, SIDES, describe, tiny_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
-# of unhealthy runs, of scripts without blanks, of several objectives (test_readings_parity.py has masked words), of several sources, of nocaps, and of what
-# sources hold out (test_heldout_sources.py)
+# of unhealthy runs, of scripts without blanks, of several objectives (masked words: test_readings_parity.py), of more
+# sources, of nocaps, and of what sources hold out (test_heldout_sources.py)
 RARE = {"eval/finding", "eval/segmented_by_character", "train/loss_NAME", "data/samples/NAME"}
 RARE |= {"eval/accuracy_masked_lm"}
 RARE |= {f"eval/NAME_{domain}_domain" for domain in ("in", "near", "out")} | {
