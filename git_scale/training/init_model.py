@@ -29,7 +29,7 @@ SLOW_FROM_SCRATCH = (
 )
 
 
-def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
+def inherited_from(source: str, run_dir: str) -> dict[str, Any]:
     """The model and tokenizer of the checkpoint that a run starts from, to lie below its recipe.
 
     A run that has begun keeps what it began with: it goes on where that checkpoint is gone.
@@ -39,7 +39,7 @@ def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
         run = read_recipe(begun)
         own = Path(run_dir) / Path(run.data.tokenizer).name
         return {"model": run.model.model_dump(mode="json"), "data": {"tokenizer": str(own)}}
-    opened = open_checkpoint(Path(init_from))
+    opened = open_checkpoint(Path(source))
     model = opened.run.model.model_dump(mode="json")
     if opened.holds_encoder_only:
         model = {"encoder": model["encoder"]}
@@ -70,8 +70,8 @@ def first_values(deferred: DeferredModel, run: RunConfig) -> Callable[[str], Ten
 
     Raises CheckpointError when the source does not fit.
     """
-    if layout.published(Path(run.run_dir)):
-        return deferred.blank_value  # the run's own checkpoint follows
+    if run.continue_from is not None or layout.published(Path(run.run_dir)):
+        return deferred.blank_value  # a checkpoint of the run follows
     encoder, origin = run.model.encoder, f"init_from={run.init_from}"
     if run.init_from is not None:
         values, lines = values_from(deferred, run.model, open_checkpoint(Path(run.init_from)))
