@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ log = logging.getLogger(__name__)
 
 # A rank that waits longer for its peers than any evaluation or checkpoint takes is waiting for a dead one.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+
+NO_AVERAGE_HERE = "optimizer.ema is not set: the average of the weights in the checkpoint goes no further"
+NO_AVERAGE_THERE = (
+    "optimizer.ema: the checkpoint has no average of the weights, so that it begins with them as they are"
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Engine:
             # A non-finite norm skips a step already (`step` in deepspeed/runtime/zero/stage_1_and_2.py). This check
             # before it launches some 15 kernels per parameter, for which a GPU waits.
             self._engine.optimizer.check_overflow = lambda partition_gradients: None
-        self._rank_state = RankState(self._engine, self.stage, topology)
+        self._rank_state = RankState(self._engine, self.stage, topology, run.optimizer.ema)
         self._kept = buffers.KeptBuffers(self._engine.module)
         self._step_begins = True
 
@@ -172,6 +178,8 @@ class Engine:
         skipped = not math.isfinite(grad_norm) or not self._engine.was_step_applied()
         if skipped:
             self._forget_step()
+        elif self._rank_state.average is not None:
+            self._rank_state.average.update()
         self._step_begins = True
         return UpdateResult(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
@@ -194,6 +202,10 @@ class Engine:
         else:
             self._engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
         return float(norm)
+
+    def holding(self, weights: str) -> AbstractContextManager[None]:
+        """With the weights that eval.weights names in the place of the trained ones. Collective."""
+        return self._rank_state.averaged() if weights == stored.EMA else nullcontext()
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective.
@@ -249,12 +261,15 @@ class Engine:
         Raises CheckpointError when the state is another model's.
         """
         check_names(state.folder, self._materialised.shapes, state.index.shapes)
+        if state.has_average != (self._rank_state.average is not None):
+            log.warning("%s", NO_AVERAGE_HERE if state.has_average else NO_AVERAGE_THERE)
         topology, splits = self._topology, self._materialised.splits
         self._rank_state.restore(
             lambda piece, kind: state.read_piece(
                 piece, kind, splits.get(piece.name), topology.tp, topology.tp_rank
             ),
             state.index.adam_steps,
+            state.has_average,
         )
 
 

@@ -74,8 +74,8 @@ def _problems_of_schedule(there: RunConfig, run: RunConfig, step: int) -> Iterat
     elif step > ends and run.optimizer.decay_steps:
         decay = run.optimizer.decay_steps
         yield (
-            f"it stands at step {step}, and the optimizer.decay_steps={decay} of train.steps={steps} begin at {ends}: set"
-            f" train.steps={step + decay} or optimizer.decay_steps={steps - step}"
+            f"it stands at step {step}, and the optimizer.decay_steps={decay} of train.steps={steps} begin at {ends}:"
+            f" set train.steps={step + decay} or optimizer.decay_steps={steps - step}"
         )
     elif step > ends:
         yield (
@@ -91,8 +91,8 @@ def say_if_the_rate_jumps(there: RunConfig, run: RunConfig, step: int) -> None:
     was, now = lr_factor(step, there), lr_factor(step, run)
     if was != now:
         log.warning(
-            "the learning rate jumps: step %d learns at %.4g of the full one (optimizer.schedule=%s, train.steps=%d); it"
-            " was to be %.4g (%s, %d)",
+            "the learning rate jumps: step %d learns at %.4g of the full one (optimizer.schedule=%s, train.steps=%d);"
+            " it was to be %.4g (%s, %d)",
             *(step, now, run.optimizer.schedule, run.train.steps),
             *(was, there.optimizer.schedule, there.train.steps),
         )

@@ -233,7 +233,8 @@ class Trainer:
         try:
             with self.meters.pause(), in_phase(f"the evaluation of step {self.step}"):
                 self.engine.average_statistics()
-                metrics = self.evaluations.evaluate(self.step, self.engine, self.writer)
+                with self.engine.holding(self.run.eval.weights):
+                    metrics = self.evaluations.evaluate(self.step, self.engine, self.writer)
         except Stopped as cut:
             log.warning("step %d: evaluation cut off, the next start makes up for it. %s", self.step, cut)
             return False
