@@ -33,7 +33,8 @@ from git_scale.files import FileDigest, write_durably
 INDEX = "index.json"
 WEIGHT = "weight"
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
-EMA = "ema"
+TRAINED, EMA = "trained", "ema"
+"""What users call the two sets of weights (eval.weights); the second is a kind of pieces as well."""
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),

@@ -67,6 +67,7 @@ INTERNALS = (
     Internal("engine", "basic_optimizer", ALL, lambda found: isinstance(found, torch.optim.AdamW)),
     Internal("engine", "backward", ALL, callable),
     Internal("engine", "step", ALL, callable),
+    Internal("engine", "empty_partition_cache", ALL, callable),
     Internal("engine", "is_gradient_accumulation_boundary", ALL, lambda found: found() in (True, False)),
     Internal("engine", "get_global_grad_norm", ZERO, lambda found: float(found()) > 0),
     Internal("engine", "was_step_applied", ALL, lambda found: found() is True),
@@ -83,6 +84,7 @@ INTERNALS = (
     Internal("optimizer", "fp32_partitioned_groups_flat", PARTED, tensors),
     Internal("optimizer", "_reassign_or_swap_out_partitioned_parameters", PARTED, callable),
     Internal("optimizer", "persistent_parameters", PARTED, tensors),
+    Internal("optimizer", "invalidate_secondary_tensor", PARTED, callable),
     Internal(
         "basic_optimizer", "state", ALL, lambda found: all("exp_avg" in item for item in found.values())
     ),
@@ -97,7 +99,6 @@ INTERNALS = (
     ),
     Internal("parameter", "ds_numel", PARTED, whole_number),
     Internal("parameter", "ds_tensor", PARTED, lambda found: isinstance(found, Tensor)),
-    Internal("parameter", "partition", PARTED, callable),
     Internal("parameter", "all_gather", PARTED, callable),
 )
 PRECISIONS = (("fp32", "fp32"), ("bf16", "fp32"), ("bf16", "bf16"))
