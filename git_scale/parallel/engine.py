@@ -136,6 +136,7 @@ class Engine:
             # before it launches some 15 kernels per parameter, for which a GPU waits.
             self._engine.optimizer.check_overflow = lambda partition_gradients: None
         self._rank_state = RankState(self._engine, self.stage, topology, run.optimizer.ema)
+        self.average = self._rank_state.average
         self._kept = buffers.KeptBuffers(self._engine.module)
         self._step_begins = True
 
@@ -178,8 +179,8 @@ class Engine:
         skipped = not math.isfinite(grad_norm) or not self._engine.was_step_applied()
         if skipped:
             self._forget_step()
-        elif self._rank_state.average is not None:
-            self._rank_state.average.update()
+        elif self.average is not None:
+            self.average.update()
         self._step_begins = True
         return UpdateResult(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
@@ -261,7 +262,7 @@ class Engine:
         Raises CheckpointError when the state is another model's.
         """
         check_names(state.folder, self._materialised.shapes, state.index.shapes)
-        if state.has_average != (self._rank_state.average is not None):
+        if state.has_average != (self.average is not None):
             log.warning("%s", NO_AVERAGE_HERE if state.has_average else NO_AVERAGE_THERE)
         topology, splits = self._topology, self._materialised.splits
         self._rank_state.restore(

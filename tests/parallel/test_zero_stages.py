@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from git_scale.checkpoint.state import MOMENT_NAMES, WEIGHT, ParameterPiece
+from git_scale.checkpoint.state import EMA, MOMENT_NAMES, WEIGHT, ParameterPiece
 from git_scale.config import RunConfig
 from git_scale.parallel import engine as engine_module
 from git_scale.parallel import zero as zero_module
@@ -134,6 +134,7 @@ def examine(
             squares,
             folder / f"{stage}-{precision}-{gradient_precision}",
             train={"precision": precision, "gradient_precision": gradient_precision},
+            optimizer={"ema": 0.9},
         )
         trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
         trainer.train_step()
@@ -168,7 +169,7 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
     }
     shapes = engine._materialised.shapes
     for name, shape in shapes.items():
-        lengths = dict.fromkeys((WEIGHT, *MOMENT_NAMES), 0)
+        lengths = dict.fromkeys((WEIGHT, *MOMENT_NAMES, EMA), 0)
         for piece, kind in held:
             if piece.name == name:
                 lengths[kind] += piece.length
@@ -177,7 +178,7 @@ def _problems_of_holdings(engine: Any, run: RunConfig) -> list[str]:
     if engine._rank_state.adam_steps != 1:
         problems.append(f"{engine._rank_state.adam_steps} steps of Adam after one")
     others = {key: numbers + 1 for key, numbers in held.items()}
-    engine._rank_state.restore(lambda piece, kind: others[piece, kind], 7)
+    engine._rank_state.restore(lambda piece, kind: others[piece, kind], 7, has_average=True)
     if engine._rank_state.adam_steps != 7:
         problems.append(f"{engine._rank_state.adam_steps} steps of Adam where 7 were restored")
     for piece, kind, _, numbers in engine._rank_state.pieces():
