@@ -73,7 +73,8 @@ def check_inputs(run: RunConfig, problems: ProblemList) -> None:
     elif run.data.tokenizer != DataConfig().tokenizer:  # that of init_from, where this is not there
         problems.of(lambda: load_tokenizer(run.data.tokenizer))
     problems.of(lambda: check_run_folder(run))
-    problems.of(lambda: check_continuation(run))
+    if not any(problem.startswith("continue_from: ") for problem in problems.found):
+        problems.of(lambda: check_continuation(run))
     if run.init_from is None and run.continue_from is None and not published(Path(run.run_dir)):
         problems.of(lambda: check_encoder_start(run.model.encoder))
 
