@@ -20,7 +20,7 @@ from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 from git_scale.training.continuation import check_continuation, say_if_the_rate_jumps
 
-BRANCH, MIDDLE, END = 5, 7, 9
+BRANCH, MIDDLE, END = 5, 8, 9
 STABLE = {"schedule": "wsd", "decay_steps": 6, "ema": 0.9}
 DECAY = {"schedule": "wsd", "decay_steps": 3, "ema": 0.9}
 
