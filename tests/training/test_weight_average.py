@@ -23,8 +23,9 @@ from git_scale.config import RunConfig
 from git_scale.errors import CheckpointError, UserError
 from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from git_scale.parallel.topology import Topology
+from git_scale.parallel.zero import RankState
 from git_scale.stop import Stopped
-from git_scale.testing.curves import ZERO, curve_of
+from git_scale.testing.curves import ZERO, Curve, curve_of, train_curve
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import tiny_run
 
@@ -155,8 +156,8 @@ class Asked:
     came_back: bool
     stood_in: bool
     """The forward pass had other weights meanwhile."""
-    as_without: bool
-    """The steps after it are those of a run that evaluates nothing."""
+    after: Curve
+    """Of the three steps after it."""
     stops_and_errors_leave_nothing: bool
     metrics: dict[str, float]
 
@@ -191,12 +192,23 @@ def ask(topology: Topology, device: torch.device, run: RunConfig, ds_config: dic
             trainer.engine._rank_state._refresh_weights()
         nothing = all_equal(held(trainer), before) and all_equal(gathered(trainer), forward)
     metrics = dict(trainer.evaluations.past[0])
-    after = curve_of(trainer, 3)
-    if trainer.lease is not None:
-        trainer.lease.release()
-    other = run.model_copy(update={"run_dir": f"{run.run_dir}-without"})
-    without = curve_of(build_trainer(other, ds_config, topology, device), 6)
-    return Asked(came_back, not all_equal(during, forward), after == without[3:], nothing, metrics)
+    return Asked(came_back, not all_equal(during, forward), curve_of(trainer, 3), nothing, metrics)
+
+
+def ask_without(
+    topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any], name: str
+) -> Asked:
+    """`name`: of what RankState has DeepSpeed do before its numbers are exchanged."""
+    plain = RankState._refresh_weights
+
+    def refresh(state: RankState) -> None:
+        owner = state._engine if name == "empty_partition_cache" else state._zero
+        setattr(owner, name, lambda: None)
+        plain(state)
+        delattr(owner, name)
+
+    RankState._refresh_weights = refresh
+    return ask(topology, device, run, ds_config)
 
 
 KINDS: dict[str, tuple[dict[str, Any], str, int, int]] = {
@@ -206,26 +218,58 @@ KINDS: dict[str, tuple[dict[str, Any], str, int, int]] = {
     "zero3-tp2": ({"stage": 3}, "fp32", 2, 2),
     "zero3-bf16-wide": (WIDE, "bf16", 2, 1),
     "zero3-wide": (WIDE, "fp32", 2, 1),
+    "zero3-in-pairs": ({**WIDE, "zero_hpz_partition_size": 2}, "fp32", 4, 1),
 }
+LONG = ("zero2", "zero3-bf16-wide", "zero3-in-pairs")
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.proof if k in LONG else ()) for k in KINDS]
+)
 def test_an_evaluation_of_the_average_leaves_the_run_as_it_was(
     squares: Path, tmp_path: Path, kind: str
 ) -> None:
     zero, precision, dp, tp = KINDS[kind]
     run = a_run(squares, tmp_path / "run", dp, tp, train={"precision": precision}, eval={"weights": EMA})
     answers = run_distributed(ask, dp * tp, run, {"zero_optimization": zero}, tp=tp)
-    for answer in answers:
-        assert answer.came_back and answer.stood_in and answer.as_without
-        assert answer.stops_and_errors_leave_nothing
+    other = run.model_copy(update={"run_dir": str(tmp_path / "other")})
+    without = run_distributed(train_curve, dp * tp, other, {"zero_optimization": zero}, 6, tp=tp)
+    for answer, curve in zip(answers, without, strict=True):
+        assert answer.came_back and answer.stood_in and answer.stops_and_errors_leave_nothing
+        assert answer.after == curve[3:], "the steps after it are those of a run that evaluates nothing"
     # the same figures as those of the average that lies on the disk, which no engine has put in a place
     if precision == "fp32":
         (from_disk,) = run_distributed(evaluated, 1, tmp_path / "run", squares, EMA)
         (trained,) = run_distributed(evaluated, 1, tmp_path / "run", squares, "trained")
         assert answers[0].metrics["eval/loss"] == pytest.approx(from_disk["eval/loss"], rel=1e-5)
         assert answers[0].metrics["eval/loss"] != pytest.approx(trained["eval/loss"], rel=1e-3)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("kind", "name", "came_back"),
+    [
+        # what ZeRO-3 has kept for a backward pass, which an evaluation does not have, is of the average
+        ("zero3-wide", "empty_partition_cache", False),
+        # an evaluation takes what it gathers from the copies in a node, of before
+        pytest.param("zero3-in-pairs", "invalidate_secondary_tensor", True, marks=pytest.mark.proof),
+    ],
+)
+def test_what_zero_3_has_gathered_is_to_be_let_go_of(
+    squares: Path, tmp_path: Path, kind: str, name: str, came_back: bool
+) -> None:
+    zero, _, dp, _ = KINDS[kind]
+    run = a_run(squares, tmp_path / "run", dp, eval={"weights": EMA})
+    right, wrong = (
+        run_distributed(function, dp, run.model_copy(update={"run_dir": str(tmp_path / folder)}), *given)[0]
+        for folder, function, *given in (
+            ("right", ask, {"zero_optimization": zero}),
+            ("wrong", ask_without, {"zero_optimization": zero}, name),
+        )
+    )
+    assert right.came_back and wrong.came_back == came_back
+    assert came_back == (wrong.metrics["eval/loss"] != right.metrics["eval/loss"])
 
 
 def evaluated(
