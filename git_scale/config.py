@@ -133,7 +133,15 @@ class OptimizerConfig(Section):
     clip_norm: float = Field(1.0, gt=0)
     """Bound of the global gradient norm."""
     warmup_steps: int = Field(500, ge=0)
-    """Linear rise to the full rate, then cosine to 0 at train.steps."""
+    """Linear rise to the full rate."""
+    schedule: NonEmptyText = "cosine"
+    """What follows. cosine: to 0 at train.steps. wsd: stable, then to 0 over the last decay_steps, which can be begun
+    from any checkpoint of the stable part (continue_from). constant. Or one that a plugin adds."""
+    decay_steps: int | None = Field(None, ge=1)
+    """Of wsd: so many steps at the end, over which the rate falls; 10 to 20 % of the run are usual."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, such as 0.9999: kept in fp32 beside them, 4 bytes per
+    parameter, sharded as the optimizer's states. None: no average."""
 
 
 def with_objectives(train: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +218,8 @@ class EvalConfig(Section):
     """Allow held-out data to be trained on, as when a few samples are overfitted on purpose; else that is refused."""
     length_penalty: float = Field(0.6, ge=0)
     """Exponent of the length in a beam's score; see git_scale/inference/decoding.py."""
+    weights: Literal["trained", "ema"] = "trained"
+    """Of which weights the evaluations in training are, and with them checkpoint.best; ema: the average."""
     submission: NonEmptyText | None = None
     """The file for a benchmark's server that tools/evaluate.py writes beside its results: coco, captions, vqa,
     vizwiz_vqa, vatex, tvc or imagenet (docs/tasks.md)."""
@@ -240,6 +250,9 @@ class RunConfig(Section):
     init_from: UserPath | None = None
     """Where the first weights come from: a checkpoint or run of git_scale, a Hugging Face or Microsoft GIT, or an
     imported image encoder. None: random. A run that goes on takes its own checkpoint."""
+    continue_from: UserPath | None = None
+    """A checkpoint, or a run, of the same run in another folder: all of its state is taken, weights, optimizer and
+    position in the data, to go on from its stable part (optimizer.schedule) with another end. None: from step 0."""
     plugins: tuple[NonEmptyText, ...] = ()
     """Modules of your own that add tasks, objectives, ... by name, from PYTHONPATH or the working directory; they
     are imported before the run is read."""

@@ -144,6 +144,16 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds the option by which a tool takes a checkpoint's moving average in the place of its weights."""
+    parser.add_argument(
+        "--weights",
+        choices=("trained", "ema"),
+        default="trained",
+        help="ema: the moving average that a run with optimizer.ema has kept (%(default)s)",
+    )
+
+
 def output_file(text: str) -> Path:
     """Of argparse: a path that a file can be written at, which is tried before the work."""
     return _writable(path(text), problem_of_file)

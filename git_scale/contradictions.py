@@ -10,6 +10,7 @@ from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.objectives import OBJECTIVES
+from git_scale.schedules import SCHEDULES
 from git_scale.section import MAX_IMAGE_SIZE
 from git_scale.tasks import TASKS, problem_of_submission, problems_of_task
 
@@ -73,13 +74,41 @@ def contradictions(run: RunConfig) -> Iterator[str]:
         yield f"data.crop_scale={[low, high]} is no range within (0, 1]: the paper's is [0.8, 1.0]"
     if any(not 8 <= size <= MAX_IMAGE_SIZE for size in data.image_sizes):
         yield f"data.image_sizes={list(data.image_sizes)}: sides of 8 to {MAX_IMAGE_SIZE} pixels are needed"
-    if run.optimizer.warmup_steps >= train.steps:
-        yield (
-            f"optimizer.warmup_steps={run.optimizer.warmup_steps} leaves nothing of train.steps={train.steps}:"
-            f" set optimizer.warmup_steps={train.steps // 10}"
-        )
+    yield from _of_schedule(run)
     if not all(0 <= beta < 1 for beta in run.optimizer.betas):
         yield f"optimizer.betas={list(run.optimizer.betas)}: both lie in [0, 1)"
+    if run.eval.weights == "ema" and run.optimizer.ema is None:
+        yield (
+            "eval.weights=ema is of an average of the weights, and optimizer.ema is not set: set optimizer.ema=0.9999"
+            " or eval.weights=trained"
+        )
+
+
+def _of_schedule(run: RunConfig) -> Iterator[str]:
+    warmup, name, decay = run.optimizer.warmup_steps, run.optimizer.schedule, run.optimizer.decay_steps
+    steps = run.train.steps
+    if warmup >= steps:
+        yield (
+            f"optimizer.warmup_steps={warmup} leaves nothing of train.steps={steps}: set"
+            f" optimizer.warmup_steps={steps // 10}"
+        )
+    if problem := SCHEDULES.problem_of(name):
+        yield problem
+    elif SCHEDULES[name].decays and decay is None:
+        yield (
+            f"optimizer.schedule={name} ends in a decay, and optimizer.decay_steps is not set: set"
+            f" optimizer.decay_steps={max(1, steps // 10)}"
+        )
+    elif decay is not None and not SCHEDULES[name].decays:
+        yield (
+            f"optimizer.decay_steps={decay} has no effect with optimizer.schedule={name}: leave it out, or set"
+            " optimizer.schedule=wsd"
+        )
+    elif decay is not None and warmup < steps < warmup + decay:
+        yield (
+            f"optimizer.decay_steps={decay} and optimizer.warmup_steps={warmup} are more than train.steps={steps}:"
+            f" set optimizer.decay_steps={steps - warmup} or less"
+        )
 
 
 def _of_objectives(run: RunConfig) -> Iterator[str]:

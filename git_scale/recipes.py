@@ -31,13 +31,13 @@ A_LIST, A_MAPPING = "a list is wanted: [a, b]", "a mapping is wanted: {key: valu
 WANTED = {"list_type": A_LIST, "tuple_type": A_LIST, "dict_type": A_MAPPING, "model_type": A_MAPPING}
 
 Start = Callable[[str, str], dict[str, Any]]
-"""(init_from, run_dir) -> the part of the tree that a checkpoint decides: its model and its tokenizer."""
+"""(init_from or continue_from, run_dir) -> the part of the tree that a checkpoint decides: model and tokenizer."""
 
 
 def load_run(recipe: str, overrides: Iterable[str] = (), start: Start | None = None) -> RunConfig:
     """The run of a recipe name (`git_base`) or YAML path, with `section.key=value` overrides.
 
-    `start` is asked for what lies below the recipe when the run has an `init_from`.
+    `start` is asked for what lies below the recipe when the run has an `init_from` or a `continue_from`.
     Raises ConfigError with every problem at once; an unknown key is answered with the nearest known one.
     """
     run, problems = draft_run(recipe, overrides, start)
@@ -59,12 +59,15 @@ def draft_run(
         problems += _apply(tree, text, given)
     _say_what_is_dropped(before, tree)
     problems += _left_behind(before, tree, given)
+    key = (
+        "continue_from" if tree.get("continue_from") else "init_from"
+    )  # the first has all of the second in it
     try:
-        if start and isinstance(init_from := tree.get("init_from"), str):
+        if start and isinstance(source := tree.get(key), str):
             run_dir = str(tree.get("run_dir", RunConfig().run_dir))
-            tree = laid_over(start(expanded(init_from), expanded(run_dir)), tree)
+            tree = laid_over(start(expanded(source), expanded(run_dir)), tree)
     except UserError as error:
-        problems.append(f"init_from: {error}")
+        problems.append(f"{key}: {error}")
     except ValueError:
         pass  # a path that cannot be expanded, which the tree says better
     return _validated(tree, problems, plugins=tree.get("plugins"))

@@ -42,7 +42,8 @@ MAY_IMPORT = {
     "section": {"paths"},
     "config": {"errors", "section", "upgrades"},
     "yaml_tree": set(),
-    "contradictions": {"config", "objectives", "section", "tasks"},
+    "contradictions": {"config", "objectives", "schedules", "section", "tasks"},
+    "schedules": {"config", "registry"},
     "recipe_files": {"config", "errors", "paths", "registry", "text_files", "upgrades", "yaml_tree"},
     "recipes": {
         "config",
@@ -72,6 +73,7 @@ MAY_IMPORT = {
         "console",
         "exit",
         "processes",
+        "schedules",
         "upgrades",
     },
     "testing": BELOW_PARALLEL | {"objectives", "parallel", "evaluation", "training", "processes"},

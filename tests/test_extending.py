@@ -48,7 +48,7 @@ def write_plugin(folder: Path, heading: str, module: str) -> None:
 
 def test_each_example_is_read_at_a_glance() -> None:
     sections = PAGE.read_text(encoding="utf-8").split("\n## ")[1:]
-    assert len(sections) == 6
+    assert len(sections) == 7
     assert all(len(section.strip().splitlines()) <= 60 for section in sections)
 
 
@@ -305,6 +305,30 @@ def test_a_format_of_ones_own_is_built_from(tmp_path: Path) -> None:
         [sys.executable, tool, *given[2:]], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert unknown.returncode == 2 and "beside" in unknown.stderr
+
+
+@pytest.mark.distributed
+def test_a_schedule_of_ones_own_moves_the_rates(squares: Path, tmp_path: Path) -> None:
+    write_plugin(tmp_path, "## A schedule", "inverse_root")
+    sections = {"optimizer": {"schedule": "inverse_root", "warmup_steps": 2, "decoder_lr": 1e-3}}
+    recipe = write_small(squares, tmp_path, "own", "inverse_root", sections)
+    (rates,) = run_distributed(rates_of, 1, tmp_path, recipe)
+    assert rates == pytest.approx([1e-3 * factor for factor in (0.5, 1.0, (2 / 3) ** 0.5, 0.5**0.5)])
+
+
+def rates_of(topology: Topology, device: torch.device, plugins: Path, recipe: Path) -> list[float]:
+    """The decoder's in four steps."""
+    from git_scale.recipes import load_run
+    from git_scale.training.build import build_trainer
+
+    sys.path.append(str(plugins))
+    trainer = build_trainer(load_run(str(recipe)), {}, topology, device)
+    rates = []
+    for _ in range(4):
+        trainer.train_step()
+        trainer.step += 1
+        rates.append(trainer.engine.tower_learning_rates()["decoder"])
+    return rates
 
 
 @pytest.mark.distributed

@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 import git_scale
-from git_scale.console import path, tool, whole
+from git_scale.console import add_weights, path, tool, whole
 from git_scale.data.images import ENDINGS as IMAGE_ENDINGS
 from git_scale.data.video import ENDINGS as VIDEO_ENDINGS
 from git_scale.errors import DataError
@@ -49,7 +49,7 @@ class CaptionInput:
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    model = git_scale.load(args.checkpoint, args.device, tokenizer=args.tokenizer)
+    model = git_scale.load(args.checkpoint, args.device, tokenizer=args.tokenizer, weights=args.weights)
     inputs = [found for name in args.images for found in find_inputs(name)]
     return 0 if caption(model, inputs, args.question, args.beams, args.json) else 2
 
@@ -172,6 +172,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object per image")
     parser.add_argument("--device", help="default: a GPU where there is one")
     parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
+    add_weights(parser)
     parser.add_argument("images", nargs="+", metavar="PICTURE", help="images, videos, folders")
     return parser.parse_args(argv)
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from git_scale.console import output_file, path, tool, whole
+from git_scale.console import add_weights, output_file, path, tool, whole
 from git_scale.errors import CheckpointError
 from git_scale.files import write_text
 
@@ -59,7 +59,7 @@ def run_export(args: argparse.Namespace) -> None:
     from git_scale.checkpoint.native import export_native
     from git_scale.recipes import adjusted
 
-    opened = open_checkpoint(args.source)
+    opened = open_checkpoint(args.source, args.weights)
     if args.crop:
         opened = replace(opened, run=adjusted(opened.run, ["data.resize=crop"]))
     export = export_huggingface if args.format == "hf" else export_native
@@ -84,6 +84,7 @@ def run_inspect(args: argparse.Namespace) -> None:
     print(f"path       {opened.path}")
     print(f"step       {'-' if opened.step is None else opened.step}")
     print(f"tokenizer  {opened.tokenizer or '-'}")
+    print(f"average    {'-' if opened.average is None else f'optimizer.ema={opened.run.optimizer.ema}'}")
     is_tied = opened.run.model.decoder.tied
     shapes = {n: shape for n, shape in opened.weights.shapes.items() if not (is_tied and n == TIED_NAME)}
     parts: Counter[str] = Counter()
@@ -134,6 +135,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     out = commands.add_parser("export", help="from a run, a checkpoint or a model folder")
     out.set_defaults(command=run_export)
     out.add_argument("--format", choices=("hf", "native"), required=True)
+    add_weights(out)
     out.add_argument(
         "--crop",
         action="store_true",

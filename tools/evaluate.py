@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from git_scale.console import output_file, output_folder, path, tool
+from git_scale.console import add_weights, output_file, output_folder, path, tool
 from git_scale.errors import DataError, UserError
 from git_scale.exit import run_and_exit
 from git_scale.parallel.ds_config import read_ds_config
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         args.overrides,
         read_ds_config(args.ds_config),
         topology,
+        args.weights,
     )
     return written(args.out, evaluation) if topology.is_writer else 0
 
@@ -140,6 +141,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=path, required=True, metavar="SHARDS", help="folder of tar shards")
     parser.add_argument("--task", help="caption, vqa, ... (default: what it was trained for)")
     parser.add_argument("--tokenizer", type=path, help="for a checkpoint without one (Microsoft's)")
+    add_weights(parser)
     parser.add_argument("--out", type=output_folder, default="evaluation", help="new folder (%(default)s)")
     parser.add_argument("--force", action="store_true", help="write over --out")
     parser.add_argument(

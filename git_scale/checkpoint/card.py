@@ -9,6 +9,7 @@ from typing import Any
 from git_scale.checkpoint import layout
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint
 from git_scale.checkpoint.sources import read_json
+from git_scale.checkpoint.state import EMA
 from git_scale.config import RunConfig
 from git_scale.data.mixture import training_sources
 
@@ -95,7 +96,10 @@ def _origin(opened: OpenedCheckpoint) -> str:
         "microsoft": "Imported from the paper's code",
         "encoder": "Imported image encoder",
     }
-    return origins[opened.kind] + (f", step {opened.step}." if opened.step is not None else ".")
+    step = "" if opened.step is None else f", step {opened.step}"
+    return (
+        origins[opened.kind] + step + (", the moving average of its weights." if opened.is_average else ".")
+    )
 
 
 def _table(metrics: dict[str, Any]) -> str:
@@ -115,6 +119,8 @@ def read_metrics(opened: OpenedCheckpoint) -> dict[str, float]:
     log = opened.path.parent.parent / METRICS_LOG
     if opened.kind != "training" or opened.path.parent.name != layout.checkpoints_folder(Path()).name:
         return {}
+    if opened.is_average != (opened.run.eval.weights == EMA):
+        return {}  # its evaluations were of the other weights
     metrics: dict[str, float] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class OpenedCheckpoint:
     """For load_tokenizer; None: the folder has none."""
     weights: Weights
     step: int | None
+    average: Weights | None = None
+    """The moving average of them (optimizer.ema), where there is one."""
+    is_average: bool = False
+    """Whether `weights` are that of a run."""
 
     @property
     def holds_encoder_only(self) -> bool:
@@ -49,6 +53,16 @@ def read_run(checkpoint: Path) -> RunConfig:
         raise CheckpointError(
             f"{checkpoint / layout.CONFIG}: not a recipe of this git_scale: {error}"
         ) from None
+
+
+def averaged(opened: OpenedCheckpoint) -> OpenedCheckpoint:
+    """The checkpoint with its average in the place of its weights. Raises CheckpointError where it has none."""
+    if opened.average is None:
+        raise CheckpointError(
+            f"{opened.path}: holds no average of its weights, which weights=ema asks for: take weights=trained, or a"
+            " checkpoint of a run with optimizer.ema"
+        )
+    return replace(opened, weights=opened.average, average=None, is_average=True)
 
 
 def load_model(opened: OpenedCheckpoint) -> GitModel:

@@ -4,7 +4,8 @@
                                    tensor-parallel shard of the parameter they begin
     state/index.json               the whole parameters' shapes, how a tensor-parallel group cuts them, Adam's step
 
-KIND is weight (of what learns: the fp32 master copy), exp_avg or exp_avg_sq (AdamW's moments). How the pieces came
+KIND is weight (of what learns: the fp32 master copy), exp_avg or exp_avg_sq (AdamW's moments), or ema (the moving
+average of what learns, of runs with optimizer.ema). How the pieces came
 about - ZeRO stage, data-parallel degree - need not be known: a parameter is put together from whatever covers it. So
 any number of ranks of any ZeRO stage and tensor-parallel degree reads what any other wrote, one parameter at a time.
 """
@@ -32,6 +33,8 @@ from git_scale.files import FileDigest, write_durably
 INDEX = "index.json"
 WEIGHT = "weight"
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq")
+TRAINED, EMA = "trained", "ema"
+"""What users call the two sets of weights (eval.weights); the second is a kind of pieces as well."""
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
@@ -199,7 +202,11 @@ class TrainingState:
 
     def kinds(self, name: str) -> list[str]:
         """What is stored of it: of a parameter that does not learn, or a buffer, its value alone."""
-        return [kind for kind in (WEIGHT, *MOMENT_NAMES) if self._stored_somewhere(name, kind)]
+        return [kind for kind in (WEIGHT, *MOMENT_NAMES, EMA) if self._stored_somewhere(name, kind)]
+
+    @property
+    def has_average(self) -> bool:
+        return any(key.endswith(f"/{EMA}") for key, _ in self._stored)
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.from_numpy(np.empty(0, self._stored_somewhere(name, WEIGHT)[0].dtype)).dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from git_scale.checkpoint import layout
-from git_scale.checkpoint.state import TrainingState
+from git_scale.checkpoint.state import EMA, MOMENT_NAMES, WEIGHT, TrainingState
 from git_scale.errors import CheckpointError
 
 # The name in GitModel.state_dict() that is another name of the same parameter when the head is tied.
@@ -83,13 +84,25 @@ def read_finite(weights: Weights, name: str) -> Tensor:
 
 
 class TrainingWeights:
-    """Reads the weights of a training checkpoint; what learns comes from the fp32 master copies."""
+    """Reads the weights of a training checkpoint; what learns comes from the fp32 master copies, or their average."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.dropped: dict[str, str] = {}
+        self._of_average = False
         self._state = TrainingState(checkpoint / layout.STATE_FOLDER)
         index = self._state.index
         self.shapes = {**index.shapes, **{alias: index.shapes[name] for alias, name in index.aliases.items()}}
 
+    @property
+    def average(self) -> TrainingWeights | None:
+        """With the moving average of what learns; None where the run kept none."""
+        if not self._state.has_average:
+            return None
+        average = copy(self)
+        average._of_average = True
+        return average
+
     def read(self, name: str) -> Tensor:
-        return self._state.read(name)
+        name = self._state.index.aliases.get(name, name)
+        learns = MOMENT_NAMES[0] in self._state.kinds(name)
+        return self._state.read(name, EMA if self._of_average and learns else WEIGHT)

@@ -13,6 +13,7 @@ import torch
 from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.initial import values_from
 from git_scale.checkpoint.opened_checkpoint import OpenedCheckpoint, refuse_encoder_alone, tokenizer_of
+from git_scale.checkpoint.state import TRAINED
 from git_scale.config import ParallelConfig, RunConfig
 from git_scale.data.store import SampleStore
 from git_scale.errors import ConfigError
@@ -42,6 +43,7 @@ EFFECTIVE = (
 OPTION_OF = {
     "data.heldout": "--data",
     "data.tokenizer": "--tokenizer",
+    "eval.weights": "--weights",
     "init_from": "--checkpoint",
     "run_dir": "--checkpoint, and --out for the results",
 }
@@ -55,10 +57,16 @@ def evaluate_checkpoint(
     overrides: list[str],
     ds_config: dict[str, Any],
     topology: Topology,
+    weights: str = TRAINED,
 ) -> EvaluationResult:
-    """All samples of `data` (or the first `eval.images=N`). Collective; raises UserError, the same on all ranks."""
-    opened = open_checkpoint(checkpoint)
+    """All samples of `data` (or the first `eval.images=N`). Collective; raises UserError, the same on all ranks.
+
+    `weights`: ema, for the moving average of the checkpoint's.
+    """
+    opened = open_checkpoint(checkpoint, weights)
     refuse_encoder_alone(opened)
+    if opened.average is not None and opened.run.eval.weights != weights:
+        log.info("the trained weights are evaluated; the run evaluated their average, as --weights ema does")
     tokenizer = tokenizer_of(opened, tokenizer_path)
     run = evaluation_run(opened, data, task, overrides)
     topology = topology.with_tp(run.parallel.tp)

@@ -15,6 +15,7 @@ from typing import TypeAlias, cast, overload
 
 import torch
 
+from git_scale.checkpoint.state import TRAINED
 from git_scale.data.captions import clean_caption
 from git_scale.data.clips import Clip, ClipLike, Picture
 from git_scale.errors import UserError
@@ -44,17 +45,19 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     tokenizer: str | Path | None = None,
+    weights: str = TRAINED,
 ) -> ImageToText:
     """The model of a run's folder, a checkpoint, an imported model, a Hugging Face or a Microsoft GIT.
 
     `device` None: a GPU where there is one. `tokenizer`: a BERT vocab.txt or sentencepiece .model, for a folder
-    that has none. Raises CheckpointError, or UserError for a device that is not there.
+    that has none. `weights`: ema, for the moving average that a run has kept of them (optimizer.ema). Raises
+    CheckpointError, or UserError for a device that is not there.
 
     >>> git_scale.load("runs/demo").caption("photo.png")
     ['a big red square']
     """
     path = None if tokenizer is None else Path(tokenizer)
-    return ImageToText(load_predictor(Path(folder), device, dtype, path))
+    return ImageToText(load_predictor(Path(folder), device, dtype, path, weights))
 
 
 class ImageToText:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.opened_checkpoint import load_model, tokenizer_of
+from git_scale.checkpoint.state import TRAINED
 from git_scale.config import RunConfig
 from git_scale.data.clips import Clip, ClipLike, prepare_clip
 from git_scale.data.images import normalise
@@ -97,11 +98,15 @@ class Predictor:
 
 
 def load_predictor(
-    folder: Path, device: str | torch.device | None, dtype: torch.dtype, tokenizer_path: Path | None
+    folder: Path,
+    device: str | torch.device | None,
+    dtype: torch.dtype,
+    tokenizer_path: Path | None,
+    weights: str = TRAINED,
 ) -> Predictor:
     """Raises CheckpointError when no model or no tokenizer of it is there, UserError for a missing device."""
     target = _usable(device)
-    opened = open_checkpoint(folder)
+    opened = open_checkpoint(folder, weights)
     tokenizer = tokenizer_of(opened, tokenizer_path)
     model = load_model(opened).to(target, dtype).eval().requires_grad_(False)
     return Predictor(model, tokenizer, opened.run, target, dtype)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from git_scale.checkpoint import state as stored
 from git_scale.checkpoint.weights import check_names
 from git_scale.config import RunConfig
 from git_scale.files import FileDigest
-from git_scale.models.decoder import TextPlacement
 from git_scale.parallel import buffers
 from git_scale.parallel.comm import DP, TP, Group, TensorParallelComm, form_groups
 from git_scale.parallel.ds_config import (
@@ -46,6 +46,11 @@ log = logging.getLogger(__name__)
 
 # A rank that waits longer for its peers than any evaluation or checkpoint takes is waiting for a dead one.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
+
+NO_AVERAGE_HERE = "optimizer.ema is not set: the average of the weights in the checkpoint goes no further"
+NO_AVERAGE_THERE = (
+    "optimizer.ema: the checkpoint has no average of the weights, so that it begins with them as they are"
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,8 @@ class Engine:
             # A non-finite norm skips a step already (`step` in deepspeed/runtime/zero/stage_1_and_2.py). This check
             # before it launches some 15 kernels per parameter, for which a GPU waits.
             self._engine.optimizer.check_overflow = lambda partition_gradients: None
-        self._rank_state = RankState(self._engine, self.stage, topology)
+        self._rank_state = RankState(self._engine, self.stage, topology, run.optimizer.ema)
+        self.average = self._rank_state.average
         self._kept = buffers.KeptBuffers(self._engine.module)
         self._step_begins = True
 
@@ -144,18 +150,12 @@ class Engine:
         """False under ZeRO-3 and tensor parallelism, where every forward pass is collective."""
         return self.stage < 3 and self._topology.tp == 1
 
-    def forward(
-        self,
-        images_BFCHW: Tensor,
-        tokens_BKT: Tensor,
-        rows: Tensor,
-        placement: TextPlacement | None = None,
-        draws_B: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
+        """The model's output, of ModelInputs in objectives/objective.py."""
         if self._step_begins:
             self._kept.keep()
             self._step_begins = False
-        return self._engine(images_BFCHW, tokens_BKT, rows, placement, draws_B)
+        return self._engine(*inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss` to the sum over this step's micro-batches and ranks.
@@ -180,6 +180,8 @@ class Engine:
         skipped = not math.isfinite(grad_norm) or not self._engine.was_step_applied()
         if skipped:
             self._forget_step()
+        elif self.average is not None:
+            self.average.update()
         self._step_begins = True
         return UpdateResult(grad_norm=grad_norm if math.isfinite(grad_norm) else math.inf, skipped=skipped)
 
@@ -202,6 +204,10 @@ class Engine:
         else:
             self._engine.module.zero_grad(set_to_none=True)  # AdamW passes over parameters without gradient
         return float(norm)
+
+    def holding(self, weights: str) -> AbstractContextManager[None]:
+        """With the weights that eval.weights names in the place of the trained ones. Collective."""
+        return self._rank_state.averaged() if weights == stored.EMA else nullcontext()
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norms, which each rank keeps of its own samples, one. Collective.
@@ -257,12 +263,15 @@ class Engine:
         Raises CheckpointError when the state is another model's.
         """
         check_names(state.folder, self._materialised.shapes, state.index.shapes)
+        if state.has_average != (self.average is not None):
+            log.warning("%s", NO_AVERAGE_HERE if state.has_average else NO_AVERAGE_THERE)
         topology, splits = self._topology, self._materialised.splits
         self._rank_state.restore(
             lambda piece, kind: state.read_piece(
                 piece, kind, splits.get(piece.name), topology.tp, topology.tp_rank
             ),
             state.index.adam_steps,
+            state.has_average,
         )
 
 

@@ -11,6 +11,7 @@ Every rank's pieces go into the checkpoint as they are, and come out of whatever
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +21,9 @@ import torch
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 
-from git_scale.checkpoint.state import MOMENT_NAMES, WEIGHT, HeldPieces, ParameterPiece
+from git_scale.checkpoint.state import EMA, MOMENT_NAMES, WEIGHT, HeldPieces, ParameterPiece
 from git_scale.config import OptimizerConfig
+from git_scale.parallel.average import WeightAverage
 from git_scale.parallel.buffers import persistent_buffers
 from git_scale.parallel.topology import Topology
 
@@ -103,8 +105,8 @@ class Partitioner:
 class RankState:
     """The weights and optimizer state that one rank holds, for reading and writing."""
 
-    def __init__(self, engine: Any, stage: int, topology: Topology) -> None:
-        """`engine` is DeepSpeed's."""
+    def __init__(self, engine: Any, stage: int, topology: Topology, ema: float | None = None) -> None:
+        """`engine` is DeepSpeed's. `ema`: the decay of an average of the weights; None: there is none."""
         self._engine = engine
         self._stage = stage
         self._topology = topology
@@ -114,6 +116,10 @@ class RankState:
         self._numbers = {name: number for number, (name, _) in enumerate(named)}
         self._learning = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self._frozen = [(name, parameter) for name, parameter in named if not parameter.requires_grad]
+        self.average: WeightAverage | None = None
+        if ema is not None:
+            vectors = dict.fromkeys(master.vector for master in self._masters())
+            self.average = WeightAverage(ema, vectors)
 
     @property
     def adam_steps(self) -> int:
@@ -130,6 +136,9 @@ class RankState:
                 yield master.piece, WEIGHT, torch.float32, partial(master.view, master.vector)
                 for kind in MOMENT_NAMES:
                     yield master.piece, kind, torch.float32, partial(self._moment, master, kind)
+                if self.average is not None:
+                    average = self.average.of(master.vector)
+                    yield master.piece, EMA, torch.float32, partial(master.view, average)
         for piece, numbers in self._frozen_pieces():
             if self._is_mine(piece.name):
                 yield piece, WEIGHT, torch.float32, numbers.detach
@@ -166,21 +175,35 @@ class RankState:
         for master in masters:
             for kind in MOMENT_NAMES:
                 yield f"{kind} of {master.piece.name}", self._moment(master, kind)
+            if self.average is not None:
+                yield f"{EMA} of {master.piece.name}", master.view(self.average.of(master.vector))
 
     @torch.no_grad()
-    def restore(self, read: Read, adam_steps: int) -> None:
-        """Overwrites weights, moments and buffers with what `read(piece, kind)` gives. Collective."""
+    def restore(self, read: Read, adam_steps: int, has_average: bool = False) -> None:
+        """Overwrites weights, moments and buffers with what `read(piece, kind)` gives. Collective.
+
+        has_average: an average is read, too; without, it begins with the weights.
+        """
         for master in self._masters():
             master.view(master.vector).copy_(read(master.piece, WEIGHT))
             if adam_steps:
                 state = self._state_of(master.vector, adam_steps)
                 for kind in MOMENT_NAMES:
                     master.view(state[kind]).copy_(read(master.piece, kind))
+        if self.average is not None:
+            self.average.begin(adam_steps)
+            for master in self._masters() if has_average else ():
+                master.view(self.average.of(master.vector)).copy_(read(master.piece, EMA))
         for piece, numbers in self._frozen_pieces():
             numbers.copy_(read(piece, WEIGHT))
         for name, buffer in persistent_buffers(self._engine.module):
             buffer.copy_(read(ParameterPiece(name, 0, buffer.numel()), WEIGHT).view(buffer.shape))
         self._refresh_weights()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the average stands in the place of the weights. Collective."""
+        assert self.average is not None, "contradictions.py asks for optimizer.ema"
+        return self.average.in_place(self._refresh_weights)
 
     def _is_mine(self, name: str) -> bool:
         """Of what several ranks hold alike, one writes: a tensor-parallel group's first; under stage 0 they share."""
@@ -257,8 +280,10 @@ class RankState:
         if self._stage in (1, 2):
             self._zero.update_lp_params()
         elif self._stage == 3:
+            # What an evaluation has gathered and kept for a backward pass is of other weights.
+            self._engine.empty_partition_cache()
+            self._zero.invalidate_secondary_tensor()
             for group in range(len(self._zero.fp32_partitioned_groups_flat)):
                 self._zero._reassign_or_swap_out_partitioned_parameters(group)
             if persistent := self._zero.persistent_parameters:  # small ones are kept whole between the steps
-                persistent[0].partition(persistent)
                 persistent[0].all_gather(persistent)

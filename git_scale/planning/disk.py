@@ -21,7 +21,8 @@ class CheckpointSpace:
 
     run_dir: str
     each: int
-    """A checkpoint takes so many: fp32 weights and buffers, moments of what learns; not its headers or tokenizer."""
+    """A checkpoint takes so many: fp32 weights and buffers, moments and average of what learns; not its headers or
+    tokenizer."""
     count: int
     """So many lie there at a time: checkpoint.keep, the best one where one is kept, and the one being written."""
     used: int
@@ -39,10 +40,11 @@ def checkpoint_space(run: RunConfig) -> CheckpointSpace:
     buffers = sum(buffer.numel() for buffer in model.buffers())
     numbers = sum(parameter.numel() for parameter in model.parameters()) + buffers
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    per_learning = MOMENT_BYTES + (FP32_BYTES if run.optimizer.ema is not None else 0)
     count = run.checkpoint.keep + (run.checkpoint.best is not None) + 1
     return CheckpointSpace(
         run.run_dir,
-        each=FP32_BYTES * numbers + MOMENT_BYTES * learning,
+        each=FP32_BYTES * numbers + per_learning * learning,
         count=count,
         used=_size(checkpoints_folder(Path(run.run_dir))),
         free=_free(Path(run.run_dir)),

@@ -78,7 +78,8 @@ def estimate_setting(
     zero = read_zero_config(with_zero_stage(ds_config, setting.stage, precision), precision)
     dp = cluster.world_size // setting.tp
     profile = profile_micro_batch(run, cluster.kind)
-    sizes = partition_sizes(profile.parameters, zero, dp, DTYPES[run.train.gradient_precision].itemsize)
+    gradient = DTYPES[run.train.gradient_precision].itemsize
+    sizes = partition_sizes(profile.parameters, zero, dp, gradient, has_average=run.optimizer.ema is not None)
     height, width = largest_image(run)
     shape = StepShape(
         cluster.kind,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from git_scale.planning.kernels import DeviceKind
-from git_scale.planning.partition_sizes import FP32_BYTES, MOMENT_BYTES, PartitionSizes
+from git_scale.planning.partition_sizes import FP32_BYTES, PartitionSizes
 from git_scale.planning.profiling import MicroBatchProfile
 from git_scale.planning.zero_config import ZeroConfig
 
@@ -30,7 +30,7 @@ class PhaseMemory:
 
     phase: str
     states: int
-    """Parameters, fp32 master weights, moments, and ZeRO-3's gradients stay throughout a step."""
+    """Parameters, fp32 master weights, their average, moments, and ZeRO-3's gradients stay throughout a step."""
     gathered: int = 0
     """ZeRO-3's parameters are whole for their use, or on their way."""
     gradients: int = 0
@@ -71,9 +71,12 @@ def host_bytes(sizes: PartitionSizes, zero: ZeroConfig) -> int:
     parameters = sizes.parameter_partition * sizes.bytes_per_parameter if zero.offload_param else 0
     if not zero.offload_optimizer:
         return parameters
-    # master weights, moments, gradients for the update, and gradients as they are summed (3) or weights on their way
+    # master weights, moments (and an average), gradients for the update, and gradients as they are summed (3) or
+    # weights on their way
     passing = sizes.bytes_per_gradient if zero.stage == 3 else sizes.bytes_per_parameter
-    return parameters + sizes.optimizer_partition * (FP32_BYTES + MOMENT_BYTES + FP32_BYTES + passing)
+    return parameters + sizes.optimizer_partition * (
+        FP32_BYTES + sizes.bytes_beside_weight + FP32_BYTES + passing
+    )
 
 
 def phase_peaks(
@@ -88,7 +91,7 @@ def phase_peaks(
 
 
 def _state_bytes(sizes: PartitionSizes, zero: ZeroConfig, shape: StepShape) -> int:
-    parameters, per_trainable = sizes.parameters, MOMENT_BYTES
+    parameters, per_trainable = sizes.parameters, sizes.bytes_beside_weight
     if zero.stage > 0:
         per_trainable += FP32_BYTES  # the master weights
     if zero.stage == 3:

@@ -52,6 +52,8 @@ class PartitionSizes:
     unreleased: int
     """ZeRO-3 keeps so many whole until a backward pass ends: persistent parameters, and embedding tables, whose input
     has no gradient that would tell DeepSpeed to release them."""
+    bytes_beside_weight: int = MOMENT_BYTES
+    """Of each that learns a rank keeps so many beside the fp32 weight: moments, and the average of a run with one."""
 
     @property
     def upcasts_gradients(self) -> bool:
@@ -60,9 +62,13 @@ class PartitionSizes:
 
 
 def partition_sizes(
-    parameters: Sequence[ParameterSpec], zero: ZeroConfig, dp: int, bytes_per_gradient: int = FP32_BYTES
+    parameters: Sequence[ParameterSpec],
+    zero: ZeroConfig,
+    dp: int,
+    bytes_per_gradient: int = FP32_BYTES,
+    has_average: bool = False,
 ) -> PartitionSizes:
-    """`parameters` are those of one tensor-parallel rank (local_model.py)."""
+    """`parameters` are those of one tensor-parallel rank (local_model.py); has_average: optimizer.ema is set."""
     trainable = [parameter for parameter in parameters if parameter.learns]
     groups: dict[tuple[str, bool], list[int]] = defaultdict(list)  # as training/optimizer.py makes them
     for parameter in trainable:
@@ -83,6 +89,7 @@ def partition_sizes(
         gathered_matrices=sum(p.numel > threshold and p.ndim >= 2 for p in parameters),
         persistent_parameters=sum(p.numel <= threshold for p in parameters),
         unreleased=sum(p.numel for p in parameters if p.numel <= threshold or p.is_table),
+        bytes_beside_weight=MOMENT_BYTES + (FP32_BYTES if has_average else 0),
     )
 
 

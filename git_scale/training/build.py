@@ -36,6 +36,7 @@ from git_scale.planning.model_flops import ModelFlops
 from git_scale.tasks import build_task
 from git_scale.tasks.task import Task
 from git_scale.training.checkpoints import Checkpoints, random_seed
+from git_scale.training.continuation import check_continuation
 from git_scale.training.evaluations import Evaluations
 from git_scale.training.init_model import deferred_model, encoder_learns, first_values, parameters_in_words
 from git_scale.training.optimizer import parameter_groups
@@ -65,6 +66,7 @@ def build_trainer(
     check_objectives(run, topology.dp)
     check_ds_config(ds_config, run, topology.world_size, device.type == "cuda")
     check_best(run)
+    together(lambda: check_continuation(run))
     run = as_begun(run)
     tokenizer = together(lambda: load_fitting_tokenizer(run))
     tasks = {name: build_task(name, run, tokenizer) for name in tasks_of(run.data)}

@@ -27,6 +27,7 @@ from git_scale.parallel import collectives
 from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.topology import Topology
+from git_scale.training.continuation import say_if_the_rate_jumps, source_of
 from git_scale.training.run_folder import other_identity
 from git_scale.training.verified import VerifiedCheckpoints, delete_older, foreign, set_aside, to_verify
 
@@ -153,7 +154,7 @@ class Checkpoints:
                 log.error("step %d was NOT marked as the best: %s; training goes on", best.step, error)
 
     def resume(self, start: RunProgress) -> RunProgress | None:
-        """Restores the newest undamaged checkpoint; None when the run has none.
+        """Restores the newest undamaged checkpoint; of a run without any that of `continue_from`, else None.
 
         `start` is this run before its first step: the data and the tokenizer must be the checkpoint's, the number of
         ranks and their arrangement need not. Raises CheckpointError when there are checkpoints but none can be used.
@@ -168,25 +169,36 @@ class Checkpoints:
                 log.warning("checkpoint %s is damaged (%s); trying the one before", checkpoint, problem)
                 damaged[checkpoint] = str(problem)
                 continue
-            saved = layout.read_progress(checkpoint)
-            data = compare_fingerprints(saved.data_fingerprint, start.data_fingerprint)
-            self._refuse_foreign(checkpoint, saved, start, data.difference)
-            if data.note:
-                log.warning("%s: the training data is taken for the same: %s", checkpoint, data.note)
-            self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
-            self._restore_random_state(checkpoint, saved)
-            log.info("goes on from step %d, %s", saved.step, _arrangement(saved, start))
+            restored = self._restore(checkpoint, start)
             if self._topology.is_writer:
                 self._tidy(damaged)
-            start = replace(start, data_fingerprint=data.known)
-            kept = ("world_size", "zero_stage", "tp", "data_fingerprint")
-            return replace(saved, **{name: getattr(start, name) for name in kept})
+            return restored
         if candidates:
             raise CheckpointError(
                 f"all {len(candidates)} checkpoints in {self._folder} are damaged, {candidates[0].name}:"
                 f" {damaged[candidates[0]]}; restore one, or choose another run_dir to start afresh"
             )
-        return None
+        source = WORLD.from_first(collectives.together(lambda: source_of(self._run)))
+        if source is None:
+            return None
+        if problem := self._problem(source, hears_stop=True):
+            raise CheckpointError(f"continue_from={self._run.continue_from}: {source} is damaged ({problem})")
+        log.info("continue_from: begins with all of %s", source)
+        return self._restore(source, start)
+
+    def _restore(self, checkpoint: Path, start: RunProgress) -> RunProgress:
+        saved, there = layout.read_progress(checkpoint), read_run(checkpoint)
+        data = compare_fingerprints(saved.data_fingerprint, start.data_fingerprint)
+        self._refuse_foreign(checkpoint, there, saved, start, data.difference)
+        if data.note:
+            log.warning("%s: the training data is taken for the same: %s", checkpoint, data.note)
+        say_if_the_rate_jumps(there, self._run, saved.step)
+        self._engine.load(TrainingState(checkpoint / layout.STATE_FOLDER))
+        self._restore_random_state(checkpoint, saved)
+        log.info("goes on from step %d, %s", saved.step, _arrangement(saved, start))
+        start = replace(start, data_fingerprint=data.known)
+        kept = ("world_size", "zero_stage", "tp", "data_fingerprint")
+        return replace(saved, **{name: getattr(start, name) for name in kept})
 
     def _tidy(self, damaged: dict[Path, str]) -> None:
         """Damaged checkpoints give their names to those to come; a best one whose link was not made gets it."""
@@ -231,10 +243,9 @@ class Checkpoints:
             return str(error)
 
     def _refuse_foreign(
-        self, checkpoint: Path, saved: RunProgress, start: RunProgress, other_data: str
+        self, checkpoint: Path, there: RunConfig, saved: RunProgress, start: RunProgress, other_data: str
     ) -> None:
         """`other_data`: what the data of the checkpoint has that this start's has not; empty for the same data."""
-        there = read_run(checkpoint)
         differences = [f"training data: {other_data}"] if other_data else []
         theirs, ours = describe_sources(there.data), describe_sources(self._run.data)
         if other_data and theirs != ours:
@@ -243,7 +254,10 @@ class Checkpoints:
             differences.append(
                 f"tokenizer: {saved.tokenizer_fingerprint} there, {start.tokenizer_fingerprint} here"
             )
-        others = other_identity(there, self._run)
+        # where the run began, its config.yaml says; a checkpoint that it began at does not know
+        others = other_identity(
+            there.model_copy(update={"continue_from": self._run.continue_from}), self._run
+        )
         differences += [f"{key}: {theirs!r} there, {ours!r} here" for key, ours, theirs in others]
         if differences:
             raise CheckpointError(

@@ -13,6 +13,7 @@ from git_scale.checkpoint import layout
 from git_scale.checkpoint.detect import open_checkpoint
 from git_scale.checkpoint.encoder_start import SCRATCH, open_encoder_start
 from git_scale.checkpoint.initial import values_from
+from git_scale.checkpoint.opened_checkpoint import read_run
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
 from git_scale.models.build import build_model
@@ -29,7 +30,7 @@ SLOW_FROM_SCRATCH = (
 )
 
 
-def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
+def inherited_from(source: str, run_dir: str) -> dict[str, Any]:
     """The model and tokenizer of the checkpoint that a run starts from, to lie below its recipe.
 
     A run that has begun keeps what it began with: it goes on where that checkpoint is gone.
@@ -39,12 +40,18 @@ def inherited_from(init_from: str, run_dir: str) -> dict[str, Any]:
         run = read_recipe(begun)
         own = Path(run_dir) / Path(run.data.tokenizer).name
         return {"model": run.model.model_dump(mode="json"), "data": {"tokenizer": str(own)}}
-    opened = open_checkpoint(Path(init_from))
-    model = opened.run.model.model_dump(mode="json")
-    if opened.holds_encoder_only:
+    place = Path(source)
+    if (place / layout.PROGRESS).is_file():  # of a run, whose numbers are compared when they are read
+        run, encoder_only = read_run(place), False
+        tokenizer: Path | None = place / Path(run.data.tokenizer).name
+    else:
+        opened = open_checkpoint(place)
+        run, encoder_only, tokenizer = opened.run, opened.holds_encoder_only, opened.tokenizer
+    model = run.model.model_dump(mode="json")
+    if encoder_only:
         model = {"encoder": model["encoder"]}
     del model["encoder"]["start"]  # it went into these weights
-    return {"model": model} | ({"data": {"tokenizer": str(opened.tokenizer)}} if opened.tokenizer else {})
+    return {"model": model} | ({"data": {"tokenizer": str(tokenizer)}} if tokenizer else {})
 
 
 def deferred_model(run: RunConfig) -> DeferredModel:
@@ -70,8 +77,8 @@ def first_values(deferred: DeferredModel, run: RunConfig) -> Callable[[str], Ten
 
     Raises CheckpointError when the source does not fit.
     """
-    if layout.published(Path(run.run_dir)):
-        return deferred.blank_value  # the run's own checkpoint follows
+    if run.continue_from is not None or layout.published(Path(run.run_dir)):
+        return deferred.blank_value  # a checkpoint of the run follows
     encoder, origin = run.model.encoder, f"init_from={run.init_from}"
     if run.init_from is not None:
         values, lines = values_from(deferred, run.model, open_checkpoint(Path(run.init_from)))

@@ -1,8 +1,7 @@
-"""Which parameter learns at which rate, and how the rates move over the run."""
+"""Which parameter learns at which rate; how the rates move over the run, git_scale/schedules.py says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,11 +38,3 @@ def parameter_groups(
 
 def group_name(tower: str, ndim: int) -> str:
     return f"{tower}_{'decay' if ndim >= 2 else 'no_decay'}"
-
-
-def lr_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the full learning rate in step `step` (the first is 0): linear rise, then cosine to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / (total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -26,6 +26,7 @@ from git_scale.errors import ConfigError, DataError, UserError
 from git_scale.models.encoders import ImageEncoder
 from git_scale.tasks import TASKS, check_metric
 from git_scale.tasks.task import TextRequirement
+from git_scale.training.continuation import check_continuation
 from git_scale.training.run_folder import check_run_folder
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ def check_inputs(run: RunConfig, problems: ProblemList) -> None:
     elif run.data.tokenizer != DataConfig().tokenizer:  # that of init_from, where this is not there
         problems.of(lambda: load_tokenizer(run.data.tokenizer))
     problems.of(lambda: check_run_folder(run))
-    if run.init_from is None and not published(Path(run.run_dir)):
+    if not any(problem.startswith("continue_from: ") for problem in problems.found):
+        problems.of(lambda: check_continuation(run))
+    if run.init_from is None and run.continue_from is None and not published(Path(run.run_dir)):
         problems.of(lambda: check_encoder_start(run.model.encoder))
 
 

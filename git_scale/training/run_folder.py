@@ -22,6 +22,7 @@ from git_scale.upgrades import read_upgraded
 IDENTITY = (
     "seed",
     "init_from",
+    "continue_from",
     "model",
     "data.task",
     "data.resize",
@@ -32,7 +33,7 @@ IDENTITY = (
 # Where first weights came from: as_begun keeps what was.
 ORIGIN = ("model.encoder.start",)
 SECTIONS = {"model", "data", "train"}  # of every config.yaml that a run has written
-PATHS = ("init_from",)
+PATHS = ("init_from", "continue_from")
 """Of these, the same place under another name is the same: relative, or through a link."""
 
 log = logging.getLogger(__name__)

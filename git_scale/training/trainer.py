@@ -25,13 +25,13 @@ from git_scale.parallel import collectives
 from git_scale.parallel.comm import WORLD
 from git_scale.parallel.engine import Engine, UpdateResult
 from git_scale.planning.model_flops import ModelFlops
+from git_scale.schedules import lr_factor
 from git_scale.stop import Stopped, StopRequest
 from git_scale.training.bad_samples import BadSamples
 from git_scale.training.checkpoints import Checkpoints
 from git_scale.training.evaluations import Evaluations
 from git_scale.training.guards import StepGuards
 from git_scale.training.lease import LEASE, STALE_S, Lease
-from git_scale.training.optimizer import lr_factor
 from git_scale.training.out_of_memory import in_phase
 from git_scale.training.outcome import RunOutcome, StepResult
 
@@ -164,12 +164,14 @@ class Trainer:
         targets, failures, *counts = map(int, self._sum_over_dp(*asked))
         if failures:
             collectives.raise_together(failure)
-        self.engine.set_learning_rates(self.lr_factor())
+        self.engine.set_learning_rates(lr_factor(self.step, self.run))
         losses, report = self._update(batches, counts)
         bad_here = [problem for batch in batches for problem in batch.problems]
         bad, stop_votes, *losses = self._sum_over_dp(len(bad_here), int(stop), *losses)
         terms = dict(zip(self.loss.terms, losses, strict=True))
-        self.guards.check(self.step, sum(counts), terms, report.skipped, batches, self.lr_factor())
+        self.guards.check(
+            self.step, sum(counts), terms, report.skipped, batches, lr_factor(self.step, self.run)
+        )
         self.unusable.record(self.run.train.global_batch, int(bad), bad_here)
         stopped = stop_votes > 0 or self.data_is_unusable
         result = StepResult(sum(losses), terms, report.grad_norm, report.skipped, targets, int(bad), stopped)
@@ -214,9 +216,6 @@ class Trainer:
         engine = self.engine
         return self.loss.of(engine.forward, batch.to(engine.device), engine.dtype, counts, engine.comm)
 
-    def lr_factor(self) -> float:
-        return lr_factor(self.step, self.run.optimizer.warmup_steps, self.run.train.steps)
-
     def report(self) -> None:
         self.unusable.say(self.step)
         values = self.meters.report(
@@ -234,7 +233,8 @@ class Trainer:
         try:
             with self.meters.pause(), in_phase(f"the evaluation of step {self.step}"):
                 self.engine.average_statistics()
-                metrics = self.evaluations.evaluate(self.step, self.engine, self.writer)
+                with self.engine.holding(self.run.eval.weights):
+                    metrics = self.evaluations.evaluate(self.step, self.engine, self.writer)
         except Stopped as cut:
             log.warning("step %d: evaluation cut off, the next start makes up for it. %s", self.step, cut)
             return False

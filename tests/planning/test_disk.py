@@ -47,6 +47,8 @@ def test_git2_takes_what_its_parameters_and_moments_take() -> None:
     assert (space.count, space.used) == (4, 0)
     frozen = checkpoint_space(load_run("git2", ["run_dir=/somewhere/else", "train.freeze=[encoder.*]"]))
     assert 4 < frozen.each / 5_150_987_066 < 5
+    averaged = checkpoint_space(load_run("git2", ["run_dir=/somewhere/else", "optimizer.ema=0.9999"]))
+    assert averaged.each / 5_150_987_066 == pytest.approx(16, rel=0.001)
 
 
 def test_the_best_one_is_kept_as_well() -> None:

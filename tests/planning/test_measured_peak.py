@@ -46,6 +46,13 @@ MOSTLY_TEXT = [
     "model.decoder={layers: 4, width: 256, heads: 8, ffn: 1024}",
     "data.texts_per_image=8",
 ]
+AVERAGED = [
+    "model.encoder.options={depth: 2}",
+    "model.decoder={layers: 4, width: 512, heads: 8, ffn: 2048}",
+    "model.vocab_size=20000",
+    "optimizer.ema=0.9999",
+]
+"""States are the most of it: the average is a fifth of those of a process alone."""
 
 
 def a_run(world_size: int, micro_batch: int, *overrides: str) -> RunConfig:
@@ -119,6 +126,8 @@ def planned_peak(run: RunConfig, ds_config: dict[str, Any], device: torch.device
             id="checkpointing",
         ),
         pytest.param(1, 0, 4, [*MOSTLY_TEXT, "model.decoder.attention=cross"], id="cross-attention"),
+        pytest.param(1, 0, 2, AVERAGED, id="average"),
+        pytest.param(2, 3, 2, AVERAGED, id="average-zero3-on-two-ranks"),
     ],
 )
 def test_planned_peak_is_the_measured_one(
@@ -146,6 +155,15 @@ def test_what_is_wrongly_planned_would_be_noticed() -> None:
     ]:
         planned = planned_peak(wrong, ds_config_of(stage), torch.device("cpu"), 1)
         assert planned != pytest.approx(right, rel=0.1)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(1, 0), (2, 3)])
+def test_an_average_that_is_not_planned_would_be_noticed(world_size: int, stage: int) -> None:
+    ds_config, device = ds_config_of(stage), torch.device("cpu")
+    with_average = a_run(world_size, 2, *AVERAGED)
+    without = a_run(world_size, 2, *AVERAGED[:-1])
+    planned = planned_peak(with_average, ds_config, device, world_size)
+    assert planned_peak(without, ds_config, device, world_size) != pytest.approx(planned, rel=0.1)
 
 
 def allocated_peak(

@@ -155,6 +155,19 @@ def test_offload_moves_states_to_the_host() -> None:
     assert host_bytes(sizes, zero(3)) == 0
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_average_of_the_weights_takes_four_bytes_where_the_moments_lie(stage: int) -> None:
+    sizes = sizes_over(8, 2)
+    averaged = replace(sizes, bytes_beside_weight=12)
+    before, after = (list(phase_peaks(found, zero(stage), PROFILE, SHAPE)) for found in (sizes, averaged))
+    assert {b.states - a.states for a, b in zip(before, after, strict=True)} == {4 * P // 8}
+    offloaded = replace(zero(stage), offload_optimizer=True)
+    assert [peak.states for peak in phase_peaks(averaged, offloaded, PROFILE, SHAPE)] == [
+        peak.states for peak in phase_peaks(sizes, offloaded, PROFILE, SHAPE)
+    ]
+    assert host_bytes(averaged, offloaded) - host_bytes(sizes, offloaded) == 4 * P // 8
+
+
 def test_waiting_batches_count_on_a_cpu() -> None:
     sizes = sizes_over(1, 4)
     one, four = (

@@ -1,8 +1,6 @@
-"""Which parameter learns at which rate, and the rates over a run against values by hand."""
+"""Which parameter learns at which rate."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from git_scale.config import DecoderConfig, EncoderConfig, ModelConfig, Optimize
 from git_scale.models.build import build_model
 from git_scale.models.git import GitModel
 from git_scale.models.interface import Tower
-from git_scale.training.optimizer import lr_factor, parameter_groups
+from git_scale.training.optimizer import parameter_groups
 
 CONFIG = OptimizerConfig(encoder_lr=1e-5, decoder_lr=5e-5, weight_decay=0.01)
 
@@ -117,40 +115,6 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_the_groups_make_an_optimizer_with_those_rates() -> None:
     optimizer = torch.optim.AdamW(groups_of(Plain(), CONFIG), lr=1.0)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5, 5e-5]
-
-
-@pytest.mark.parametrize(
-    ("step", "factor"),
-    [
-        (0, 1 / 500),
-        (249, 0.5),
-        (499, 1.0),
-        (500, 1.0),  # the cosine's top
-        (500 + 1125, (1 + math.sqrt(0.5)) / 2),  # a quarter of the way down
-        (2750, 0.5),
-        (500 + 3375, (1 - math.sqrt(0.5)) / 2),
-        (4999, math.sin(math.pi / 2 / 4500) ** 2),  # the last step still learns a little
-        (5000, 0.0),
-    ],
-)
-def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(step: int, factor: float) -> None:
-    assert lr_factor(step, 500, 5000) == pytest.approx(factor, abs=1e-12)
-
-
-def test_without_warmup_it_starts_at_the_top() -> None:
-    assert [lr_factor(step, 0, 4) for step in range(5)] == pytest.approx(
-        [1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0.0]
-    )
-
-
-@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1, 2), (10, 100), (99, 100)])
-def test_the_rate_rises_then_falls_and_never_is_zero_while_training(warmup: int, total: int) -> None:
-    factors = [lr_factor(step, warmup, total) for step in range(total)]
-    rising, falling = factors[:warmup], factors[warmup:]
-    assert rising == sorted(set(rising))
-    assert falling == sorted(set(falling), reverse=True)
-    assert all(0 < factor <= 1 for factor in factors)
-    assert max(factors) == 1.0
 
 
 def test_a_part_of_no_tower_is_refused_instead_of_learning_at_some_rate() -> None:

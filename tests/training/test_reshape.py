@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from git_scale.checkpoint.layout import rank_file, read_progress
-from git_scale.checkpoint.state import INDEX, MOMENT_NAMES, WEIGHT, TrainingState
+from git_scale.checkpoint.state import EMA, INDEX, MOMENT_NAMES, WEIGHT, TrainingState
 from git_scale.parallel.reshape import reshape
 from git_scale.parallel.topology import Topology
 from git_scale.testing.curves import ZERO, curve_of
@@ -55,6 +55,7 @@ def go_on(
             "freeze": FROZEN,
         },
         parallel={"tp": topology.tp},
+        optimizer={"ema": 0.9},
     )
     trainer = build_trainer(run, ZERO[stage], topology, device)
     start = trainer.step
@@ -123,7 +124,7 @@ def written(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         assert start == CUT and len(losses) == END - CUT
         state = TrainingState(state_of(folder / "run", CUT))
         assert state.index.tp == 2 and state.index.adam_steps == CUT
-        assert state.kinds("decoder.layers.0.fc1.weight") == [WEIGHT, *MOMENT_NAMES]
+        assert state.kinds("decoder.layers.0.fc1.weight") == [WEIGHT, *MOMENT_NAMES, EMA]
         assert state.kinds("encoder.backbone.stem.conv.weight") == [WEIGHT]
         assert float(state.read("decoder.layers.0.fc1.weight", "exp_avg_sq").sum()) > 0
         return Written(folder / "run", losses, keys, kind)

@@ -1,4 +1,4 @@
-"""Four steps, a fresh start, four more: bit for bit the run of eight."""
+"""Four steps, a fresh start, four more: bit for bit the run of eight, the average of its weights included."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from git_scale.checkpoint.detect import open_checkpoint
+from git_scale.checkpoint.state import EMA
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.tiny import load_weights, tiny_run
@@ -37,6 +39,7 @@ def train(
         train={"steps": 20, "precision": precision, "micro_batch": micro_batch},
         model={"decoder": {**decoder, "attention": attention}},
         data={"workers": 1},
+        optimizer={"ema": 0.9},
     )
     trainer = build_trainer(run, {"zero_optimization": {"stage": stage}}, topology, device)
     keys = _record_keys(trainer)
@@ -46,8 +49,10 @@ def train(
         trainer.step += 1
         losses.append((trainer.step, result.loss.hex(), float(result.grad_norm).hex()))
     trainer.save()
-    weights = load_weights(run_dir / "checkpoints" / f"step_{until:08d}")
-    return {"losses": losses, "keys": keys, "weights": [_hash(weights)]}
+    checkpoint = run_dir / "checkpoints" / f"step_{until:08d}"
+    average = open_checkpoint(checkpoint, EMA).weights
+    hashes = [_hash(load_weights(checkpoint)), _hash({name: average.read(name) for name in average.shapes})]
+    return {"losses": losses, "keys": keys, "weights": hashes}
 
 
 def _record_keys(trainer: Any) -> list[str]:
