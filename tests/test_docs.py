@@ -82,7 +82,7 @@ def wrong_words(page: str) -> Iterator[str]:
         if found := re.search(r"tools/(\w+)\.py", command):
             given = set(re.findall(r"(?<!\S)--[a-z][\w-]*", command[found.end() :]))
             yield from sorted(given - options_of(found[1]) - {"--help"})
-        for name in re.findall(r"--config ([a-z]\w*)(?![\w.])", command):
+        for name in re.findall(r"--config ([a-z]\w*)(?![\w./])", command):
             if not (RECIPES / f"{name}.yaml").is_file():
                 yield f"--config {name}"
         if (found := re.match(r"make ([a-z-]+)", command)) and found[1] not in TARGETS:

@@ -35,7 +35,7 @@ from git_scale.testing.tiny import (
 STEPS = 200
 
 
-def write_taught(folder: Path, frames: int = 1) -> Path:
+def write_taught(folder: Path, frames: int = 1, attention: str = "joint") -> Path:
     """A model folder that captions the squares of git_scale.testing.tiny and answers COLOUR and SIZE about them.
 
     With `frames` > 1 it has seen them as clips whose frames are all the same.
@@ -44,7 +44,7 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer_path = Path(scratch) / "tokenizer.model"
         train_sentencepiece([*said, COLOUR, SIZE, *COLOURS, *SIDES], tokenizer_path, VOCAB_SIZE)
-        run = _recipe(tokenizer_path.parent, frames)
+        run = _recipe(tokenizer_path.parent, frames, attention)
         torch.manual_seed(0)
         model = build_model(run.model)
         _learn(model, run, _everything(Prompts(load_tokenizer(tokenizer_path), run.data), frames))
@@ -57,10 +57,10 @@ def write_taught(folder: Path, frames: int = 1) -> Path:
     return folder
 
 
-def _recipe(folder: Path, frames: int) -> RunConfig:
+def _recipe(folder: Path, frames: int, attention: str) -> RunConfig:
     lengths = {"data": {"max_text_tokens": 24}, "eval": {"max_new_tokens": 16}}
     run = tiny_run(folder, folder, train={"label_smoothing": 0.0}, **lengths)
-    decoder = run.model.decoder.model_copy(update={"positions": 40})
+    decoder = run.model.decoder.model_copy(update={"positions": 40, "attention": attention})
     model = run.model.model_copy(update={"decoder": decoder, "vocab_size": VOCAB_SIZE, "frames": frames})
     return run.model_copy(update={"model": model})
 

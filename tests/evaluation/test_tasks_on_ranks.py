@@ -19,8 +19,10 @@ from git_scale.testing.taught import write_taught
 from git_scale.testing.tiny import COLOURS, SIDES, describe, draw_square
 
 FRAMES = 2
-CLIPS = "caption of clips"
-BEAMS = {"caption": 3, "classification": 5}
+CLIPS, CROSS = "caption of clips", "caption by cross-attention"
+FOLDERS = {CLIPS: "clips", CROSS: "cross"}
+"""Of the models; of the tasks: one."""
+BEAMS = {"caption": 3, CROSS: 3, "classification": 5}
 """Of the others: greedy."""
 
 
@@ -35,11 +37,10 @@ def rows_of_each(
     """The rows of results.json of each task, one evaluation behind the other in one process group."""
     ds_config = {"zero_optimization": {"stage": stage}}
     rows = {}
-    for case in [*TASKS, CLIPS]:
+    for case in [*TASKS, *FOLDERS]:
         task = case if case in TASKS else "caption"
-        model, data = (
-            (folder / "clips", folder / "heldout") if case == CLIPS else (folder / "one", squares / "heldout")
-        )
+        model = folder / FOLDERS.get(case, "one")
+        data = (folder if case == CLIPS else squares) / "heldout"
         overrides = [
             f"data.class_names={folder / 'names.txt'}",
             "eval.max_new_tokens=16",
@@ -64,6 +65,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("taught")
     write_taught(folder / "one")
     write_taught(folder / "clips", frames=FRAMES)
+    write_taught(folder / "cross", attention="cross")
     (folder / "heldout").mkdir()
     with webdataset.TarWriter(str(folder / "heldout" / "clips-000000.tar"), encoder=False) as tar:
         for number in range(7):
@@ -88,7 +90,7 @@ def test_predictions_are_those_of_one_process(squares: Path, taught: Path) -> No
     (alone,) = rows(1, 0, 1)
     assert all(len(said) == (12 if case == "vqa" else 7) for case, said in alone.items()), "each query once"
     right = [describe(list(COLOURS)[number % 4], list(SIDES)[number % 3]) for number in range(7)]
-    for case in ("caption", "classification", CLIPS):
+    for case in ("caption", "classification", CLIPS, CROSS):
         assert [row["text"] for row in alone[case]] == right
     for ranks, stage, tp in ((2, 0, 1), (2, 3, 1), (4, 3, 2)):
         assert rows(ranks, stage, tp) == [alone] * ranks, f"{ranks} ranks, ZeRO {stage}, tp {tp}"

@@ -30,9 +30,9 @@ SQUARES = [(colour, side) for colour in COLOURS for side in SIDES]
 CAPTIONS = [describe(*square) for square in SQUARES]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_taught(tmp_path_factory.mktemp("taught") / "runs" / "demo")
+@pytest.fixture(scope="module", params=["joint", "cross"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_taught(tmp_path_factory.mktemp("taught") / "runs" / "demo", attention=request.param)
 
 
 @pytest.fixture(scope="module")
