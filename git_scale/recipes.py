@@ -59,9 +59,8 @@ def draft_run(
         problems += _apply(tree, text, given)
     _say_what_is_dropped(before, tree)
     problems += _left_behind(before, tree, given)
-    key = (
-        "continue_from" if tree.get("continue_from") else "init_from"
-    )  # the first has all of the second in it
+    # What a run goes on from has in it what it began from.
+    key = "continue_from" if tree.get("continue_from") else "init_from"
     try:
         if start and isinstance(source := tree.get(key), str):
             run_dir = str(tree.get("run_dir", RunConfig().run_dir))

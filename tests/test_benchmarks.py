@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import train_step
+from benchmarks import train_step, weight_average
 from benchmarks.products import ProductReplay, count_flops, record_products
 from benchmarks.synthetic import synthetic_batch
 from git_scale.recipes import load_run
@@ -87,3 +87,18 @@ def test_train_step_measures_each_action_in_each_round(one_thread: None) -> None
     }
     assert 0 < result["products' share of the step's FLOPs"] < 1
     assert result["by wall clock"]["attained with 1 text"] > 0
+
+
+def test_the_share_of_an_average_is_of_the_medians() -> None:
+    times = [(2.0, 0.5, 4.0, 0.4), (1.0, 0.1, 2.0, 0.1), (4.0, 0.2, 8.0, 0.2)]
+    summary = weight_average.summarise(times)
+    assert summary["share of a step"] == 0.2 / 2.0
+    assert summary["share of a step by CPU time"] == 0.2 / 4.0
+
+
+@pytest.mark.distributed
+def test_the_cost_of_an_average_is_measured_under_both_stages() -> None:
+    result = weight_average.run("demo", TINY, images=8, micro_batch=2, text_tokens=6, steps=2)
+    for stage in ("ZeRO 1", "ZeRO 3"):
+        assert len(result[stage]["of each step"]) == 2
+        assert 0 < result[stage]["share of a step"] < 1

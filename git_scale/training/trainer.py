@@ -164,14 +164,13 @@ class Trainer:
         targets, failures, *counts = map(int, self._sum_over_dp(*asked))
         if failures:
             collectives.raise_together(failure)
-        self.engine.set_learning_rates(lr_factor(self.step, self.run))
+        factor = lr_factor(self.step, self.run)
+        self.engine.set_learning_rates(factor)
         losses, report = self._update(batches, counts)
         bad_here = [problem for batch in batches for problem in batch.problems]
         bad, stop_votes, *losses = self._sum_over_dp(len(bad_here), int(stop), *losses)
         terms = dict(zip(self.loss.terms, losses, strict=True))
-        self.guards.check(
-            self.step, sum(counts), terms, report.skipped, batches, lr_factor(self.step, self.run)
-        )
+        self.guards.check(self.step, sum(counts), terms, report.skipped, batches, factor)
         self.unusable.record(self.run.train.global_batch, int(bad), bad_here)
         stopped = stop_votes > 0 or self.data_is_unusable
         result = StepResult(sum(losses), terms, report.grad_norm, report.skipped, targets, int(bad), stopped)
