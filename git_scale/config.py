@@ -81,6 +81,8 @@ class DataConfig(Section):
     """Folder of tar shards to train on; none with data.sources."""
     sources: tuple[SourceConfig, ...] = ()
     """Several folders in its place: [{path: data/coco/train, weight: 0.7}, {path: data/vqa/train, task: vqa}]."""
+    share: float = Field(1.0, gt=0, le=1)
+    """How much of the training data is used, the first samples of each shard: for studies of scaling with data."""
     heldout: UserPath | None = None
     """Folder of tar shards for evaluation, asked by data.task; none: no evaluation but of what sources hold out."""
     tokenizer: UserPath = "data/tokenizer.model"

@@ -23,6 +23,7 @@ from git_scale.data.captions import TextRecord
 from git_scale.data.fingerprint import mixed_fingerprint
 from git_scale.data.order import SampleOrder
 from git_scale.data.store import RawSample, SampleStore
+from git_scale.data.store_share import StoreShare
 from git_scale.data.texts import Query, Text, TextMaker
 from git_scale.errors import DataError
 
@@ -121,8 +122,10 @@ class Mixture:
     """
 
     def __init__(self, data: DataConfig, stores: Sequence[SampleStore]) -> None:
-        """`stores`: of the training_sources."""
-        self.sources, self.stores = list(training_sources(data).values()), list(stores)
+        """`stores`: of the training_sources, of which data.share is taken."""
+        self.sources = list(training_sources(data).values())
+        stores = [store if data.share == 1 else StoreShare(store, data.share) for store in stores]
+        self.stores = stores
         self.schedule = SourceSchedule([source.weight for source in self.sources])
         self.names = source_names(self.sources)
         self.counts = np.concatenate([store.counts for store in stores])

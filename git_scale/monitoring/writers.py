@@ -215,7 +215,9 @@ def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = [json.loads(line) for line in lines if _step_of(line) is not None]
     return [
-        line for line in found if any(name.startswith("eval/") and name.endswith("/images") for name in line)
+        line
+        for line in found
+        if any(name.startswith("eval/") and not isinstance(value, str) for name, value in line.items())
     ]
 
 

@@ -251,9 +251,10 @@ def test_evaluations_are_told_from_other_lines(tmp_path: Path) -> None:
         {"step": 2, "eval/finding": "over-fitting"},
         {"step": 3, "eval/coco/train/images": 7.0},
         {"step": 3, "eval/coco/train/finding": "over-fitting"},
+        {"step": 4, "eval/books/loss": 2.0, "eval/books/perplexity": None},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_evaluations(tmp_path) == [lines[1], lines[3]]
+    assert read_evaluations(tmp_path) == [lines[1], lines[3], lines[5]]
 
 
 def test_a_group_closes_all_even_when_one_fails() -> None:
