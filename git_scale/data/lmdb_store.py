@@ -104,10 +104,15 @@ class LmdbStore:
     def _count(self, part: int) -> int:
         told = self._value(part, COUNT)
         count = None if told is None else whole_number(told.strip().decode("ascii", "replace"))
+        folder = self.root / self.names[part]
         if count is None:
             shown = repr(told and told[:80])
+            raise DataError(f"{folder}: its num-samples is {shown}, not a number: not an LMDB of words")
+        entries = int(_database(folder).stat()["entries"])
+        if count > entries:  # more than half of the samples lack their image or their label
             raise DataError(
-                f"{self.root / self.names[part]}: its num-samples is {shown}, not a number: not an LMDB of words"
+                f"{folder}: its num-samples is {count}, but it has {entries} entries, of which a sample takes two:"
+                " the database is not whole, copy it again"
             )
         return count
 
@@ -142,7 +147,14 @@ def _database(folder: Path) -> Any:
         raise DataError(f"{folder / FILE}: {error.strerror}") from None
     if (key := (found.st_dev, found.st_ino)) not in _OPEN:
         # no lock file is written and nothing is read ahead: many readers share the system's memory of the file
-        _OPEN[key] = _lmdb().open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+        database = _lmdb().open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+        used = (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+        if found.st_size < used:  # a page that is not there would end the process by SIGBUS
+            database.close()
+            raise DataError(
+                f"{folder / FILE}: cut off: {found.st_size} bytes, and its pages are {used}; copy it again"
+            )
+        _OPEN[key] = database
     return _OPEN[key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -116,3 +117,24 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "db") == ""
     with pytest.raises(DataError, match=r"db: .*MDB_INVALID"):
         open_store(tmp_path / "db")
+
+
+@pytest.mark.parametrize("kept", [4096, 8192, 0.5, 0.99])
+def test_a_database_that_is_cut_off_is_refused(tmp_path: Path, image: Callable, kept: float) -> None:
+    """Reading a page that is not there would end the process by SIGBUS."""
+    folder = write_database(tmp_path / "words", dict.fromkeys(range(1, 60), "word"), 59, image)
+    size = (folder / "data.mdb").stat().st_size
+    os.truncate(folder / "data.mdb", int(kept if kept > 1 else kept * size))
+    with pytest.raises(DataError, match=r"words"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("count", [10, "9" * 20, "9" * 101])
+def test_a_count_that_the_entries_cannot_be_is_refused(
+    tmp_path: Path, image: Callable, count: object
+) -> None:
+    folder = write_database(tmp_path / "words", {1: "a", 2: "b"}, count, image)
+    with pytest.raises(
+        DataError, match=r"words: its num-samples is .*9|words: its num-samples is 10, but it has 5"
+    ):
+        open_store(folder)
