@@ -98,7 +98,7 @@ def _read_csv(path: Path, text: str) -> list[Line]:
 def _read_tsv(path: Path, text: str) -> list[Line]:
     plain = parse_rows(path, csv.reader(_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     if _odd_line(plain) is None:
-        return [(number, [_unquoted(cell) for cell in cells]) for number, cells in plain]
+        return [(number, [unquoted(cell) for cell in cells]) for number, cells in plain]
     try:
         quoted = parse_rows(path, csv.reader(_lines(text), delimiter="\t", strict=True))
     except DataError:  # a stray quote: not written by the csv module's rules
@@ -145,7 +145,7 @@ def _check_widths(path: Path, lines: Sequence[Line], separator: str) -> None:
         )
 
 
-def _unquoted(cell: str) -> str:
+def unquoted(cell: str) -> str:
     whole = _QUOTED.fullmatch(cell)
     return whole[1].replace('""', '"') if whole else cell
 
