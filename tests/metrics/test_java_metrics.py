@@ -83,6 +83,7 @@ def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+COUNTS = "for n in 1 2 3 4; do read line; [ $n = 4 ] || echo 3.0; done;"  # and then the scores of three texts
 BAD = {
     "exit 1": "ended with code 1",
     "echo broken >&2; exit 3": "ended with code 3: broken",
@@ -90,6 +91,9 @@ BAD = {
     "while read line; do echo; done": "no numbers",
     "while read line; do echo nan; done": "no numbers",
     "read line; echo 1.0 1.0": "java failed",
+    f"{COUNTS} echo 7.5": r"its score '7\.5' is not within 0 and 1",
+    f"{COUNTS} echo -0.1": "its score '-0.1' is not within 0 and 1",
+    f"{COUNTS} echo 0.5; echo 0.5; echo 0.5; echo 1.01": r"its score '1\.01' is not",
     "kill -9 $$": "java failed",
     "printf 1.0": "java failed",
 }
