@@ -74,14 +74,14 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
         _one_name_each(path) if path else {key: clean_caption(key.replace("_", " ")) or key for key in keys}
     )
     if missing := [key for key in keys if key not in names]:
-        raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r}")
+        raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r:.200}")
     first: dict[str, str] = {}
     for key, name in names.items():
         _refuse_half(path, key)
         if (other := first.setdefault(name.casefold(), key)) != key:
             raise DataError(
-                f"{path or 'folders'}: the classes {other!r} and {key!r} are both named {name!r}: no text would tell"
-                " them apart; give one another name (--names FILE, a line CLASS<TAB>NAME for each)"
+                f"{path or 'folders'}: the classes {other!r:.200} and {key!r:.200} are both named {name!r:.200}: no"
+                " text would tell them apart; give one another name (--names FILE, a line CLASS<TAB>NAME for each)"
             )
     return names
 
@@ -89,7 +89,9 @@ def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
 def _refuse_half(path: Path | None, text: str) -> None:
     """Raises DataError for what UTF-8 cannot write: a folder's name in another encoding has such characters."""
     if HALVES.search(text):
-        raise DataError(f"{path or 'folders'}: {text!r} cannot be written as UTF-8; give it another name")
+        raise DataError(
+            f"{path or 'folders'}: {text!r:.200} cannot be written as UTF-8; give it another name"
+        )
 
 
 def _one_name_each(path: Path) -> dict[str, str]:
@@ -98,7 +100,7 @@ def _one_name_each(path: Path) -> dict[str, str]:
     for key, name in _read_names(path):
         if (other := names.setdefault(key, name)) != name:
             raise DataError(
-                f"{path}: the class {key!r} is named {other!r} and {name!r}; remove one of the two"
+                f"{path}: the class {key!r:.200} is named {other!r:.200} and {name!r:.200}; remove one of the two"
             )
     return names
 
@@ -180,7 +182,7 @@ def _labelled(path: Path, source: Path) -> tuple[dict[str, list[str]], list[Skip
     for number, file, rest in read_list(path, source):
         if len(rest) != 1 or not (key := rest[0].strip()):
             raise DataError(
-                f"{path}, line {number}: FILE and CLASS are expected, found {','.join([file, *rest])[:60]!r}"
+                f"{path}, line {number}: FILE and CLASS are expected, found {','.join([file, *rest])[:60]!r:.200}"
             )
         if file not in class_of:
             class_of[file] = key
@@ -188,8 +190,8 @@ def _labelled(path: Path, source: Path) -> tuple[dict[str, list[str]], list[Skip
             skipped.append(Skipped(file, LISTED_AGAIN))
         else:
             raise DataError(
-                f"{path}, line {number}: {file!r} is of the class {key!r}, and of {class_of[file]!r} above;"
-                " remove one of the two"
+                f"{path}, line {number}: {file!r:.200} is of the class {key!r:.200}, and of {class_of[file]!r:.200}"
+                " above; remove one of the two"
             )
     classes = defaultdict[str, list[str]](list)
     for file, key in class_of.items():
@@ -206,12 +208,12 @@ def _read_names(path: Path) -> Iterator[tuple[str, str]]:
         pairs = [_pair_of(line) for line in readable(path, "names") if line.strip()]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
-            raise DataError(f"{path}: a class and its name are expected, found {pair!r}")
+            raise DataError(f"{path}: a class and its name are expected, found {pair!r:.200}")
         _refuse_half(path, pair[1])  # else it would be dropped
         key = pair[0].strip()
         name = clean_caption(READABLE.get(key, pair[1].replace("_", " ")))
         if name is None:
-            raise DataError(f"{path}: the name of {key!r} has no visible character")
+            raise DataError(f"{path}: the name of {key!r:.200} has no visible character")
         yield key, name
 
 
