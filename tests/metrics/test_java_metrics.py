@@ -120,6 +120,33 @@ def test_a_program_that_hangs_is_killed_with_what_it_started(
     assert alive(int((tmp_path / "pid").read_text())) == []
 
 
+ELSEWHERE = "sh -c 'echo $$ > {folder}/pid; exec sleep 300'"
+
+
+@pytest.mark.skipif(not shutil.which("setsid"), reason="util-linux is not installed")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (f"setsid -w {ELSEWHERE}", r"had not answered after 0\.5 s"),
+        (
+            f"setsid {ELSEWHERE} > /dev/null & while [ ! -s {{folder}}/pid ]; do sleep 0.01; done; exit 3",
+            "ended with code 3",
+        ),
+    ],
+    ids=["the wrapper waits", "the wrapper has ended"],
+)
+def test_a_program_in_a_session_of_its_own_is_killed_too(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first hung for as long as the program liked, deaf to a stop as well; the second left it running."""
+    fake_java(tmp_path, monkeypatch, script.format(folder=tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(JavaError, match=message):
+        meteor(*pairs(1), seconds=0.5 if "-w" in script else 60)
+    assert time.monotonic() - begin < 60
+    assert alive(int((tmp_path / "pid").read_text())) == []
+
+
 def alive(group: int) -> list[psutil.Process]:
     """The processes of a group that do not end: a signal has been sent, and takes its time."""
     found = [process for process in psutil.process_iter() if is_in(process.pid, group)]
