@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,13 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twin!r} stands twice in one object; remove one of the two")
+        raise ValueError(f"the key {twin!r:.200} stands twice in one object; remove one of the two")
     return tree
+
+
+def named(keys: Iterable[str]) -> str:
+    """The first of them for a message, each in 200 characters at the most."""
+    return ", ".join(f"{key:.200}" for key in islice(keys, 8))
 
 
 def _line(data: bytes, at: int) -> int:

@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 from git_scale.checkpoint.sources import read_json as read_foreign_config
+from git_scale.data.builders.classes import names_of
 from git_scale.data.builders.coco import read_coco
+from git_scale.data.builders.ocrvqa import read_ocrvqa
 from git_scale.data.builders.vqa import read_vqa
+from git_scale.data.builders.youcook2 import read_youcook2
 from git_scale.data.captions import parse_json as parse_sample
+from git_scale.errors import DataError
 from git_scale.parallel.ds_config import read_ds_config
-from git_scale.text_files import decode_utf8, parse_json, read_json, read_text, whole_number
+from git_scale.text_files import decode_utf8, named, parse_json, read_json, read_text, whole_number
 
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "caf\u00e9"}]}
 VQA = {"data": [{"image_id": "a", "question": "caf\u00e9?", "question_id": 1, "answers": ["yes"]}]}
@@ -72,6 +76,39 @@ def test_a_key_that_stands_twice_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="the key 'a' stands twice in one object"):
         parse_json(text.encode())
     assert "a" in json.dumps(json.loads(text))  # the negative control: json drops the first in silence
+
+
+LONG = "key " * 1250
+OVERLONG: list[tuple[Callable[[Path], Any], object]] = [
+    (read_json, None),  # a key that stands twice
+    (read_coco, {LONG: 1}),
+    (read_coco, {"images": [{LONG: 1}], "annotations": []}),
+    (read_coco, {"images": [{"id": LONG, "file_name": "a"}] * 2, "annotations": []}),
+    (read_coco, {"images": [{"id": LONG + "\ud800", "file_name": "a"}], "annotations": []}),
+    (read_vqa, {LONG: 1}),
+    (read_vqa, {"data": [{LONG: 1}]}),
+    (lambda path: read_ocrvqa(path, None), {LONG: 1}),
+    (lambda path: read_ocrvqa(path, None), {LONG: {"split": 1}}),
+    (lambda path: read_youcook2(path, path.parent), {"database": {LONG: 1}}),
+    (lambda path: names_of([], path), {LONG: "a\ud800"}),
+    (lambda path: names_of([], path), {LONG: "fox", "b": "fox"}),
+    (lambda path: parse_sample(path.read_bytes()), {"captions": [{LONG: 1}]}),
+]
+
+
+@pytest.mark.parametrize(("read", "tree"), OVERLONG)
+def test_a_refusal_is_short_however_long_a_key_is(
+    tmp_path: Path, read: Callable[[Path], Any], tree: object
+) -> None:
+    """Each was printed whole."""
+    (tmp_path / "a.json").write_text(json.dumps(tree) if tree else f'{{"{LONG}": 1, "{LONG}": 2}}')
+    with pytest.raises((ValueError, DataError)) as caught:
+        read(tmp_path / "a.json")
+    assert len(str(caught.value)) < 1500 + len(str(tmp_path))
+
+
+def test_a_refusal_names_eight_keys() -> None:
+    assert named(["a", LONG, *"bcdefghij"]) == f"a, {LONG[:200]}, b, c, d, e, f, g"
 
 
 def test_nesting_has_a_bound() -> None:

@@ -158,7 +158,5 @@ def _question(item: object) -> dict[str, Any]:
 def _described(value: object) -> str:
     """`a list`, or a short value as json spells it."""
     if isinstance(value, dict | list):
-        return (
-            "a list" if isinstance(value, list) else f"an object of {', '.join(list(value)[:8]) or 'nothing'}"
-        )
+        return "a list" if isinstance(value, list) else f"an object of {text_files.named(value) or 'nothing'}"
     return json.dumps(value)[:80]

@@ -68,8 +68,8 @@ def read_class_keys(path: Path | None) -> ClassKeys:
     for key, name in pairs:
         if len(key.split()) != 1:
             raise DataError(
-                f"{path}: the server knows {name!r} by one word, and its key is {key!r}; {remedy}"
+                f"{path}: the server knows {name!r:.200} by one word, and its key is {key!r:.200}; {remedy}"
             )
         if (other := names.setdefault(key, name)) != name:
-            raise DataError(f"{path}: {other!r} and {name!r} have one key, {key!r}; {remedy}")
+            raise DataError(f"{path}: {other!r:.200} and {name!r:.200} have one key, {key!r:.200}; {remedy}")
     return ClassKeys({name: key for key, name in pairs})

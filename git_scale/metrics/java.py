@@ -4,7 +4,9 @@
         program.stdin.write(b"...")
 
 Nothing of it outlives the block: it is killed when its time is over, when this process is asked to stop, and when
-the block is left in any way. It reads and writes UTF-8 with decimal points, whatever the locale.
+the block is left in any way. What it started is known by a variable of the environment, for a `java` that is a
+wrapper may put the program into a session of its own, or end before it. It reads and writes UTF-8 with decimal
+points, whatever the locale.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +35,9 @@ _SECONDS_TO_END = 2
 """Left to a program that has said everything and is to end by itself."""
 _ROUND_S = 0.1
 """How often a program that is awaited is looked at."""
+_VARIABLE = "GIT_SCALE_PROGRAM"
+_KILL_ROUNDS, _KILL_ROUND_S = 100, 0.01
+"""For what is killed to end, and for what it started meanwhile to be found."""
 
 
 class JavaError(Exception):
@@ -59,7 +65,8 @@ def java_program(name: str, arguments: Sequence[str], seconds: float) -> Iterato
     """
     check_stop()
     with tempfile.TemporaryFile() as complaints:
-        program = _start(arguments, complaints)
+        mark = uuid.uuid4().hex
+        program = _start(arguments, complaints, mark)
         log.info("%s: waiting for java, %g s at the most", name, seconds)
         is_over, is_late = threading.Event(), threading.Event()
 
@@ -69,21 +76,21 @@ def java_program(name: str, arguments: Sequence[str], seconds: float) -> Iterato
                 if time.monotonic() >= end:
                     is_late.set()
                 if is_late.is_set() or stop_requested():
-                    _kill(program)  # at which the block reads the end of its pipe
+                    _kill(program, mark)  # at which the block reads the end of its pipe
                     return
 
         threading.Thread(target=watch, daemon=True).start()
         try:
             yield program
         except (OSError, ValueError, EOFError) as error:
-            _end(program)
+            _end(program, mark)
             check_stop()
             if is_late.is_set():
                 raise JavaError(f"java had not answered after {seconds:g} s") from None
             raise JavaError(_reason(program, error, complaints)) from None
         finally:
             is_over.set()
-            _end(program, _SECONDS_TO_END)
+            _end(program, mark, _SECONDS_TO_END)
 
 
 def unless_java_fails(name: str, compute: Callable[[], T]) -> T | None:
@@ -95,7 +102,7 @@ def unless_java_fails(name: str, compute: Callable[[], T]) -> T | None:
         return None
 
 
-def _start(arguments: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(arguments: Sequence[str], complaints: IO[bytes], mark: str) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
             [shutil.which("java") or "java", *_LOCALE, *arguments],
@@ -103,6 +110,7 @@ def _start(arguments: Sequence[str], complaints: IO[bytes]) -> subprocess.Popen[
             stdout=subprocess.PIPE,
             stderr=complaints,
             start_new_session=True,  # what it starts itself is killed with it
+            env={**os.environ, _VARIABLE: mark},
         )
     except OSError as error:  # of another architecture, say
         raise JavaError(f"{error.filename} cannot be started: {error.strerror}") from None
@@ -124,18 +132,35 @@ def _reason(program: subprocess.Popen[bytes], error: Exception, complaints: IO[b
     return f"{code}: {said or error}"
 
 
-def _end(program: subprocess.Popen[bytes], seconds: float = 1) -> None:
+def _end(program: subprocess.Popen[bytes], mark: str, seconds: float = 1) -> None:
     assert program.stdin is not None and program.stdout is not None, "pipes"
     with suppress(OSError):
         program.stdin.close()  # at which it ends
     with suppress(subprocess.TimeoutExpired):
         program.wait(seconds)
-    _kill(program)
+    _kill(program, mark)
     program.wait()
     program.stdout.close()
 
 
-def _kill(program: subprocess.Popen[bytes]) -> None:
+def _kill(program: subprocess.Popen[bytes], mark: str) -> None:
     if program.returncode is None:
         with suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
+    for _ in range(_KILL_ROUNDS):
+        if not (left := _marked(mark)):
+            return
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(_KILL_ROUND_S)
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes of this user that have the mark in their environment; none where there is no /proc."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or one that has ended
+            if f"{_VARIABLE}={mark}".encode() in file.read_bytes().split(b"\0"):
+                found.append(int(file.parent.name))
+    return found

@@ -42,8 +42,8 @@ def meteor(generated: list[str], references: list[list[str]], seconds: float | N
         program.stdin.write(" ||| ".join(["EVAL", *counts]).encode() + b"\n")
         program.stdin.flush()
         for _ in generated:
-            read_line(program)
-        return float(_numbers(read_line(program)))
+            _score(read_line(program))
+        return _score(read_line(program))
 
 
 def _one_field(text: str) -> str:
@@ -55,6 +55,12 @@ def _numbers(line: str) -> str:
     if not line or not all(math.isfinite(float(word)) for word in line.split()):
         raise ValueError(f"{line[:80]!r} are no numbers")
     return line
+
+
+def _score(line: str) -> float:
+    if not 0 <= (value := float(_numbers(line))) <= 1 + 1e-9:  # the sums of a perfect caption round
+        raise ValueError(f"its score {line[:80]!r} is not within 0 and 1")
+    return value
 
 
 def _published(texts: Predictions) -> float | None:

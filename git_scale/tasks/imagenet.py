@@ -18,11 +18,11 @@ from typing import Any
 
 from git_scale.data.class_names import read_class_keys
 from git_scale.metrics.metric import Prediction
-from git_scale.tasks.submissions import Asked, Row, Submission, image_id
+from git_scale.tasks.submissions import Asked, Row, Submission, image_id, refuse_mark
 from git_scale.text_files import read_text
 
 COLUMNS = ["ImageId", "PredictionString"]
-MOST = 5  # of an image's classes: the server takes the first five
+MOST = 5  # of an image's classes
 FIELDS = 5  # a class and its box
 NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
@@ -46,6 +46,8 @@ def _flaw_of_answer(asked: Asked, answer: str) -> str:
     fields = answer.split()
     if len(fields) % FIELDS:
         return "PredictionString of fields that are no multiple of five"
+    if len(fields) > MOST * FIELDS:
+        return "PredictionString of more than five classes"
     for at in range(0, len(fields), FIELDS):
         key, *box = fields[at : at + FIELDS]
         if key not in asked.classes.known:
@@ -55,6 +57,8 @@ def _flaw_of_answer(asked: Asked, answer: str) -> str:
         left, top, right, bottom = map(float, box)
         if left > right or top > bottom:
             return "PredictionString with a box that is not x_min y_min x_max y_max"
+        if right > asked.sample["width"] or bottom > asked.sample["height"]:
+            return "PredictionString with a box that ends outside the image"
     return ""
 
 
@@ -67,7 +71,9 @@ def _write(answers: Iterable[tuple[Asked, str]]) -> str:
 
 
 def _read(path: Path) -> Iterator[Row]:
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)  # else a quote swallows lines
+    text = read_text(path)
+    refuse_mark(path)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)  # else a quote swallows lines
     try:
         if (header := next(rows, [])) != COLUMNS:
             raise ValueError(f"line 1 is to be {','.join(COLUMNS)}, and is {','.join(header)[:60]!r}")

@@ -158,7 +158,7 @@ def refuse_mark(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(BOM_UTF8)) == BOM_UTF8:
             raise ValueError(
-                "it begins with a byte-order mark, which is no JSON: save it as UTF-8 without one"
+                "it begins with a byte-order mark, which a server takes for text: save it as UTF-8 without one"
             )
 
 

@@ -83,6 +83,7 @@ def fake_java(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+COUNTS = "for n in 1 2 3 4; do read line; [ $n = 4 ] || echo 3.0; done;"  # and then the scores of three texts
 BAD = {
     "exit 1": "ended with code 1",
     "echo broken >&2; exit 3": "ended with code 3: broken",
@@ -90,6 +91,9 @@ BAD = {
     "while read line; do echo; done": "no numbers",
     "while read line; do echo nan; done": "no numbers",
     "read line; echo 1.0 1.0": "java failed",
+    f"{COUNTS} echo 7.5": r"its score '7\.5' is not within 0 and 1",
+    f"{COUNTS} echo -0.1": "its score '-0.1' is not within 0 and 1",
+    f"{COUNTS} echo 0.5; echo 0.5; echo 0.5; echo 1.01": r"its score '1\.01' is not",
     "kill -9 $$": "java failed",
     "printf 1.0": "java failed",
 }
@@ -112,6 +116,33 @@ def test_a_program_that_hangs_is_killed_with_what_it_started(
     begin = time.monotonic()
     with pytest.raises(JavaError, match=r"had not answered after 0\.3 s"):
         meteor(*pairs(3), seconds=0.3)
+    assert time.monotonic() - begin < 60
+    assert alive(int((tmp_path / "pid").read_text())) == []
+
+
+ELSEWHERE = "sh -c 'echo $$ > {folder}/pid; exec sleep 300'"
+
+
+@pytest.mark.skipif(not shutil.which("setsid"), reason="util-linux is not installed")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (f"setsid -w {ELSEWHERE}", r"had not answered after 0\.5 s"),
+        (
+            f"setsid {ELSEWHERE} > /dev/null & while [ ! -s {{folder}}/pid ]; do sleep 0.01; done; exit 3",
+            "ended with code 3",
+        ),
+    ],
+    ids=["the wrapper waits", "the wrapper has ended"],
+)
+def test_a_program_in_a_session_of_its_own_is_killed_too(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first hung for as long as the program liked, deaf to a stop as well; the second left it running."""
+    fake_java(tmp_path, monkeypatch, script.format(folder=tmp_path))
+    begin = time.monotonic()
+    with pytest.raises(JavaError, match=message):
+        meteor(*pairs(1), seconds=0.5 if "-w" in script else 60)
     assert time.monotonic() - begin < 60
     assert alive(int((tmp_path / "pid").read_text())) == []
 

@@ -62,7 +62,23 @@ def problems(data: Path, text: str) -> list[str]:
     [
         ("", "", []),
         ("\n", "\r\n", []),
-        ("n01443537 10.5 0 10.5 374", " ".join(["n01443537 0 0 1 1"] * 9), []),
+        ("n01443537 10.5 0 10.5 374", " ".join(["n01443537 0 0 1 1"] * 4), []),
+        (
+            "n01443537 10.5 0 10.5 374",
+            " ".join(["n01443537 0 0 1 1"] * 5),
+            ['1 x PredictionString of more than five classes: line 2 (ImageId "test_1")'],
+        ),
+        ("0 0 0 0", "0 0 500 375", []),
+        (
+            "0 0 0 0",
+            "0 0 500.5 374",
+            ['1 x PredictionString with a box that ends outside the image: line 3 (ImageId "test_2")'],
+        ),
+        (
+            "0 0 0 0",
+            "0 0 499 99999",
+            ['1 x PredictionString with a box that ends outside the image: line 3 (ImageId "test_2")'],
+        ),
         ("test_2,n01443537 0 0 0 0\n", "", ['1 x ImageId without an answer: "test_2"']),
         (
             "test_2,",
@@ -125,6 +141,7 @@ def test_what_the_server_would_refuse_is_counted(
         (GOOD.split("\n", 1)[1], "line 1 is to be ImageId,PredictionString, and is 'test_1,n01440764"),
         (GOOD.replace("ImageId", "image_id"), "line 1 is to be"),
         ("", "line 1 is to be"),
+        ("\ufeff" + GOOD, "it begins with a byte-order mark, which a server takes for text"),
         (GOOD.replace("test_2,", "test_2 "), "line 3: ImageId,PredictionString is wanted, found 'test_2 n"),
         (GOOD.replace("0 0 0 0", "0,0"), "line 3: ImageId,PredictionString is wanted"),
         (GOOD + '"' + "x" * 200_000, "field larger than field limit"),

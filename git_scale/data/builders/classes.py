@@ -9,27 +9,22 @@ The name of a class is what a model learns to say, so it is to be readable and n
 
 from __future__ import annotations
 
-import csv
-import io
-import posixpath
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from git_scale.data.builders.class_lists import is_there, read_list, readable
 from git_scale.data.builders.formats import AnnotationFormat, FormatOption
 from git_scale.data.builders.json_records import MalformedRecordError, read_object
 from git_scale.data.builders.source_images import SourceRow
-from git_scale.data.builders.tables import Line, parse_rows
 from git_scale.data.builders.writer import Skipped
-from git_scale.data.captions import clean_caption
+from git_scale.data.captions import HALVES, clean_caption
 from git_scale.data.class_names import NAMES_FILE, class_names_text
 from git_scale.data.images import ENDINGS
 from git_scale.errors import DataError
-from git_scale.text_files import read_text
 
-HEADER = ["ImageId", "PredictionString"]
 LISTED_AGAIN, NO_IMAGE = "listed again", "not named as a JPEG, PNG or WebP image"
 
 # Classes of ImageNet whose first name is another one's too (GIT's own list of readable names).
@@ -52,12 +47,13 @@ def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
     source: Path = given["source"]
     if given["unlabelled"]:
         return _unlabelled(given)
-    classes, skipped = _labelled(given["labels"]) if given["labels"] else _in_folders(source)
+    classes, skipped = _labelled(given["labels"], source) if given["labels"] else _in_folders(source)
     names = names_of(sorted(classes), given["names"])
+    found = set(_with_an_image(classes, source))
     shots: int | None = given["shots"]
     rows: list[SourceRow | Skipped] = [
         *skipped,
-        *(Skipped(key, "class without an image", "class") for key in names if not classes.get(key)),
+        *(Skipped(key, "class without an image", "class") for key in names if key not in found),
     ]
     for key in sorted(classes):
         files = sorted(classes[key])
@@ -72,21 +68,30 @@ def read_classes(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
 def names_of(keys: Iterable[str], path: Path | None) -> dict[str, str]:
     """Class -> its name: from the file, or the class's own with blanks for `_`.
 
-    Raises DataError for a class that the file does not name, and for two of one name.
+    Raises DataError for a class that the file does not name, for two of one name, and for what UTF-8 cannot write.
     """
     names = (
         _one_name_each(path) if path else {key: clean_caption(key.replace("_", " ")) or key for key in keys}
     )
     if missing := [key for key in keys if key not in names]:
-        raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r}")
+        raise DataError(f"{path}: no name for {len(missing)} classes of the folder, as {missing[0]!r:.200}")
     first: dict[str, str] = {}
     for key, name in names.items():
+        _refuse_half(path, key)
         if (other := first.setdefault(name.casefold(), key)) != key:
             raise DataError(
-                f"{path or 'folders'}: the classes {other!r} and {key!r} are both named {name!r}: no text would tell"
-                " them apart; give one another name (--names FILE, a line CLASS<TAB>NAME for each)"
+                f"{path or 'folders'}: the classes {other!r:.200} and {key!r:.200} are both named {name!r:.200}: no"
+                " text would tell them apart; give one another name (--names FILE, a line CLASS<TAB>NAME for each)"
             )
     return names
+
+
+def _refuse_half(path: Path | None, text: str) -> None:
+    """Raises DataError for what UTF-8 cannot write: a folder's name in another encoding has such characters."""
+    if HALVES.search(text):
+        raise DataError(
+            f"{path or 'folders'}: {text!r:.200} cannot be written as UTF-8; give it another name"
+        )
 
 
 def _one_name_each(path: Path) -> dict[str, str]:
@@ -95,7 +100,7 @@ def _one_name_each(path: Path) -> dict[str, str]:
     for key, name in _read_names(path):
         if (other := names.setdefault(key, name)) != name:
             raise DataError(
-                f"{path}: the class {key!r} is named {other!r} and {name!r}; remove one of the two"
+                f"{path}: the class {key!r:.200} is named {other!r:.200} and {name!r:.200}; remove one of the two"
             )
     return names
 
@@ -103,14 +108,22 @@ def _one_name_each(path: Path) -> dict[str, str]:
 def class_names(given: Mapping[str, Any]) -> dict[str, str]:
     """What is written beside the shards: the names with their classes, one per line, for data.class_names.
 
-    Nothing for images without labels and without --names.
+    Those of --names or of the folders, or else those of --labels of which an image is there. Nothing for images
+    without labels and without --names.
     """
     if given["unlabelled"]:
         names = names_of([], given["names"])
+    elif given["labels"]:
+        classes, _ = _labelled(given["labels"], given["source"])
+        names = names_of(_with_an_image(classes, given["source"]), given["names"])
     else:
-        keys = _labelled(given["labels"])[0] if given["labels"] else _folders(given["source"])
-        names = names_of(sorted(keys), given["names"])
+        names = names_of(sorted(_folders(given["source"])), given["names"])
     return {NAMES_FILE: class_names_text(names)} if names else {}
+
+
+def _with_an_image(classes: Mapping[str, list[str]], source: Path) -> list[str]:
+    """The classes of which one is there, sorted."""
+    return sorted(key for key, files in classes.items() if any(is_there(source, file) for file in files))
 
 
 def _unlabelled(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
@@ -125,9 +138,7 @@ def _unlabelled(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:
         )
     rows: dict[str, SourceRow] = {}
     again: list[SourceRow | Skipped] = []
-    _, lines = _table(path)
-    for _, (name, *_) in lines:
-        file = _file_of(name)
+    for _, file, _ in read_list(path, given["source"]):
         if file in rows:
             again.append(Skipped(file, LISTED_AGAIN))
         rows[file] = SourceRow(file, (), {"image_id": Path(file).stem}, is_asked=True, is_measured=True)
@@ -164,52 +175,28 @@ def _in_folders(source: Path) -> tuple[dict[str, list[str]], list[Skipped]]:
     return classes, sorted(skipped)
 
 
-def _labelled(path: Path) -> tuple[dict[str, list[str]], list[Skipped]]:
-    """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString).
-
-    A class may have blanks: "a.jpg great white shark". Of Kaggle's "n01440764 0 0 499 374" the first word is it.
-    """
+def _labelled(path: Path, source: Path) -> tuple[dict[str, list[str]], list[Skipped]]:
+    """From lines `FILE CLASS`, or Kaggle's LOC_val_solution.csv (ImageId,PredictionString)."""
     class_of: dict[str, str] = {}
     skipped: list[Skipped] = []
-    header, lines = _table(path)
-    for number, cells in lines:
-        if len(cells) != 2 or not all(cell.strip() for cell in cells):
+    for number, file, rest in read_list(path, source):
+        if len(rest) != 1 or not (key := rest[0].strip()):
             raise DataError(
-                f"{path}, line {number}: FILE and CLASS are expected, found {','.join(cells)[:60]!r}"
+                f"{path}, line {number}: FILE and CLASS are expected, found {','.join([file, *rest])[:60]!r:.200}"
             )
-        file, key = _file_of(cells[0]), cells[1].split()[0] if header else cells[1].strip()
         if file not in class_of:
             class_of[file] = key
         elif class_of[file] == key:
             skipped.append(Skipped(file, LISTED_AGAIN))
         else:
             raise DataError(
-                f"{path}, line {number}: {file!r} is of the class {key!r}, and of {class_of[file]!r} above;"
-                " remove one of the two"
+                f"{path}, line {number}: {file!r:.200} is of the class {key!r:.200}, and of {class_of[file]!r:.200}"
+                " above; remove one of the two"
             )
     classes = defaultdict[str, list[str]](list)
     for file, key in class_of.items():
         classes[key].append(file)
     return classes, skipped
-
-
-def _table(path: Path) -> tuple[list[Line], list[Line]]:
-    """Kaggle's header where there is one, and the lines, with their numbers.
-
-    Cells are parted by commas, or else by the first tab or blank.
-    """
-    table = csv.reader(_text(path, "list of images"), strict=True)  # strict: else a quote swallows lines
-    lines = [
-        (number, cells if len(cells) > 1 else cells[0].strip().split("\t" if "\t" in cells[0] else None, 1))
-        for number, cells in parse_rows(path, table)
-    ]
-    is_kaggles = bool(lines) and [cell.strip() for cell in lines[0][1]] == HEADER
-    return lines[:is_kaggles], lines[is_kaggles:]
-
-
-def _file_of(name: str) -> str:
-    file = posixpath.normpath(name.strip())
-    return file if Path(file).suffix else f"{file}.JPEG"
 
 
 def _read_names(path: Path) -> Iterator[tuple[str, str]]:
@@ -218,14 +205,15 @@ def _read_names(path: Path) -> Iterator[tuple[str, str]]:
         tree = _json(path)
         pairs = [value if isinstance(value, list) else [key, value] for key, value in tree.items()]
     else:
-        pairs = [_pair_of(line) for line in _text(path, "names") if line.strip()]
+        pairs = [_pair_of(line) for line in readable(path, "names") if line.strip()]
     for pair in pairs:
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
-            raise DataError(f"{path}: a class and its name are expected, found {pair!r}")
+            raise DataError(f"{path}: a class and its name are expected, found {pair!r:.200}")
+        _refuse_half(path, pair[1])  # else it would be dropped
         key = pair[0].strip()
         name = clean_caption(READABLE.get(key, pair[1].replace("_", " ")))
         if name is None:
-            raise DataError(f"{path}: the name of {key!r} has no visible character")
+            raise DataError(f"{path}: the name of {key!r:.200} has no visible character")
         yield key, name
 
 
@@ -241,13 +229,6 @@ def _json(path: Path) -> dict[str, Any]:
         return read_object(path)
     except MalformedRecordError as error:
         raise DataError(f'{path}: {error}; an object {{"CLASS": "name"}} is expected') from None
-
-
-def _text(path: Path, what: str) -> io.StringIO:
-    try:
-        return io.StringIO(read_text(path), newline=None)  # all three line ends, and no others
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable {what}: {error}") from None
 
 
 FORMAT = AnnotationFormat(

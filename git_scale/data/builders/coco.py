@@ -54,27 +54,27 @@ def _join(path: Path, tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipp
         number, file = id_of(place, image, "id"), value_of(place, image, "file_name")
         if number in captions_of:
             raise DataError(
-                f"{path}: image id {number!r} stands twice, for {files.get(number)!r} and {file!r}; give each"
-                " image an id of its own"
+                f"{path}: image id {number!r:.200} stands twice, for {files.get(number)!r:.200} and"
+                f" {file!r:.200}; give each image an id of its own"
             )
         captions_of[number] = []
         kept[number] = {"image_id": number} | {key: image[key] for key in ("domain",) if key in image}
         if isinstance(file, str):
             files[number] = file
         else:
-            skipped.append(Skipped(f"image id {number!r}", not_text("file_name", file)))
+            skipped.append(Skipped(f"image id {number!r:.200}", not_text("file_name", file)))
     is_test = bool(captions_of) and "annotations" not in tree
     annotations = [] if is_test else records_of(tree, "annotations")
     for place, annotation in annotations:
         number, caption = id_of(place, annotation, "image_id"), value_of(place, annotation, "caption")
         if number not in captions_of:
             reason = f"annotation of no image{hint_at_other_kind(number, captions_of)}"
-            skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
+            skipped.append(Skipped(f"{place} of image id {number!r:.200}", reason, "caption"))
         elif not isinstance(caption, str):
             reason = not_text("caption", caption)
-            skipped.append(Skipped(f"{place} of image id {number!r}", reason, "caption"))
+            skipped.append(Skipped(f"{place} of image id {number!r:.200}", reason, "caption"))
         elif mark := next((mark for mark in OF_NO_USE if is_true(place, annotation, mark)), None):
-            skipped.append(Skipped(f"{place} of image id {number!r}", OF_NO_USE[mark], "caption"))
+            skipped.append(Skipped(f"{place} of image id {number!r:.200}", OF_NO_USE[mark], "caption"))
         else:
             captions_of[number].append(caption)
     rows = [

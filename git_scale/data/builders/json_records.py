@@ -10,7 +10,7 @@ from typing import Any
 
 from git_scale.data.captions import HALVES
 from git_scale.errors import DataError
-from git_scale.text_files import read_json
+from git_scale.text_files import named, read_json
 
 Id = int | str
 
@@ -38,7 +38,7 @@ def read_list(path: Path, name: str) -> list[tuple[str, dict[str, Any]]]:
     """
     tree = read_value(path)
     if not isinstance(tree, list):
-        keys = f" of {', '.join(list(tree)[:8])}" if isinstance(tree, dict) else ""
+        keys = f" of {named(tree)}" if isinstance(tree, dict) else ""
         raise MalformedRecordError(f"it holds {kind_of(tree)}{keys}, not a list")
     return records_of({name: tree}, name)
 
@@ -68,7 +68,7 @@ def records_of(tree: dict[str, Any], key: str, within: str = "") -> list[tuple[s
     records = [(f"{name}[{number}]", record) for number, record in enumerate(tree[key])]
     for place, record in records:
         if not isinstance(record, dict):
-            raise MalformedRecordError(f"{place} is {kind_of(record)}, not an object")
+            raise MalformedRecordError(f"{place:.200} is {kind_of(record)}, not an object")
     return records
 
 
@@ -82,16 +82,16 @@ def object_of(tree: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _check_has(tree: dict[str, Any], key: str, within: str = "") -> None:
     if key not in tree:
-        found = ", ".join(map(repr, list(tree)[:8])) or "nothing"
+        found = named(map(repr, tree)) or "nothing"
         raise MalformedRecordError(
-            f"{within} has no {key}, but {found}" if within else f"no {key}, but {found}"
+            f"{within:.200} has no {key}, but {found}" if within else f"no {key}, but {found}"
         )
 
 
 def value_of(place: str, record: dict[str, Any], key: str) -> Any:
     """`record[key]`, of any kind. Raises MalformedRecordError when it is missing."""
     if key not in record:
-        raise MalformedRecordError(f"{place} has no {key}")
+        raise MalformedRecordError(f"{place:.200} has no {key}")
     return record[key]
 
 
@@ -99,9 +99,11 @@ def id_of(place: str, record: dict[str, Any], key: str) -> Id:
     """A number or text that identifies. Raises MalformedRecordError otherwise: 1, 1.0 and true would be one key."""
     value = value_of(place, record, key)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise MalformedRecordError(f"{place}.{key} is {kind_of(value)}, not an integer or a text")
+        raise MalformedRecordError(f"{place:.200}.{key} is {kind_of(value)}, not an integer or a text")
     if isinstance(value, str) and HALVES.search(value):
-        raise MalformedRecordError(f"{place}.{key} is {value!r}, with half a character (a lone surrogate)")
+        raise MalformedRecordError(
+            f"{place:.200}.{key} is {value!r:.200}, with half a character (a lone surrogate)"
+        )
     return value
 
 
@@ -109,7 +111,9 @@ def is_true(place: str, record: dict[str, Any], key: str) -> bool:
     """Whether `record[key]` is true or 1; one that is missing is not. Raises MalformedRecordError for a text."""
     value = record.get(key, False)
     if value not in (True, False):  # 1 and 0 are equal to them
-        raise MalformedRecordError(f"{place}.{key} is {kind_of(value)}, {value!r:.60}, not true or false")
+        raise MalformedRecordError(
+            f"{place:.200}.{key} is {kind_of(value)}, {value!r:.60}, not true or false"
+        )
     return bool(value)
 
 
@@ -118,7 +122,7 @@ def segment_of(place: str, record: dict[str, Any], key: str) -> tuple[float, flo
     value = value_of(place, record, key)
     numbers = [second for second in value if type(second) in (int, float)] if isinstance(value, list) else []
     if len(numbers) != 2 or len(value) != 2 or not 0 <= numbers[0] <= numbers[1] <= sys.float_info.max:
-        raise MalformedRecordError(f"{place}.{key} is {value!r:.60}, not [start, end] in seconds")
+        raise MalformedRecordError(f"{place:.200}.{key} is {value!r:.60}, not [start, end] in seconds")
     return float(numbers[0]), float(numbers[1])
 
 

@@ -50,7 +50,7 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
         number = id_of(place, image, "cocoid" if "cocoid" in image else "imgid")
         if number in images:
             raise DataError(
-                f"{path}: image id {number!r} stands twice, the second time at {place}; remove one"
+                f"{path}: image id {number!r:.200} stands twice, the second time at {place}; remove one"
             )
         images[number], splits[number] = (place, image), value_of(place, image, "split")
     if not images:
@@ -65,7 +65,7 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
             name = f"{folder}/{file}" if folder else file
             rows.append(SourceRow(name, captions, {"image_id": number}))
         else:
-            skipped.append(Skipped(f"image id {number!r}", "filename or filepath is not text"))
+            skipped.append(Skipped(f"image id {number!r:.200}", "filename or filepath is not text"))
     refuse_shared_files(path, rows)
     return [*skipped, *rows]
 

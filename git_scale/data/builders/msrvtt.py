@@ -50,7 +50,7 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
     for place, video in records_of(tree, "videos"):
         number = id_of(place, video, "video_id")
         if number in captions:
-            raise DataError(f"{path}: video_id {number!r} stands twice")
+            raise DataError(f"{path}: video_id {number!r:.200} stands twice")
         captions[number], splits[number] = [], video.get("split")
     if not captions:
         raise MalformedRecordError("no video in it")
@@ -58,11 +58,11 @@ def _rows(path: Path, tree: dict[str, Any], split: str | None) -> list[SourceRow
     for place, sentence in records_of(tree, "sentences"):
         number, caption = id_of(place, sentence, "video_id"), value_of(place, sentence, "caption")
         if number not in captions:
-            skipped.append(Skipped(f"{place} of {number!r}", "caption of no video", "caption"))
+            skipped.append(Skipped(f"{place} of {number!r:.200}", "caption of no video", "caption"))
         elif isinstance(caption, str):
             captions[number].append(caption)
         else:
-            skipped.append(Skipped(f"{place} of {number!r}", not_text("caption", caption), "caption"))
+            skipped.append(Skipped(f"{place} of {number!r:.200}", not_text("caption", caption), "caption"))
     rows = [SourceRow(f"{number}.mp4", tuple(captions[number]), {"image_id": number}) for number in wanted]
     refuse_shared_files(path, rows)
     return [*skipped, *rows]

@@ -52,10 +52,10 @@ def read_ocrvqa(path: Path, split: str | None = None) -> list[SourceRow | Skippe
 
 def _split_of(key: str, cover: object) -> str:
     if not isinstance(cover, dict):
-        raise MalformedRecordError(f"{key!r} is {kind_of(cover)}, not an object")
+        raise MalformedRecordError(f"{key!r:.200} is {kind_of(cover)}, not an object")
     number = value_of(key, cover, "split")
     if isinstance(number, bool) or not isinstance(number, int | float) or number not in SPLITS:
-        raise MalformedRecordError(f"{key}.split is {number!r:.60}, not 1, 2 or 3")
+        raise MalformedRecordError(f"{key:.200}.split is {number!r:.60}, not 1, 2 or 3")
     return SPLITS[int(number)]
 
 
@@ -64,17 +64,17 @@ def _ask(key: str, cover: dict[str, Any], asked: QuestionList) -> str:
     url, questions, answers = (value_of(key, cover, name) for name in ("imageURL", "questions", "answers"))
     if not isinstance(questions, list) or not isinstance(answers, list) or not isinstance(url, str):
         raise MalformedRecordError(
-            f"{key} has no imageURL that is a text, or no lists of questions and answers"
+            f"{key:.200} has no imageURL that is a text, or no lists of questions and answers"
         )
     if len(questions) != len(answers):
-        raise MalformedRecordError(f"{key} has {len(questions)} questions, but {len(answers)} answers")
+        raise MalformedRecordError(f"{key:.200} has {len(questions)} questions, but {len(answers)} answers")
     for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         number = f"{key}-{place}"
         asked.ask({"question": question}, number, key, asked.texts([answer], number))
     try:
         return posixpath.splitext(urlsplit(url).path)[1]
     except ValueError as error:
-        raise MalformedRecordError(f"{key}.imageURL is {url!r:.60}, no address ({error})") from None
+        raise MalformedRecordError(f"{key:.200}.imageURL is {url!r:.60}, no address ({error})") from None
 
 
 def _read(given: Mapping[str, Any]) -> list[SourceRow | Skipped]:

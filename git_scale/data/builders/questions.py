@@ -34,8 +34,8 @@ class QuestionList:
         """Raises DataError for a question_id that was there before."""
         if number in self.seen:
             raise DataError(
-                f"{self.path}: question_id {number!r} stands twice, again at {place} ({question!r}); give each"
-                " question an id of its own"
+                f"{self.path}: question_id {number!r:.200} stands twice, again at {place} ({question!r:.200}); give"
+                " each question an id of its own"
             )
         self.seen.add(number)
 

@@ -63,8 +63,8 @@ def read_table(
     caption_at = _find(path, header, caption_column, CAPTION_COLUMNS, "--caption-column")
     if file_at == caption_at:
         raise DataError(
-            f"{path}: the column {header[file_at]!r} cannot hold both the file and the caption; name another with"
-            " --file-column or --caption-column"
+            f"{path}: the column {header[file_at]!r:.200} cannot hold both the file and the caption; name another"
+            " with --file-column or --caption-column"
         )
     named = [(number, cells[file_at].strip(), cells[caption_at]) for number, cells in lines[1:]]
     nameless = [Skipped(f"line {number}", "no image named") for number, file, _ in named if not file]
@@ -82,7 +82,7 @@ def _check_separator(path: Path, text: str) -> None:
         other, "save it with commas (.csv) or tabs (.tsv)"
     )
     raise DataError(
-        f"{path}: its header {header[:80]!r} is separated by {_SEPARATORS[other]}, and a {path.suffix} by"
+        f"{path}: its header {header[:80]!r:.200} is separated by {_SEPARATORS[other]}, and a {path.suffix} by"
         f" {_SEPARATORS[expected]}; {remedy}"
     )
 
@@ -98,7 +98,7 @@ def _read_csv(path: Path, text: str) -> list[Line]:
 def _read_tsv(path: Path, text: str) -> list[Line]:
     plain = parse_rows(path, csv.reader(_lines(text), delimiter="\t", quoting=csv.QUOTE_NONE))
     if _odd_line(plain) is None:
-        return [(number, [_unquoted(cell) for cell in cells]) for number, cells in plain]
+        return [(number, [unquoted(cell) for cell in cells]) for number, cells in plain]
     try:
         quoted = parse_rows(path, csv.reader(_lines(text), delimiter="\t", strict=True))
     except DataError:  # a stray quote: not written by the csv module's rules
@@ -140,12 +140,12 @@ def _check_widths(path: Path, lines: Sequence[Line], separator: str) -> None:
     if (odd := _odd_line(lines)) is not None:
         number, cells = odd
         raise DataError(
-            f"{path}, line {number}: {len(cells)} cells, but the header has {len(lines[0][1])}: {cells[:4]};"
+            f"{path}, line {number}: {len(cells)} cells, but the header has {len(lines[0][1])}: {cells[:4]!r:.200};"
             f' a caption that holds {separator} stands in quotes: "A dog, brown"'
         )
 
 
-def _unquoted(cell: str) -> str:
+def unquoted(cell: str) -> str:
     whole = _QUOTED.fullmatch(cell)
     return whole[1].replace('""', '"') if whole else cell
 
@@ -157,13 +157,13 @@ def _find(path: Path, header: Sequence[str], wish: str | None, guesses: Sequence
         found = found or [at for at, column in enumerate(header) if column.lower() == name]
         if len(found) > 1:
             raise DataError(
-                f"{path}: the column {name!r} stands {len(found)} times in the header {list(header)}; rename all but"
-                f" one, or name another with {option}"
+                f"{path}: the column {name!r:.200} stands {len(found)} times in the header {list(header)!r:.200};"
+                f" rename all but one, or name another with {option}"
             )
         if found:
             return found[0]
     raise DataError(
-        f"{path}: no column {' or '.join(names)} in the header {list(header)}; name it with {option}"
+        f"{path}: no column {' or '.join(names)} in the header {list(header)!r:.200}; name it with {option}"
     )
 
 

@@ -51,7 +51,9 @@ def _rows(tree: dict[str, Any]) -> tuple[list[SourceRow], list[Skipped]]:
         if isinstance(caption, str):
             of_image.append(caption)
         elif not is_test:
-            skipped.append(Skipped(f"{place} of {number!r}", not_text("caption_str", caption), "caption"))
+            skipped.append(
+                Skipped(f"{place} of {number!r:.200}", not_text("caption_str", caption), "caption")
+            )
     rows = [
         SourceRow(f"{number}.jpg", tuple(texts), {"image_id": number}, is_asked=is_test)
         for number, texts in captions.items()

@@ -47,7 +47,7 @@ def read_tvc(path: Path) -> list[SourceRow | Skipped]:
         for place, record in records:
             number = id_of(place, record, "clip_id")
             if number in rows:
-                raise DataError(f"{path}: clip_id {number!r} stands twice, again at {place}; remove one")
+                raise DataError(f"{path}: clip_id {number!r:.200} stands twice, again at {place}; remove one")
             rows[number] = _row(place, record, number, skipped, is_test)
     return [*skipped, *rows.values()]
 

@@ -36,12 +36,12 @@ def read_vatex(path: Path, language: str = "en") -> list[SourceRow | Skipped]:
         for place, video in videos:
             number = id_of(place, video, "videoID")
             if number in seen:
-                raise DataError(f"{path}: videoID {number!r} stands twice")
+                raise DataError(f"{path}: videoID {number!r:.200} stands twice")
             seen.add(number)
             said = video.get(LANGUAGES[language], [])
             said = said if isinstance(said, list) else [said]
             skipped += [
-                Skipped(f"{place} of {number!r}", not_text(LANGUAGES[language], caption), "caption")
+                Skipped(f"{place} of {number!r:.200}", not_text(LANGUAGES[language], caption), "caption")
                 for caption in said
                 if not isinstance(caption, str)
             ]

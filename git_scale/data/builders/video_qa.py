@@ -53,11 +53,13 @@ def _read_mapping(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable mapping: {error}") from None
     if wrong := next((line for line in lines if len(line) != 2), None):
-        raise DataError(f"{path}: lines NAME vidN are expected, found {' '.join(wrong)[:60]!r}")
+        raise DataError(f"{path}: lines NAME vidN are expected, found {' '.join(wrong)[:60]!r:.200}")
     names: dict[str, str] = {}
     for name, number in lines:
         if (other := names.setdefault(number, name)) != name:
-            raise DataError(f"{path}: {number} is both {other!r} and {name!r}; remove one of the two lines")
+            raise DataError(
+                f"{path}: {number} is both {other!r:.200} and {name!r:.200}; remove one of the two lines"
+            )
     return names
 
 

@@ -90,8 +90,8 @@ def _ask_vqa2(tree: dict[str, Any], annotations: dict[Id, _Annotation] | None, a
             answers, theirs = annotations[number].answers, annotations[number].image_id
             if theirs not in (None, image):
                 raise DataError(
-                    f"{asked.path}: question {number} is about image_id {image!r}, its annotation about {theirs!r};"
-                    " are both files of one data set?"
+                    f"{asked.path}: question {number} is about image_id {image!r:.200}, its annotation about"
+                    f" {theirs!r:.200}; are both files of one data set?"
                 )
         asked.ask(record, number, image, answers)
     for number in annotations or {}:
@@ -128,7 +128,7 @@ def _annotations(path: Path, tree: dict[str, Any], asked: QuestionList) -> dict[
         number = id_of(place, record, "question_id")
         if number in found:
             raise DataError(
-                f"{path}: question_id {number!r} has two annotations, the second at {place}; remove one"
+                f"{path}: question_id {number!r:.200} has two annotations, the second at {place}; remove one"
             )
         given = [value_of(where, item, "answer") for where, item in records_of(record, "answers", place)]
         found[number] = _Annotation(asked.texts(given, number), record.get("image_id"))
@@ -141,7 +141,7 @@ def _namer(image_name: str) -> Callable[[Id], str]:
             return image_name.format(image_id=image_id)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError) as error:
             raise DataError(
-                f"image name {image_name!r} does not fit image_id {image_id!r} ({error}); give --image-name"
+                f"image name {image_name!r:.200} does not fit image_id {image_id!r:.200} ({error}); give --image-name"
             ) from None
 
     return name

@@ -58,8 +58,8 @@ def read_youcook2(path: Path, videos: Path, subset: str | None = None) -> list[S
 
 def _subset_of(key: str, video: object) -> object:
     if not isinstance(video, dict):
-        raise MalformedRecordError(f"database.{key} is {kind_of(video)}, not an object")
-    return value_of(f"database.{key}", video, "subset")
+        raise MalformedRecordError(f"database.{key:.200} is {kind_of(video)}, not an object")
+    return value_of(f"database.{key:.200}", video, "subset")
 
 
 def _file_of(videos: Path, key: str, video: dict[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _steps(
     for place, step in records_of(video, "annotations", key):
         number, sentence = f"{key}_{id_of(place, step, 'id')}", value_of(place, step, "sentence")
         if number in taken:
-            raise MalformedRecordError(f"{place} has the id of another step, {number!r}")
+            raise MalformedRecordError(f"{place} has the id of another step, {number!r:.200}")
         taken.add(number)
         segment = segment_of(place, step, "segment")
         if isinstance(sentence, str):

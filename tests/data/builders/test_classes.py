@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from git_scale.errors import DataError
 def given(source: Path, **options: Any) -> dict[str, Any]:
     nothing = dict.fromkeys(("names", "labels", "unlabelled", "shots", "seed"))
     return {"source": source, **nothing, **options}
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).touch()
 
 
 @pytest.fixture
@@ -94,6 +100,7 @@ def test_a_few_images_of_each_class_by_the_seed(folders: Path) -> None:
     ],
 )
 def test_one_folder_with_a_list_of_labels(tmp_path: Path, content: str) -> None:
+    touch(tmp_path, "ILSVRC_1.JPEG", "ILSVRC_2.JPEG")
     (tmp_path / "labels.csv").write_text(content)
     (tmp_path / "names.txt").write_text("n0 tench, Tinca tinca\nn1 goldfish\n")
     rows = read_classes(given(tmp_path, labels=tmp_path / "labels.csv", names=tmp_path / "names.txt"))
@@ -153,6 +160,7 @@ def test_a_line_without_a_class_is_refused(tmp_path: Path) -> None:
 )
 def test_a_class_may_have_blanks(tmp_path: Path, content: str) -> None:
     """Both were "great"."""
+    touch(tmp_path, "0.jpg", "1.jpg")
     (tmp_path / "labels.csv").write_text(content)
     options = given(tmp_path, labels=tmp_path / "labels.csv")
     assert {row.file: row.captions for row in read_classes(options) if isinstance(row, SourceRow)} == {
@@ -180,6 +188,7 @@ def test_what_is_no_image_of_a_class_is_counted(folders: Path) -> None:
 
 
 def test_an_image_that_is_listed_twice_is_taken_once_or_contradicts_itself(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
     labels = tmp_path / "labels.txt"
     labels.write_text("a.jpg,cat\nb.jpg,dog\n./a.jpg,cat\n")
     assert read_classes(given(tmp_path, labels=labels)) == [
@@ -220,3 +229,90 @@ def test_quotes_that_are_amiss_are_refused(tmp_path: Path, option: str, content:
     (tmp_path / "labels.csv").write_text(content)
     with pytest.raises(DataError, match=message):
         read_classes(given(tmp_path, **{option: tmp_path / "labels.csv"}))
+
+
+@pytest.mark.parametrize("half", ["caf\udce9", "x\ud800"])
+def test_a_class_that_utf8_cannot_write_is_refused_before_the_work(tmp_path: Path, half: str) -> None:
+    """The first was a traceback after all shards were written: a folder's name in Latin-1 has that form."""
+    names = tmp_path / "names.json"
+    for tree in ({"dog": "a dog", half: "coffee"}, {"dog": half}):
+        names.write_text(json.dumps(tree))
+        with pytest.raises(
+            DataError, match=r"names.json: '(caf\\udce9|x\\ud800)' cannot be written as UTF-8"
+        ):
+            names_of(["dog"], names)
+    folder = tmp_path / "src" / "dog"
+    folder.mkdir(parents=True)
+    assert names_of(["dog"], None) == {"dog": "dog"}
+    if half.startswith("caf"):
+        folder.rename(tmp_path / "src" / half)
+        assert os.listdir(os.fsencode(tmp_path / "src")) == [b"caf\xe9"]  # noqa: PTH208 - in bytes
+        with pytest.raises(
+            DataError, match=r"folders: 'caf\\udce9' cannot be written as UTF-8; give it another"
+        ):
+            read_classes(given(tmp_path / "src"))
+
+
+@pytest.mark.parametrize(
+    ("content", "files"),
+    [
+        ("my photo.jpg\nmy other.JPG\nplain.jpg\n", ["my photo.jpg", "my other.JPG", "plain.jpg"]),
+        ("my photo.jpg 0\nmy other.jpg sea snake.png\n", ["my photo.jpg", "my other.jpg"]),
+        ("my photo.jpg\t0\nmy other.jpg\nmy third\n", ["my photo.jpg", "my other.jpg", "my.JPEG"]),
+        ("dog, brown.jpg\ntest_1,n1\n", ["dog, brown.jpg", "test_1.JPEG"]),
+        ("file\na.jpg\n", ["a.jpg"]),
+        ("id\tlabel\na\t1\n", ["a.JPEG"]),
+        ("image_id x\nmy photo.jpg\n", ["my photo.jpg"]),
+    ],
+)
+def test_names_with_blanks_are_read_to_their_ending(tmp_path: Path, content: str, files: list[str]) -> None:
+    """Two names that began with one word were one image."""
+    (tmp_path / "list.txt").write_text(content)
+    rows = read_classes(given(tmp_path, unlabelled=tmp_path / "list.txt"))
+    assert [row.file for row in rows if isinstance(row, SourceRow)] == files
+    assert len(rows) == len(files), "nothing is listed again"
+
+
+def labelled(tmp_path: Path, content: str) -> dict[str, tuple[str, ...]]:
+    (tmp_path / "labels.txt").write_text(content)
+    rows = read_classes(given(tmp_path, labels=tmp_path / "labels.txt"))
+    return {row.file: row.captions for row in rows if isinstance(row, SourceRow)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "plain.jpg\ttench, Tinca tinca\nmy photo.jpg\tsea snake\n",
+        "image\tclass\nplain.jpg\ttench, Tinca tinca\nmy photo.jpg sea snake\n",
+        'plain.jpg\t"tench, Tinca tinca"\r\nmy photo.jpg\tsea snake\r\n',
+        'file,class\nplain.jpg,"tench, Tinca tinca"\nmy photo.jpg,sea snake\n',
+    ],
+)
+def test_a_tab_parts_where_one_is_and_a_header_names_no_image(tmp_path: Path, content: str) -> None:
+    assert labelled(tmp_path, content) == {
+        "my photo.jpg": ("sea snake",),
+        "plain.jpg": ("tench, Tinca tinca",),
+    }
+
+
+def test_an_image_that_is_named_as_a_header_is_one(tmp_path: Path) -> None:
+    touch(tmp_path, "file.JPEG")
+    assert labelled(tmp_path, "file,dog\na.jpg,cat\n") == {"a.jpg": ("cat",), "file.JPEG": ("dog",)}
+    with pytest.raises(DataError, match=r"labels.txt, line 2: FILE is expected first, found 'cat'"):
+        labelled(tmp_path, "a.jpg,dog\n ,cat\n")
+
+
+def test_a_class_whose_images_are_all_missing_is_no_choice_of_the_model(tmp_path: Path) -> None:
+    """A header in other words was a class; with --names the user has said which there are."""
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "labels.csv").write_text("what,of\na.jpg,dog\nb.jpg,dog\nc.jpg,fox\n")
+    options = given(tmp_path, labels=tmp_path / "labels.csv")
+    assert class_names(options) == {NAMES_FILE: "dog\tdog\n"}
+    rows = read_classes(options)
+    assert rows[:2] == [Skipped(key, "class without an image", "class") for key in ("fox", "of")]
+    assert [row.file for row in rows[2:]] == ["a.jpg", "b.jpg", "c.jpg", "what.JPEG"], (
+        "the missing are counted"
+    )  # type: ignore[union-attr]
+    (tmp_path / "names.txt").write_text("dog a dog\nfox a fox\nof x\n")
+    named = class_names({**options, "names": tmp_path / "names.txt"})
+    assert named == {NAMES_FILE: "dog\ta dog\nfox\ta fox\nof\tx\n"}
