@@ -124,6 +124,34 @@ def test_each_frame_is_found_alone(options: dict[str, Any]) -> None:
     assert numbers(data, 6) == MIDDLES
 
 
+def plainly_decoded(data: bytes) -> list[np.ndarray]:
+    with av.open(io.BytesIO(data)) as container:
+        return [np.asarray(frame.to_image()) for frame in container.decode(video=0)]
+
+
+REFRESHED_BY_PARTS = {"x264-params": "intra-refresh=1:keyint=8:bframes=0:scenecut=0:threads=1"}
+
+
+@pytest.mark.parametrize(
+    ("format", "container_options"),
+    [("mp4", {}), ("mov", {}), ("matroska", {}), pytest.param("mp4", FRAGMENTS, id="fragments")],
+)
+def test_recovery_points_are_not_taken_for_key_frames(format: str, container_options: dict[str, str]) -> None:
+    """The file calls them key frames; what is decoded from there on is wrong until each part has been refreshed."""
+    data = a_video(
+        format=format, b_frames=0, codec_options=REFRESHED_BY_PARTS, container_options=container_options
+    )
+    with av.open(io.BytesIO(data)) as container:
+        assert sum(packet.is_keyframe for packet in container.demux(video=0)) > 2
+    whole = plainly_decoded(data)
+    for number in range(FRAMES):
+        middle = (number + 0.5) / 10
+        found = read_frames(data, 1, segment=(middle, middle + 1e-4))[0]
+        assert np.array_equal(np.asarray(found), whole[number])
+    together = read_frames(data, 6)
+    assert all(np.array_equal(found, whole[i]) for found, i in zip(together, MIDDLES, strict=True))
+
+
 def test_every_frame_and_more_than_there_are(tmp_path: Path) -> None:
     path = tmp_path / "bar.mp4"
     write_video(str(path))
