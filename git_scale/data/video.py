@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import bisect
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +77,8 @@ def _read(
         if not container.streams.video:
             raise DataError("no video in it, only sound or other streams")
         if container.format.name.split(",")[0] in SEEKABLE and (times := _frame_times(container)):
-            return _read_at(container, times, count, offset, segment)
+            frames = partial(_frames_at, av, container, _timed(_decode_anew(av, file)))
+            return _read_at(container, frames, times, count, offset, segment)
     return _read_in_order(av, file, count, offset, segment)
 
 
@@ -93,7 +95,7 @@ class _Times(NamedTuple):
 
     all: list[int]
     keys: list[int]
-    """Of the frames that decoding can begin at."""
+    """Of the frames that the file says decoding can begin at."""
 
 
 def _frame_times(container: Any) -> _Times | None:
@@ -107,7 +109,12 @@ def _frame_times(container: Any) -> _Times | None:
 
 
 def _read_at(
-    container: Any, found: _Times, count: int, offset: float, segment: Segment | None
+    container: Any,
+    frames_at: Callable[[list[int], list[int]], Iterator[tuple[int, Image.Image]]],
+    found: _Times,
+    count: int,
+    offset: float,
+    segment: Segment | None,
 ) -> list[Image.Image]:
     times = found.all
     mean_duration = max(1, times[-1] - times[0]) / max(1, len(times) - 1)
@@ -117,7 +124,7 @@ def _read_at(
         _check_begins(segment, (end - start) * unit)
         start, end = start + segment[0] / unit, min(end, start + segment[1] / unit)
     shown = [times[bisect.bisect_right(times, target) - 1] for target in spaced(start, end, count, offset)]
-    pictures = dict(_frames_at(container, sorted(set(shown)), found.keys))
+    pictures = dict(frames_at(sorted(set(shown)), found.keys))
     return [pictures[pts] for pts in shown]
 
 
@@ -126,40 +133,57 @@ def _check_begins(segment: Segment, duration: float) -> None:
         raise DataError(f"the video ends after {duration:.1f} s, before its segment {segment} begins")
 
 
-def _frames_at(container: Any, wanted: list[int], keys: list[int]) -> Iterator[tuple[int, Image.Image]]:
+def _frames_at(
+    av: ModuleType, container: Any, in_order: Iterator[Any], wanted: list[int], keys: list[int]
+) -> Iterator[tuple[int, Image.Image]]:
     """The frame shown at each of these times, in order; where it is damaged the next one, at the end the last.
 
-    Decoding goes on from one to the next, unless a key frame between them lets it begin later.
+    Decoding goes on from one to the next, unless a key frame between them lets it begin later. Where the file's key
+    frames lead to none, it goes on `in_order`: all frames, from the first packet on.
     """
-    frames: Iterator[Any] = iter(())
+    frames = in_order
     frame = None
     for pts in wanted:
         before = keys[: bisect.bisect_right(keys, pts)]
-        if frame is None or frame.pts < (before[-1] if before else pts):
-            frames = _decode_from(container, pts, before)
+        if frame is None or (before and frame.pts < before[-1]):
+            frames = _decode_from(av, container, pts, before) or in_order
+            keys = keys if frames is not in_order else []
             frame = next(frames, None)
         while frame is not None and frame.pts < pts and (later := next(frames, None)):
             frame = later
         if frame is None:
-            raise DataError("the video is damaged: a frame cannot be decoded")
+            raise DataError("the video is damaged: no frame can be decoded")
         yield pts, _to_image(frame)
 
 
-def _decode_from(container: Any, pts: int, keys: list[int]) -> Iterator[Any]:
-    """Frames from one at or before `pts` on; `keys`: times of the key frames up to there.
+def _decode_from(av: ModuleType, container: Any, pts: int, keys: list[int]) -> Iterator[Any] | None:
+    """Frames from a key frame at or before `pts` on; `keys`: times of the key frames up to there. None without one.
 
     A seek may lead to a key frame behind, where files are sought by the times of decoding, and the frames before an
-    open group's key frame cannot be decoded from it: then decoding begins at an earlier one, at last the first.
+    open group's key frame cannot be decoded from it: then decoding begins at an earlier one. What a file calls a key
+    frame may be the first of those that refresh the picture part by part (H.264's recovery points), and the frames
+    decoded from there are wrong until all parts are new: a beginning is only what the decoder marks as a key frame.
     """
-    frames: Iterator[Any] = iter(())
-    first = None
-    for start in dict.fromkeys((pts, *keys[-1:-3:-1], *keys[:1])):
-        container.seek(start, stream=container.streams.video[0])
-        frames = (frame for frame in _decode(container) if frame.pts is not None)
+    for start in dict.fromkeys((pts, *keys[-1:-3:-1])):
+        try:
+            container.seek(start, stream=container.streams.video[0])
+        except av.error.FFmpegError:  # an mp4 that does not begin with a key frame
+            continue
+        frames = _timed(_decode(container))
         first = next(frames, None)
-        if first is not None and first.pts <= pts:
-            break
-    return chain(filter(None, (first,)), frames)
+        if first is not None and first.key_frame and first.pts <= pts:
+            return chain((first,), frames)
+    return None
+
+
+def _decode_anew(av: ModuleType, file: BinaryIO) -> Iterator[Any]:
+    """All frames that plain decoding gives. A seek to the beginning would leave out what precedes a key frame."""
+    with _open(av, file) as container:
+        yield from _decode(container)
+
+
+def _timed(frames: Iterator[Any]) -> Iterator[Any]:
+    return (frame for frame in frames if frame.pts is not None)
 
 
 def _read_in_order(

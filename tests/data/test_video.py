@@ -47,8 +47,12 @@ def write_video(
     b_frames: int = 2,
     codec_options: Mapping[str, str] | None = None,
     container_options: Mapping[str, str] | None = None,
+    dropped: int = 0,
 ) -> None:
-    """Frame number n is black but for a white bar at STEP * n; shown at times[n] tenths of a second."""
+    """Frame number n is black but for a white bar at STEP * n; shown at times[n] tenths of a second.
+
+    The first `dropped` packets are missing.
+    """
     times = list(times)
     with av.open(target, "w", format=format, options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=10, options=dict(codec_options or {}))
@@ -57,13 +61,14 @@ def write_video(
         stream.codec_context.max_b_frames = b_frames
         if rotation:
             stream.set_display_rotation(rotation)
+        packets = []
         for number, time in enumerate(times):
             pixels = np.zeros((32, stream.width, 3), np.uint8)
             pixels[:, STEP * number : STEP * (number + 1)] = 255
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = time
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        container.mux([*packets, *stream.encode(None)][dropped:])
 
 
 def a_video(**options: Any) -> bytes:
@@ -122,6 +127,52 @@ def test_each_frame_is_found_alone(options: dict[str, Any]) -> None:
     found = [read_frames(data, 1, segment=(middle, middle + 1e-4))[0] for middle in middles]
     assert [number_of(image) for image in found] == list(range(FRAMES))
     assert numbers(data, 6) == MIDDLES
+
+
+def plainly_decoded(data: bytes) -> list[np.ndarray]:
+    with av.open(io.BytesIO(data)) as container:
+        return [np.asarray(frame.to_image()) for frame in container.decode(video=0)]
+
+
+REFRESHED_BY_PARTS = {"x264-params": "intra-refresh=1:keyint=8:bframes=0:scenecut=0:threads=1"}
+
+
+@pytest.mark.parametrize(
+    ("format", "container_options"),
+    [("mp4", {}), ("mov", {}), ("matroska", {}), pytest.param("mp4", FRAGMENTS, id="fragments")],
+)
+def test_recovery_points_are_not_taken_for_key_frames(format: str, container_options: dict[str, str]) -> None:
+    """The file calls them key frames; what is decoded from there on is wrong until each part has been refreshed."""
+    data = a_video(
+        format=format, b_frames=0, codec_options=REFRESHED_BY_PARTS, container_options=container_options
+    )
+    with av.open(io.BytesIO(data)) as container:
+        assert sum(packet.is_keyframe for packet in container.demux(video=0)) > 2
+    whole = plainly_decoded(data)
+    for number in range(FRAMES):
+        middle = (number + 0.5) / 10
+        found = read_frames(data, 1, segment=(middle, middle + 1e-4))[0]
+        assert np.array_equal(np.asarray(found), whole[number])
+    together = read_frames(data, 6)
+    assert all(np.array_equal(found, whole[i]) for found, i in zip(together, MIDDLES, strict=True))
+
+
+@pytest.mark.parametrize("offset", [0, 0.2, 0.4, 0.5, 0.6, 0.99])
+@pytest.mark.parametrize(
+    ("format", "container_options"),
+    [("mp4", {}), ("matroska", {}), pytest.param("mp4", FRAGMENTS, id="fragments")],
+)
+def test_a_stream_tapped_within_a_group_is_read_from_its_first_key_frame(
+    format: str, container_options: dict[str, str], offset: float
+) -> None:
+    """The frames 2 to 6 cannot be decoded: the next one, number 7, stands for them."""
+    data = a_video(format=format, b_frames=0, dropped=2, container_options=container_options)
+    whole = plainly_decoded(data)
+    assert [number_of(Image.fromarray(frame)) for frame in whole] == list(range(7, FRAMES))
+    for count in (6, 29):
+        shown = [max(7, 2 + int((part + offset) * 29 / count)) for part in range(count)]
+        found = read_frames(data, count, offset)
+        assert all(np.array_equal(one, whole[n - 7]) for one, n in zip(found, shown, strict=True))
 
 
 def test_every_frame_and_more_than_there_are(tmp_path: Path) -> None:
