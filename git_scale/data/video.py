@@ -42,9 +42,10 @@ def read_frames(
     or at another `offset` in [0, 1) of the part; with `segment` of equal parts of that alone.
 
     A video of fewer frames gives some of them more than once. Turned upright when the file says so.
-    A file that was cut off is read as far as it goes, where its format does not tell (Matroska, AVI, GIF). Raises
-    DataError for anything but a video of reasonable size and for a segment that begins after its end, UserError when
-    PyAV is not installed.
+    A file that was cut off is read as far as it goes, if its index is not at its end (mp4 by default), and for a
+    damaged frame stands the next one: a video that is read at one offset is read at every. Raises DataError for
+    anything but a video of reasonable size and for a segment that begins after its end, UserError when PyAV is not
+    installed.
     """
     av = import_av()
     name = f"a video of {len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -85,7 +86,9 @@ def _read(
 def _open(av: ModuleType, file: BinaryIO) -> Any:
     file.seek(0)
     container = av.open(file, options={"format_whitelist": CONTAINERS})
-    for stream in container.streams.video:
+    for stream in container.streams.video[:1]:
+        if stream.codec_context is None:
+            raise DataError("no decoder for its codec")
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # held before a frame is allocated
     return container
 
@@ -157,7 +160,7 @@ def _frames_at(
 
 
 def _decode_from(av: ModuleType, container: Any, pts: int, keys: list[int]) -> Iterator[Any] | None:
-    """Frames from a key frame at or before `pts` on; `keys`: times of the key frames up to there. None without one.
+    """Frames from a key frame at or before `pts` on, None without one; `keys`: times of those called so up to there.
 
     A seek may lead to a key frame behind, where files are sought by the times of decoding, and the frames before an
     open group's key frame cannot be decoded from it: then decoding begins at an earlier one. What a file calls a key
@@ -169,7 +172,7 @@ def _decode_from(av: ModuleType, container: Any, pts: int, keys: list[int]) -> I
             container.seek(start, stream=container.streams.video[0])
         except av.error.FFmpegError:  # an mp4 that does not begin with a key frame
             continue
-        frames = _timed(_decode(container))
+        frames = _timed(_decode(av, container))
         first = next(frames, None)
         if first is not None and first.key_frame and first.pts <= pts:
             return chain((first,), frames)
@@ -179,7 +182,7 @@ def _decode_from(av: ModuleType, container: Any, pts: int, keys: list[int]) -> I
 def _decode_anew(av: ModuleType, file: BinaryIO) -> Iterator[Any]:
     """All frames that plain decoding gives. A seek to the beginning would leave out what precedes a key frame."""
     with _open(av, file) as container:
-        yield from _decode(container)
+        yield from _decode(av, container)
 
 
 def _timed(frames: Iterator[Any]) -> Iterator[Any]:
@@ -211,7 +214,7 @@ def _decode_all(
     times: list[float | None] = []
     pictures = {}
     with _open(av, file) as container:
-        for number, frame in enumerate(_decode(container)):
+        for number, frame in enumerate(_decode(av, container)):
             times.append(frame.time)
             if number in wanted:
                 pictures[number] = _to_image(frame)
@@ -229,12 +232,18 @@ def _within(times: list[float | None], segment: Segment) -> range:
     return range(first, max(after, first + 1))
 
 
-def _decode(container: Any) -> Iterator[Any]:
+def _decode(av: ModuleType, container: Any) -> Iterator[Any]:
+    """All frames but the damaged ones: which are wanted must not decide whether a video is refused."""
     codec = container.streams.video[0].codec_context
     check_size(codec.width, codec.height)
-    for frame in container.decode(video=0):
-        check_size(frame.width, frame.height)
-        yield frame
+    for packet in container.demux(video=0):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        for frame in frames:
+            check_size(frame.width, frame.height)
+            yield frame
 
 
 def _to_image(frame: Any) -> Image.Image:

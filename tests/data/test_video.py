@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -223,8 +224,8 @@ def test_few_frames_are_decoded_and_fewer_kept(
     decoded, kept = [], []
     decode, to_image = video._decode, video._to_image
 
-    def counting(container: Any) -> Iterator[Any]:
-        for frame in decode(container):
+    def counting(*opened: Any) -> Iterator[Any]:
+        for frame in decode(*opened):
             decoded.append(frame.pts)
             yield frame
 
@@ -272,6 +273,59 @@ def test_damage_raises_data_errors_only() -> None:
                 except DataError:
                     refused += 1
     assert refused > 3
+
+
+def decoded_in_part(data: bytes) -> list[np.ndarray]:
+    """What plain decoding gives when it goes on after a packet that is damaged."""
+    frames = []
+    with av.open(io.BytesIO(data)) as container:
+        for packet in container.demux(video=0):
+            with contextlib.suppress(av.error.InvalidDataError):
+                frames += [np.asarray(frame.to_image()) for frame in packet.decode()]
+    return frames
+
+
+OFFSETS = [0, 0.25, 0.5, 0.75, 0.99]
+
+
+@pytest.mark.parametrize("number", [17, pytest.param(14, id="at a key frame")])
+def test_an_mp4_that_was_cut_off_is_read_as_far_as_it_goes_at_any_offset(number: int) -> None:
+    """Of the packet of this number only a part is there: the frame before it stands for it."""
+    options = {"x265-params": "keyint=7:bframes=0:log-level=none"}
+    healthy = a_video(codec="libx265", codec_options=options, container_options=FRAGMENTS)
+    with av.open(io.BytesIO(healthy)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    data = healthy[: places[number] + 8]
+    whole = decoded_in_part(data)
+    assert len(whole) == number
+    for offset in OFFSETS:
+        shown = [min(number - 1, int((part + offset) * (number + 1) / 6)) for part in range(6)]
+        found = read_frames(data, 6, offset)
+        assert all(np.array_equal(one, whole[n]) for one, n in zip(found, shown, strict=True))
+
+
+def test_damage_is_refused_at_every_offset_or_at_none() -> None:
+    """A build looks at the middle alone: what it takes, training must be able to read."""
+    rng = np.random.default_rng(0)
+    healthy = np.frombuffer(a_video(container_options=FRAGMENTS), np.uint8)
+    refused = []
+    for _ in range(20):
+        damaged = healthy.copy()
+        damaged[rng.integers(len(damaged), size=20)] ^= 0x55
+        answers = set()
+        for count, offset in [(1, 0.5), *((6, offset) for offset in OFFSETS)]:
+            try:
+                answers.add(len(read_frames(damaged.tobytes(), count, offset)) != count)
+            except DataError:
+                answers.add(True)
+        assert len(answers) == 1
+        refused += answers
+    assert 0 < sum(refused) < 20
+
+
+def test_a_codec_that_nothing_decodes_is_refused() -> None:
+    with pytest.raises(DataError, match="no decoder for its codec"):
+        read_frames(a_video().replace(b"avc1", b"none"), 1)
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
