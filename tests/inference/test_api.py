@@ -342,7 +342,7 @@ def test_the_tokenizer_must_fit(folder: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(CheckpointError, match=r"12 pieces, but the word table .* 34 rows"):
         git_scale.load(folder, tokenizer=tmp_path / "other.model")
     opened = predictor.open_checkpoint(folder)
-    monkeypatch.setattr(predictor, "open_checkpoint", lambda path: replace(opened, tokenizer=None))
+    monkeypatch.setattr(predictor, "open_checkpoint", lambda *_: replace(opened, tokenizer=None))
     with pytest.raises(CheckpointError, match=r"no tokenizer beside it.*--tokenizer FILE"):
         git_scale.load(folder)
     model = git_scale.load(folder, tokenizer=folder / "tokenizer.model")

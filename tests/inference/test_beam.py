@@ -203,7 +203,7 @@ class Certain:
         self.calls = 0
 
     def __call__(
-        self, images: Any, tokens: Tensor, rows: Tensor, cache: Any = None, place: Any = None
+        self, images: Any, tokens: Tensor, rows: Tensor, placement: Any = None, cache: Any = None
     ) -> Tensor:
         said = torch.where(self._words > self.calls, 4, END)
         self.calls += 1

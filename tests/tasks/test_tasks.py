@@ -31,7 +31,7 @@ def test_an_unknown_task_is_answered_with_the_nearest_and_all() -> None:
     assert "train.stepz" in unknown_key
     assert unknown_task == (
         "data.task='captions': there is none of that name; did you mean caption?; there are caption, vqa,"
-        " classification, scene_text, and those of your own modules: plugins=[MODULE]"
+        " classification, scene_text, text_only, and those of your own modules: plugins=[MODULE]"
     )
 
 
