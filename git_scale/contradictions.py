@@ -121,11 +121,6 @@ def _of_objectives(run: RunConfig) -> Iterator[str]:
             f"train.parallel_share={share} is of captions, and {', '.join(tasks)} has questions alone: set"
             " train.parallel_share=0, or add a source of captions to data.sources"
         )
-    if share > 0 and list(run.train.objectives) == ["masked_lm"]:
-        yield (
-            f"train.parallel_share={share} is of the objective lm, and masked_lm is the only one: set"
-            " train.parallel_share=0, or train.objectives={lm: 0.5, masked_lm: 0.5}"
-        )
 
 
 def _learned_tasks(run: RunConfig) -> list[str]:

@@ -77,7 +77,7 @@ class TrainDataset:
         self, raw: RawSample, size: int, rng: np.random.Generator
     ) -> tuple[str, np.ndarray | None, list[Text]]:
         with naming(raw.key):
-            images = training_pixels(self.run, raw, size, rng) if self.task.shows(raw) else None
+            images = training_pixels(self.run, raw, size, rng) if self.task.has_image(raw) else None
             texts = self.task.texts(raw, rng)
         self._check_count(raw.key, texts)
         return raw.key, images, texts
@@ -126,7 +126,7 @@ class EvalDataset:
     def _prepare(self, index: int) -> EvalSample:
         raw = self.reader.read(index)
         with naming(raw.key):
-            if has_image := self.task.shows(raw):
+            if has_image := self.task.has_image(raw):
                 images = heldout_pixels(self.data, raw, self.frames, self.size)
             else:
                 images = black(self.frames, self.size)

@@ -203,8 +203,8 @@ class PerSourceTask:
     def __init__(self, tasks: Sequence[TextMaker]) -> None:
         self.tokenizer, self._tasks = tasks[0].tokenizer, tasks
 
-    def shows(self, raw: RawSample) -> bool:
-        return self._tasks[raw.source].shows(raw)
+    def has_image(self, raw: RawSample) -> bool:
+        return self._tasks[raw.source].has_image(raw)
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:
         return self._tasks[raw.source].texts(raw, rng)

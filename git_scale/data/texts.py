@@ -86,7 +86,7 @@ class TextMaker(Protocol):
 
     tokenizer: Tokenizer
 
-    def shows(self, raw: RawSample) -> bool:
+    def has_image(self, raw: RawSample) -> bool:
         """Whether its texts are about an image; else they are seen without one."""
 
     def texts(self, raw: RawSample, rng: np.random.Generator) -> list[Text]:

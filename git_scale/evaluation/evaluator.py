@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from git_scale.evaluation.heldout_loss import (
     TextLoss,
     accuracy_metrics,
     loss_metrics,
+    perplexity,
     predictions_right,
     text_losses,
 )
@@ -132,7 +132,7 @@ class Evaluator:
             | accuracy_metrics(sum((part[4] for part in parts), Counter()))
         )
         if not task.has_images and "loss" in metrics:
-            metrics["perplexity"] = math.exp(metrics["loss"])
+            metrics["perplexity"] = perplexity(metrics["loss"])
         return EvaluationResult(
             {f"eval/{name}": value for name, value in metrics.items()},
             everything,

@@ -47,6 +47,11 @@ def text_losses(runner: Runner, batch: EvalBatch, with_others: bool) -> list[Tex
     ]
 
 
+def perplexity(loss: float) -> float:
+    """Of a loss in nats per token; infinite where a number cannot be as large."""
+    return torch.tensor(loss, dtype=torch.float64).exp().item()
+
+
 @torch.no_grad()
 def predictions_right(runner: Runner, batch: EvalBatch) -> Counter[tuple[str, bool]]:
     """Of each objective that reads texts in a way of its own: how many of its predictions are right, and wrong.

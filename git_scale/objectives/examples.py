@@ -29,6 +29,11 @@ def readings_of(terms: Mapping[str, Objective]) -> dict[str, int]:
     return {name: ways.index(type(term).example) for name, term in terms.items()}
 
 
+def has_own_example(objective: type[Objective]) -> bool:
+    """Whether it reads texts otherwise than the language model does."""
+    return objective.example is not Objective.example
+
+
 def training_examples(run: RunConfig, tokenizer: Tokenizer) -> ExampleMaker:
     """One example for each way of reading, in their order."""
     terms = _terms(run)
@@ -41,7 +46,7 @@ def heldout_examples(run: RunConfig, tokenizer: Tokenizer) -> dict[str, ExampleM
 
     Objectives of plugins that are not there, as of a checkpoint that is evaluated, are left out.
     """
-    own = {name: term for name, term in _terms(run).items() if type(term).example is not Objective.example}
+    own = {name: term for name, term in _terms(run).items() if has_own_example(type(term))}
     return {name: Examples([term], tokenizer) for name, term in own.items()}
 
 

@@ -17,7 +17,7 @@ from git_scale.data.mixture import training_sources
 from git_scale.errors import ConfigError
 from git_scale.models.interface import Runner
 from git_scale.objectives import OBJECTIVES
-from git_scale.objectives.examples import readings_of
+from git_scale.objectives.examples import has_own_example, readings_of
 from git_scale.objectives.objective import Objective, SingleRankComm, VocabularyComm, inputs_of
 from git_scale.tasks import TASKS
 
@@ -117,8 +117,8 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 def check_objectives(run: RunConfig, dp: int) -> None:
-    """Raises ConfigError for an objective whose micro-batches do not add up, where a step has several, and for one
-    that needs an image of each sample, where some are text alone."""
+    """Raises ConfigError for an objective whose micro-batches do not add up, where a step has several; for one that
+    needs an image of each sample, where some are text alone; and for a parallel_share that none of them takes."""
     known = {name: OBJECTIVES[name] for name in run.train.objectives if name in OBJECTIVES}
     accumulation, problems = run.accumulation(dp), list[str]()
     single = [name for name, objective in known.items() if not objective.accumulates]
@@ -139,6 +139,12 @@ def check_objectives(run: RunConfig, dp: int) -> None:
         problems.append(
             f"train.objectives: {seeing[0]} needs an image of each sample, and {alone[0]} is text alone: take"
             f" that source out, or {seeing[0]} out of train.objectives"
+        )
+    share = run.train.parallel_share
+    if share > 0 and known and all(has_own_example(objective) for objective in known.values()):
+        problems.append(
+            f"train.parallel_share={share} is of the objective lm, and {', '.join(known)} reads texts in a way of its"
+            " own: set train.parallel_share=0, or add lm to train.objectives"
         )
     if problems:
         raise ConfigError(problems)

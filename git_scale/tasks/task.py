@@ -74,7 +74,7 @@ class Task(ABC):
         """What a run lacks for this task, each with its key: looked for before any work."""
         return []
 
-    def shows(self, raw: RawSample) -> bool:
+    def has_image(self, raw: RawSample) -> bool:
         """Whether the sample's texts are about an image."""
         return self.has_images
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from git_scale.data.images import decode
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
 from git_scale.evaluation.checkpoint_evaluation import evaluate_checkpoint
-from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics
+from git_scale.evaluation.heldout_loss import TextLoss, loss_metrics, perplexity
 from git_scale.parallel.topology import Topology
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.taught import write_taught
@@ -63,3 +64,8 @@ def test_each_token_weighs_the_same_and_the_gain_is_that_of_compared_samples() -
     assert loss_metrics(losses) == {"loss": 12 / 16, "image_gain": (2 - 1) / 10}
     assert loss_metrics([TextLoss(1, 6, 5.0, None)]) == {"loss": 5 / 6}
     assert loss_metrics([]) == {}
+
+
+def test_a_run_that_has_diverged_has_a_perplexity_too() -> None:
+    assert perplexity(math.log(7)) == pytest.approx(7)
+    assert perplexity(800.0) == math.inf and math.isnan(perplexity(math.nan))

@@ -20,7 +20,7 @@ from git_scale.models.build import build_model
 from git_scale.objectives.examples import heldout_examples, training_examples
 from git_scale.objectives.masked_lm import MaskedLanguageModelObjective
 from git_scale.objectives.objective import inputs_of
-from git_scale.objectives.training_loss import TrainingLoss, loss_alone
+from git_scale.objectives.training_loss import TrainingLoss, check_objectives, loss_alone
 from git_scale.recipes import load_run
 from git_scale.testing.tiny import tiny_run
 
@@ -225,16 +225,23 @@ def test_the_words_that_are_read_do_not_matter(squares: Path, tmp_path: Path, be
             ["train.parallel_share=0.5", "data.task=vqa", "eval.max_new_tokens=8"],
             r"train.parallel_share=0.5 is of captions, and vqa has questions alone: set train.parallel_share=0",
         ),
-        (
-            ["train.parallel_share=0.5", "train.objective=masked_lm"],
-            r"train.parallel_share=0.5 is of the objective lm, and masked_lm is the only one: set",
-        ),
         (["train.parallel_share=1.5"], r"train.parallel_share=1.5: input should be less than or equal to 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_run("demo", overrides)
+
+
+def test_a_share_that_no_objective_takes_is_refused(squares: Path, tmp_path: Path) -> None:
+    alone = run_of(squares, tmp_path, objective="masked_lm", parallel_share=0.5)
+    with pytest.raises(
+        ConfigError, match=r"train.parallel_share=0.5 is of the objective lm, and masked_lm reads"
+    ):
+        check_objectives(alone, dp=2)
+    check_objectives(
+        run_of(squares, tmp_path, objectives={"lm": 1.0, "masked_lm": 1.0}, parallel_share=0.5), dp=2
+    )
 
 
 def test_captions_beside_questions_may_be_predicted_in_parallel() -> None:

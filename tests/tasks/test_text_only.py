@@ -35,7 +35,7 @@ def test_a_short_text_is_learned_whole() -> None:
     (text,) = task_of(10).texts(raw("ab  c\n"), np.random.default_rng(0))
     assert spelled(text.tokens) == "<ab c>" and text.targets == [False, *5 * [True]]
     assert not text.has_image and not text.is_caption
-    assert not task_of(10).shows(raw("abc"))
+    assert not task_of(10).has_image(raw("abc"))
 
 
 def test_of_a_long_text_each_epoch_draws_where_it_begins() -> None:

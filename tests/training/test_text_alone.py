@@ -45,24 +45,16 @@ def a_run(squares: Path, texts: Path, run_dir: Path, micro_batch: int, **section
         {"path": str(squares / "train"), "weight": 0.5},
         {"path": str(texts / "train"), "weight": 0.5, "task": "text_only", "heldout": str(texts / "heldout")},
     ]
-    decoder = {
-        "layers": 2,
-        "width": 32,
-        "heads": 2,
-        "ffn": 64,
-        "positions": 16,
-        "dropout": 0.0,
-        "init_std": 0.1,
-    }
     attention = sections.pop("attention", "joint")
-    return tiny_run(
+    run = tiny_run(
         squares,
         run_dir,
         data={"train": None, "sources": sources},
-        model={"decoder": {**decoder, "attention": attention}},
         train={"micro_batch": micro_batch, "objectives": {"lm": 1.0, "masked_lm": 0.5}},
         **sections,
     )
+    decoder = run.model.decoder.model_copy(update={"attention": attention})
+    return run.model_copy(update={"model": run.model.model_copy(update={"decoder": decoder})})
 
 
 @pytest.fixture(scope="module")

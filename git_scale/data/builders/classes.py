@@ -182,7 +182,7 @@ def _labelled(path: Path, source: Path) -> tuple[dict[str, list[str]], list[Skip
     for number, file, rest in read_list(path, source):
         if len(rest) != 1 or not (key := rest[0].strip()):
             raise DataError(
-                f"{path}, line {number}: FILE and CLASS are expected, found {','.join([file, *rest])[:60]!r:.200}"
+                f"{path}, line {number}: FILE and CLASS are expected, found {','.join([file, *rest])[:60]!r}"
             )
         if file not in class_of:
             class_of[file] = key

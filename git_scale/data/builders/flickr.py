@@ -33,7 +33,7 @@ def _read_pairs(path: Path) -> Iterator[tuple[str, str]]:
         name, tab, caption = line.rstrip("\n").partition("\t")
         file, _, mark = name.rpartition("#")
         if not (tab and file and mark.strip().isdecimal()):
-            raise DataError(f"{path}, line {number}: expected FILE#n<TAB>caption, found {line[:60]!r:.200}")
+            raise DataError(f"{path}, line {number}: expected FILE#n<TAB>caption, found {line[:60]!r}")
         if lines.setdefault(name, number) != number:
             raise DataError(
                 f"{path}, line {number}: {name!r:.200} stands on line {lines[name]} already; number the captions of a"

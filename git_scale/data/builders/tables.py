@@ -82,7 +82,7 @@ def _check_separator(path: Path, text: str) -> None:
         other, "save it with commas (.csv) or tabs (.tsv)"
     )
     raise DataError(
-        f"{path}: its header {header[:80]!r:.200} is separated by {_SEPARATORS[other]}, and a {path.suffix} by"
+        f"{path}: its header {header[:80]!r} is separated by {_SEPARATORS[other]}, and a {path.suffix} by"
         f" {_SEPARATORS[expected]}; {remedy}"
     )
 
@@ -140,7 +140,7 @@ def _check_widths(path: Path, lines: Sequence[Line], separator: str) -> None:
     if (odd := _odd_line(lines)) is not None:
         number, cells = odd
         raise DataError(
-            f"{path}, line {number}: {len(cells)} cells, but the header has {len(lines[0][1])}: {cells[:4]!r:.200};"
+            f"{path}, line {number}: {len(cells)} cells, but the header has {len(lines[0][1])}: {cells[:4]!r};"
             f' a caption that holds {separator} stands in quotes: "A dog, brown"'
         )
 

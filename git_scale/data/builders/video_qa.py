@@ -53,7 +53,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable mapping: {error}") from None
     if wrong := next((line for line in lines if len(line) != 2), None):
-        raise DataError(f"{path}: lines NAME vidN are expected, found {' '.join(wrong)[:60]!r:.200}")
+        raise DataError(f"{path}: lines NAME vidN are expected, found {' '.join(wrong)[:60]!r}")
     names: dict[str, str] = {}
     for name, number in lines:
         if (other := names.setdefault(number, name)) != name:
