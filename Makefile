@@ -1,5 +1,6 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the test suite
 # make demo-tasks  that model on questions, numbers, classes and clips
+# make study  the paper's ablations on the demo's handwriting: docs/studies.md
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
 # make proofs  what the suite leaves out: more of a kind, and what compiles C++
@@ -14,13 +15,16 @@ PYTHON ?= $(VENV)/bin/python
 SYSTEM_PYTHON ?= $(shell for p in python3 python3.11 python3.12; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo demo-tasks test proofs test-lowest check format sweep gpu-check clean
+.PHONY: demo demo-tasks study test proofs test-lowest check format sweep gpu-check clean
 
 demo: $(VENV)/ready
 	$(PYTHON) tools/demo.py
 
 demo-tasks: $(VENV)/ready
 	$(PYTHON) tools/demo_tasks.py
+
+study: $(VENV)/ready
+	$(PYTHON) tools/study.py ablations
 
 # Two at a time, file by file in the order of tests/conftest.py, with a thread each: threads that spin for one another
 # take ten times as long.
@@ -57,7 +61,7 @@ $(VENV)/ready: setup.py
 	@test -n "$(SYSTEM_PYTHON)" || { echo "git_scale needs Python 3.11 or 3.12"; exit 2; }
 	$(SYSTEM_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q "torch>=2.11,<2.14" numpy
-	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint,hf,video]"
+	$(VENV)/bin/python -m pip install -q -e ".[demo,test,lint,hf,video,study]"
 	touch $@
 
 $(LOWEST)/ready: setup.py tools/lowest_versions.py
@@ -65,7 +69,7 @@ $(LOWEST)/ready: setup.py tools/lowest_versions.py
 	$(SYSTEM_PYTHON) -m venv $(LOWEST)
 	PYTHONPATH=. $(LOWEST)/bin/python tools/lowest_versions.py > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt torch numpy
-	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[demo,test,hf,video]"
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/constraints.txt -e ".[demo,test,hf,video,study]"
 	touch $@
 
 clean:

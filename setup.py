@@ -34,6 +34,7 @@ EXTRAS = {
     "test": ["scikit-learn>=1.4", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5"],
     "lint": ["ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-psutil"],
     "hf": ["transformers>=5.23,<6"],  # 5.23: the first release with GIT's loss fixed; verifies an export
+    "study": ["matplotlib>=3.9,<4"],  # pictures of tools/study.py
     "video": ["av>=14.1,<19"],  # reads video files; 14.1 knows how a frame is turned
 }
 
@@ -45,7 +46,15 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["git_scale", "git_scale.*"]),
-    package_data={"git_scale": ["py.typed", "configs/*.yaml", "evaluation/*.html", "monitoring/*.yaml"]},
+    package_data={
+        "git_scale": [
+            "py.typed",
+            "configs/*.yaml",
+            "evaluation/*.html",
+            "monitoring/*.yaml",
+            "studies/*.yaml",
+        ]
+    },
     python_requires=">=3.11,<3.13",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 PROCESSES = 2
+DEMO_DATA = Path("runs/demo-data")
 DS_CONFIG = "ds_configs/zero3.json"
 
 # Two processes share two cores: one thread each, no spinning while one waits for the other, and memory that
@@ -39,3 +41,13 @@ def call_on_all(*arguments: str) -> float:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     call(*launcher, *arguments, "--ds_config", DS_CONFIG)
     return time.monotonic() - started
+
+
+def build_demo_data(vocab_size: int) -> None:
+    """The demo's scenes and a tokenizer of that many pieces, unless they were made before."""
+    if not DEMO_DATA.exists():
+        call("tools/prepare_data.py", "digits", str(DEMO_DATA), "--train", "20000", "--heldout", "1000")
+    tokenizer = DEMO_DATA / "tokenizer.model"
+    if not tokenizer.exists():
+        size = ("--vocab-size", str(vocab_size))
+        call("tools/train_tokenizer.py", str(DEMO_DATA / "train"), str(tokenizer), *size)

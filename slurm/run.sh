@@ -7,10 +7,21 @@ MAX_RESTARTS="${GIT_SCALE_MAX_RESTARTS:-100}"    # requeues after which a job st
 
 # run TOOL ARGUMENT...: ends the script with the tool's exit code, or requeues the job where that is 75.
 run() {
-    local restarts="${SLURM_RESTART_COUNT:-0}" code=0
+    prepare
+    launch "$@"
+    ended 0
+}
+
+# Once, before what is launched.
+prepare() {
     check_tasks
     find_python
     source slurm/env.sh
+}
+
+# launch TOOL ARGUMENT...: comes back when the tool has ended with 0; else the job is requeued, or the script ends.
+launch() {
+    local restarts="${SLURM_RESTART_COUNT:-0}" code=0
     echo "== $(date '+%F %T') job $SLURM_JOB_ID ($SLURM_JOB_NAME), start $((restarts + 1)): $SLURM_NTASKS tasks on" \
         "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd ' '): ${PYTHON[*]} $*"
 
@@ -26,14 +37,20 @@ run() {
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${PYTHON[@]}" "$@" || code=$?
     rm -rf "$TORCH_EXTENSIONS_DIR"
 
-    if ((code == RESUMABLE)); then
+    if ((code == 0)); then
+        return
+    elif ((code == RESUMABLE)); then
         requeue "$restarts"
     elif ((code == DATA_UNUSABLE)); then
         echo "== not requeued: the data cannot be used (see above); with other data or another data.max_bad_share the" \
             "same sbatch command goes on from the checkpoint"
     fi
-    echo "== $(date '+%F %T') job $SLURM_JOB_ID ended with exit code $code"
-    exit "$code"
+    ended "$code"
+}
+
+ended() {
+    echo "== $(date '+%F %T') job $SLURM_JOB_ID ended with exit code $1"
+    exit "$1"
 }
 
 # Puts the job back into the queue, which ends this script; returns where it must not be.

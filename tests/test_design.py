@@ -63,6 +63,22 @@ MAY_IMPORT = {
     "parallel": BELOW_PARALLEL,
     "planning": BELOW_PARALLEL | {"objectives", "parallel"},
     "evaluation": BELOW_PARALLEL | {"inference", "objectives", "parallel", "recipes"},
+    "studies": {
+        "checkpoint",
+        "config",
+        "data",
+        "errors",
+        "files",
+        "monitoring",
+        "planning",
+        "recipes",
+        "registry",
+        "section",
+        "tasks",
+        "text_files",
+        "upgrades",
+        "yaml_tree",
+    },
     "training": BELOW_PARALLEL
     | {
         "objectives",

@@ -28,12 +28,11 @@ from git_scale.evaluation.sheet import SheetCell, draw_captions
 from git_scale.files import replaced_atomically
 from git_scale.formatting import format_table
 from git_scale.metrics.exact_match import is_match
-from git_scale.own_commands import call, call_on_all
+from git_scale.own_commands import DEMO_DATA, build_demo_data, call, call_on_all
 from git_scale.recipes import load_run
 
 RUN = Path("runs/demo")
 VIT_RUN = Path("runs/demo_vit")
-DATA = Path("runs/demo-data")
 BATCH = 100  # images per forward pass of the evaluation
 SHOWN = 24  # images in captions.png
 
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args(argv)
     started = time.monotonic()
-    build_data()
+    build_demo_data(load_run("demo").model.vocab_size)
     train_seconds = call_on_all("tools/pretrain.py", "--config", "demo")
     captions = caption_heldout()
     summary = summarise(train_seconds, captions, export_to_huggingface())
@@ -62,16 +61,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"curves                         {sys.executable} -m tensorboard.main --logdir {RUN}/tensorboard")
     print(f"all of it took                 {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
-
-
-def build_data() -> None:
-    """Scenes and tokenizer, unless an earlier demo made them."""
-    if not DATA.exists():
-        call("tools/prepare_data.py", "digits", str(DATA), "--train", "20000", "--heldout", "1000")
-    tokenizer = DATA / "tokenizer.model"
-    if not tokenizer.exists():
-        size = str(load_run("demo").model.vocab_size)
-        call("tools/train_tokenizer.py", str(DATA / "train"), str(tokenizer), "--vocab-size", size)
 
 
 def export_to_huggingface() -> dict[str, Any]:
@@ -108,7 +97,7 @@ class HeldoutCaption:
 def caption_heldout() -> list[HeldoutCaption]:
     """All held-out scenes through the run's newest checkpoint, on one process, as a user of it would."""
     model = git_scale.load(RUN, device="cpu")
-    heldout = open_store(DATA / "heldout")
+    heldout = open_store(DEMO_DATA / "heldout")
     captions = []
     for first in range(0, len(heldout), BATCH):
         raws = [heldout.read(index) for index in range(first, min(first + BATCH, len(heldout)))]

@@ -1,7 +1,7 @@
 """Prints the lowest version of each requirement in setup.py, as a file of constraints for pip.
 
     python tools/lowest_versions.py > constraints.txt
-    pip install -c constraints.txt -e ".[demo,test,hf,video]"
+    pip install -c constraints.txt -e ".[demo,test,hf,video,study]"
 
 `make test-lowest` runs the tests on what that installs: docs/versions.md. A requirement without a lower bound is left
 to pip.
@@ -19,7 +19,7 @@ from pathlib import Path
 from git_scale.console import tool
 
 SETUP = Path(__file__).parents[1] / "setup.py"
-EXTRAS = ("demo", "hf", "video")
+EXTRAS = ("demo", "hf", "video", "study")
 
 
 def requirements(setup: str) -> list[str]:

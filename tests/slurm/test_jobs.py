@@ -52,7 +52,7 @@ def test_the_shipped_job_at_its_full_size(full_size: SlurmCluster, checkout: Pat
     }
 
 
-@pytest.mark.parametrize("script", ["pretrain_git", "finetune", "evaluate"])
+@pytest.mark.parametrize("script", ["pretrain_git", "finetune", "evaluate", "study"])
 def test_slurm_takes_the_others_as_they_are(full_size: SlurmCluster, checkout: Path, script: str) -> None:
     full_size.submit(f"slurm/{script}.sh", options=("--test-only",), cwd=checkout)
 

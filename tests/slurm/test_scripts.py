@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("pretrain_git2", "pretrain_git", "finetune", "evaluate")
+SCRIPTS = ("pretrain_git2", "pretrain_git", "finetune", "evaluate", "study")
 
 SRUN = '#!/bin/bash\nprintf "%s\\n" "$@" > srun.arguments\nenv > srun.environment\nexit "$SRUN_CODE"\n'
 SCONTROL = """#!/bin/bash
@@ -115,6 +115,49 @@ def test_each_script_has_its_tool(checkout: Path, script: str, tool: str) -> Non
     assert f"tools/{tool}.py" in (checkout / "srun.arguments").read_text().splitlines()
 
 
+COUNTED_SRUN = """#!/bin/bash
+cat > /dev/null # as srun, which would swallow what the script reads
+printf "%s\\n" "$@" > "launch.$(ls launch.* 2> /dev/null | wc -l)"
+exit "$SRUN_CODE"
+"""
+
+
+def start_study(checkout: Path, number: int, code: int = 0) -> tuple[int, str, list[list[str]]]:
+    """Exit code, errors and launched commands of job `number` of the array."""
+    (checkout / "bin" / "srun").write_text(COUNTED_SRUN)
+    for name in ("tools", "git_scale"):
+        (checkout / name).symlink_to(ROOT / name)
+    more = {"SLURM_ARRAY_TASK_ID": str(number)}
+    done = start(checkout, "study", "ablations", "data.image_sizes=[32, 64]", code=code, **more)
+    launched = [file.read_text().splitlines() for file in sorted(checkout.glob("launch.*"))]
+    return done.returncode, done.stderr, [words[words.index("--config") - 1 :] for words in launched]
+
+
+def test_a_job_of_a_study_runs_one_run_and_what_goes_on_from_it(checkout: Path) -> None:
+    code, errors, (first, second) = start_study(checkout, 0)
+    assert code == 0, errors
+    assert (first[0], second[0]) == ("tools/pretrain.py", "tools/finetune.py")
+    (home,) = (word.removeprefix("run_dir=") for word in first if word.startswith("run_dir="))
+    assert f"init_from={home}" in second and "data.image_sizes=[32, 64]" in second
+    assert first[-2:] == second[-2:] == ["--ds_config", "ds_configs/zero3.json"]
+
+
+def test_a_study_of_which_a_run_stops_early_is_requeued_and_launches_nothing_more(checkout: Path) -> None:
+    code, _, launched = start_study(checkout, 0, code=75)
+    assert (code, len(launched), requeues(checkout)) == (75, 1, ["requeue 12005"])
+
+
+def test_a_job_beyond_the_study_is_refused(checkout: Path) -> None:
+    code, errors, launched = start_study(checkout, 10)
+    assert (code, launched) == (2, []) and "jobs 0 to 9" in errors
+
+
+def test_the_array_is_that_of_the_shipped_study() -> None:
+    from git_scale.studies.study import chains, read_study
+
+    assert header("study")["array"] == f"0-{len(chains(read_study('ablations'))) - 1}"
+
+
 def test_the_environment_of_the_tasks(checkout: Path) -> None:
     start(checkout, "pretrain_git2", RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", NCCL_DEBUG="INFO")
     lines = (checkout / "srun.environment").read_text().splitlines()
@@ -184,7 +227,8 @@ def header(script: str) -> dict[str, str]:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_headers(script: str) -> None:
     options = header(script)
-    assert (options["output"], options["open-mode"]) == ("slurm-%x-%j.out", "append")
+    log = "slurm-%x-%A_%a.out" if "array" in options else "slurm-%x-%j.out"
+    assert (options["output"], options["open-mode"]) == (log, "append")
     assert not {"partition", "account", "qos", "time", "constraint"} & options.keys(), "the site's"
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert ("signal" in options) == ("requeue" in options) == (script != "evaluate")

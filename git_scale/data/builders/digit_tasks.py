@@ -3,6 +3,7 @@
     classes/seven/000012.jpg              a folder of images per class
     words/data.mdb                        an LMDB of images and words
     clips/000012.mp4, clips/captions.tsv  videos, and a table of file and caption
+    texts/captions.txt                    captions of other scenes, without their images
 
 A scene is the same whatever the split's other scenes are, so that clips of one number show one digit in every order.
 """
@@ -20,8 +21,10 @@ import lmdb
 import numpy as np
 from PIL import Image
 
-from git_scale.data.builders.digits import WORDS, draw_scene
+from git_scale.data.builders.digits import WORDS, caption, draw_scene
+from git_scale.data.builders.handwriting import SPLITS
 from git_scale.data.builders.parallel import map_in_order
+from git_scale.data.builders.scenes import draw_layout
 from git_scale.data.builders.writer import SampleToWrite
 from git_scale.data.lmdb_store import COUNT, IMAGE, LABEL
 from git_scale.data.video import import_av
@@ -69,6 +72,16 @@ def write_videos(folder: Path, split: str, count: int, seed: int, workers: int, 
         for number, scene in enumerate(_scenes(split, count, seed, workers, "one", clip_every=1)):
             (folder / f"{number:06}.mp4").write_bytes(_video_of(FRAME_ORDERS[order](scene.frames, number)))
             table.writerow((f"{number:06}.mp4", *scene.text["clip_captions"]))
+
+
+def write_texts(folder: Path, split: str, count: int, seed: int, workers: int) -> None:
+    """A caption per line. `seed`: another than that of the images, whose captions these would be."""
+    captions = map_in_order(partial(_caption_of, split, seed), range(count), workers)
+    (folder / "captions.txt").write_text("".join(f"{one}\n" for one in captions), encoding="utf-8")
+
+
+def _caption_of(split: str, seed: int, number: int) -> str:
+    return caption(draw_layout(np.random.default_rng((seed, SPLITS.index(split), number)), split))
 
 
 def _scenes(

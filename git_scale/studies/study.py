@@ -1,0 +1,197 @@
+"""What a study asks, and the runs that answer it.
+
+    recipe: demo
+    score: exact_match
+    axes:
+      attention: {joint: [], cross: [model.decoder.attention=cross]}
+      data: {all: [], 1/16: [data.share=0.0625]}
+    grids:
+      - {values: {attention: [joint, cross], data: [1/16, all]}}
+    seeds: [0, 1]
+
+These are four settings, each run twice. An axis that a grid leaves out stays at its first value. All runs of a study
+see the same number of samples, whatever their share of the data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from git_scale import text_files
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError
+from git_scale.recipes import load_run
+from git_scale.registry import did_you_mean
+from git_scale.section import NonEmptyText, Section
+from git_scale.yaml_tree import read_tree
+
+STUDIES = Path(__file__).parent
+
+
+class Grid(Section):
+    """Crosses values of several axes."""
+
+    values: dict[NonEmptyText, list[NonEmptyText]]
+    """Of an axis, the values that are crossed with those of the others."""
+    finetuned: bool = False
+    """Whether a run is fine-tuned when it has ended, and judged after that."""
+
+
+class Study(Section):
+    """Holds what a study's file says."""
+
+    recipe: NonEmptyText
+    """A recipe's name or path, as `--config` takes it."""
+    score: NonEmptyText
+    """The metric of the recipe's task that is compared, as `exact_match`."""
+    overrides: list[NonEmptyText] = Field([])
+    """Of all runs, as behind a tool: `train.steps=180`."""
+    axes: dict[NonEmptyText, dict[NonEmptyText, list[NonEmptyText]]] = Field(min_length=1)
+    """Of each axis its values, of each value its overrides. The first value is that of settings which do not say."""
+    grids: list[Grid] = Field(min_length=1)
+    seeds: list[int] = Field([0], min_length=1)
+    finetuning: list[NonEmptyText] = Field([])
+    """Overrides of the run that goes on from another one, in grids with `finetuned`."""
+    data_axis: str | None = None
+    """The axis whose values differ in the amount of data: the score is drawn against it."""
+    size_axis: str | None = None
+    """The axis whose values differ in the size of the model."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Study:
+        for grid in self.grids:
+            for axis, values in grid.values.items():
+                _refuse_unknown("grids: axis", axis, self.axes)
+                for value in values:
+                    _refuse_unknown(f"grids: {axis}", value, self.axes[axis])
+            if grid.finetuned and not self.finetuning:
+                raise ValueError(
+                    "grids: finetuned=true, but finetuning has no overrides: say what it changes"
+                )
+        for named in (self.data_axis, self.size_axis):
+            if named is not None:
+                _refuse_unknown("axis", named, self.axes)
+        for axis, choices in self.axes.items():
+            if not choices or len(set(map(_slug, choices))) < len(choices):
+                raise ValueError(f"axes.{axis}: needs values whose names differ in more than signs")
+        return self
+
+
+def _refuse_unknown(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(
+            f"{what} {name!r} is unknown{did_you_mean(name, known)}; there are {', '.join(known)}"
+        )
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study: a value of each axis, and a seed."""
+
+    values: tuple[str, ...]
+    """In the order of the study's axes."""
+    seed: int
+    finetuned: bool = False
+    """Whether it goes on from the run of the same values that is not."""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        parts = [*map(_slug, self.values), *(["finetuned"] if self.finetuned else []), f"seed{self.seed}"]
+        return "-".join(parts)
+
+    @property
+    def start(self) -> StudyRun:
+        """The run that a fine-tuned one goes on from."""
+        return StudyRun(self.values, self.seed)
+
+
+def _slug(value: str) -> str:
+    return re.sub(r"[^\w.]+", "_", value)
+
+
+def read_study(name: str) -> Study:
+    """A study of git_scale/studies/ by its name, or any YAML file by its path. Raises ConfigError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
+    known = sorted(file.stem for file in STUDIES.glob("*.yaml"))
+    if not path.is_file():
+        raise ConfigError(
+            [f"{name}: no such study or file{did_you_mean(name, known)}; studies: {', '.join(known)}"]
+        )
+    try:
+        tree, problems = read_tree(text_files.read_text(path), Study)
+        study = Study.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {_explain(item)}" for item in error.errors()]) from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError([f"{path}: {error}"]) from None
+    if problems:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    return study
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, error["loc"]))
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}={error['input']!r:.200}: {message}" if place else message
+
+
+def judged_runs(study: Study) -> list[StudyRun]:
+    """Every run that the study compares: all settings of one seed, then those of the next."""
+    return list(
+        dict.fromkeys(
+            run for seed in study.seeds for grid in study.grids for run in _of_grid(study, grid, seed)
+        )
+    )
+
+
+def _of_grid(study: Study, grid: Grid, seed: int) -> Iterator[StudyRun]:
+    choices = (grid.values.get(axis, [next(iter(values))]) for axis, values in study.axes.items())
+    return (StudyRun(values, seed, grid.finetuned) for values in itertools.product(*choices))
+
+
+def all_runs(study: Study) -> list[StudyRun]:
+    """The compared runs, and before each of them the one that it goes on from."""
+    return list(dict.fromkeys(needed for run in judged_runs(study) for needed in (run.start, run)))
+
+
+def chains(study: Study) -> list[list[StudyRun]]:
+    """The runs in lists that need nothing of one another: a run, and the fine-tuned one that goes on from it."""
+    by_start: dict[StudyRun, list[StudyRun]] = {}
+    for run in all_runs(study):
+        by_start.setdefault(run.start, []).append(run)
+    return list(by_start.values())
+
+
+def overrides_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> list[str]:
+    """What makes it this run of the recipe. `folder`: of the study's runs; `given`: overrides of all of them."""
+    of_values = [
+        override
+        for values, value in zip(study.axes.values(), run.values, strict=True)
+        for override in values[value]
+    ]
+    own = [f"seed={run.seed}", f"run_dir={folder / run.name}"]
+    if run.finetuned:
+        own += [f"init_from={folder / run.start.name}"]
+    above = study.finetuning if run.finetuned else []
+    every = [*study.overrides, *of_values, *above, *given, *own]
+    return list({override.partition("=")[0]: override for override in every}.values())  # the last of each key
+
+
+def command_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> list[str]:
+    """The tool and its arguments."""
+    tool = "tools/finetune.py" if run.finetuned else "tools/pretrain.py"
+    return [tool, "--config", study.recipe, *overrides_of(study, run, folder, given)]
+
+
+def recipe_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> RunConfig:
+    """The run as its tool will read it. Raises ConfigError."""
+    return load_run(study.recipe, overrides_of(study, run, folder, given))

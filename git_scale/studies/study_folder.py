@@ -1,0 +1,91 @@
+"""The folder in which a study's runs lie: which have ended, which are next, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from git_scale.config import RunConfig
+from git_scale.errors import ConfigError, UserError
+from git_scale.studies.outcomes import Outcome, has_ended, outcome_of
+from git_scale.studies.report import by_setting, header_of, rows_of, write_report
+from git_scale.studies.study import StudyRun, all_runs, chains, command_of, judged_runs, read_study, recipe_of
+
+REPORT = "report"
+
+
+class StudyFolder:
+    """Raises ConfigError with the problems of all runs, before any of them begins."""
+
+    def __init__(self, study: str, runs: Path, overrides: Sequence[str]) -> None:
+        self.study, self.overrides = read_study(study), list(overrides)
+        self.folder = runs / Path(study).stem
+        self.recipes: dict[StudyRun, RunConfig] = {}
+        problems: dict[str, list[str]] = {}
+        for run in all_runs(self.study):
+            try:
+                self.recipes[run] = recipe_of(self.study, run, self.folder, overrides)
+            except ConfigError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(run.name)
+        if problems:
+            raise ConfigError([_said_once(problem, names) for problem, names in problems.items()])
+
+    def __iter__(self) -> Iterator[StudyRun]:
+        """All runs, each behind the one that it goes on from."""
+        return iter(self.recipes)
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the tokenizer of all runs."""
+        return next(iter(self.recipes.values())).model.vocab_size
+
+    def has_ended(self, run: StudyRun) -> bool:
+        return has_ended(self.recipes[run])
+
+    def samples_of(self, run: StudyRun) -> int:
+        """That the run itself sees."""
+        train = self.recipes[run].train
+        return train.steps * train.global_batch
+
+    def command_of(self, run: StudyRun) -> list[str]:
+        """The tool and its arguments."""
+        return command_of(self.study, run, self.folder, self.overrides)
+
+    @property
+    def chains(self) -> list[list[StudyRun]]:
+        """Runs that need nothing of one another, each with the one that goes on from it."""
+        return chains(self.study)
+
+    @cached_property
+    def outcomes(self) -> list[Outcome]:
+        """Of the compared runs that have ended."""
+        ended = (run for run in judged_runs(self.study) if self.has_ended(run))
+        return [
+            outcome_of(
+                run,
+                self.recipes[run],
+                before=self.samples_of(run.start) if run.finetuned else 0,
+                score=self.study.score,
+            )
+            for run in ended
+        ]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the settings that have an outcome."""
+        return header_of(self.study), rows_of(by_setting(self.outcomes))
+
+    def write_report(self) -> Path:
+        """The folder with table and pictures. Raises UserError where no run has ended."""
+        if not self.outcomes:
+            raise UserError(
+                f"{self.folder}: none of the study's runs has ended: run it first, without --report"
+            )
+        write_report(self.folder / REPORT, self.study, self.outcomes)
+        return self.folder / REPORT
+
+
+def _said_once(problem: str, runs: Sequence[str]) -> str:
+    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    return f"{problem} ({runs[0]}{others})"

@@ -1,0 +1,191 @@
+"""A study from its command to its table, stopped between two runs, and on runs whose outcome is known."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from git_scale.data.images import decode
+from git_scale.data.store import open_store
+from git_scale.data.tokenizer import load_tokenizer
+from git_scale.errors import ConfigError, UserError
+from git_scale.studies.outcomes import tokens_per_word
+from git_scale.studies.study import StudyRun
+from git_scale.studies.study_folder import StudyFolder
+from git_scale.testing.tiny import tiny_run
+
+ROOT = Path(__file__).parents[2]
+STEPS, AFTER, BATCH = 4, 2, 8
+
+
+def a_study(squares: Path, folder: Path, **changed: Any) -> str:
+    recipe = folder / "squares.yaml"
+    recipe.write_text(
+        tiny_run(squares, folder / "unused", eval={"every": 2}, train={"steps": STEPS}).to_yaml()
+    )
+    tree = {
+        "recipe": str(recipe),
+        "score": "exact_match",
+        "axes": {
+            "objective": {"next": [], "masked": ["train.objectives={masked_lm: 1.0}"]},
+            "data": {"all": [], "half": ["data.share=0.5"]},
+        },
+        "grids": [
+            {"values": {"data": ["all", "half"]}},
+            {"values": {"objective": ["masked"]}, "finetuned": True},
+        ],
+        "finetuning": ["train.objectives={lm: 1.0}", f"train.steps={AFTER}", "optimizer.warmup_steps=1"],
+        "seeds": [0, 1],
+        "data_axis": "data",
+        **changed,
+    }
+    path = folder / "asked.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return str(path)
+
+
+def ended(here: StudyFolder, run: StudyRun, score: float, loss: float = 1.0) -> None:
+    """Writes what the run leaves behind."""
+    recipe = here.recipes[run]
+    home = Path(recipe.run_dir)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "config.yaml").write_text(recipe.to_yaml())
+    steps = range(2, recipe.train.steps + 1, 2)
+    lines = [
+        {"step": step, "eval/exact_match": score * step / recipe.train.steps, "eval/loss": loss}
+        for step in steps
+    ]
+    (home / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_means_and_spread_over_the_seeds(squares: Path, tmp_path: Path) -> None:
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    for run in here:
+        ended(here, run, score={"all": 0.6, "half": 0.4}[run.values[1]] + 0.2 * run.seed, loss=0.5 + run.seed)
+    header, rows = here.table()
+    per_word = tokens_per_word(next(iter(here.recipes.values())))
+    nats = f"{per_word:.3f} ({0.5 * per_word:.3f} to {1.5 * per_word:.3f})"
+    assert header == [
+        "objective",
+        "data",
+        "fine-tuned",
+        "samples seen",
+        "nats per word",
+        "exact match",
+        "seeds",
+    ]
+    assert rows == [
+        ["next", "all", "no", "32", nats, "0.700 (0.600 to 0.800)", "2"],
+        ["next", "half", "no", "32", nats, "0.500 (0.400 to 0.600)", "2"],
+        ["masked", "all", "yes", "48", nats, "0.700 (0.600 to 0.800)", "2"],
+    ]
+    assert [point.samples for point in here.outcomes[2].points] == [
+        32 + BATCH * 2
+    ]  # behind those of its start
+    assert [one.training_samples for one in here.outcomes] == [40, 20, 40] * 2
+
+
+def test_a_word_costs_its_tokens_and_its_share_of_the_end(squares: Path, tmp_path: Path) -> None:
+    """Against the pieces that the tokenizer says, of the captions as they stand in the shards."""
+    run = tiny_run(squares, tmp_path / "run", data={"texts_per_image": 2, "max_text_tokens": 30})
+    tokenizer, store = load_tokenizer(squares / "tokenizer.model"), open_store(squares / "heldout")
+    captions = [text for number in range(len(store)) for text in store.read_text(number).captions]
+    tokens = sum(len(tokenizer.encode(text)) + 1 for text in captions)
+    assert tokens_per_word(run) == pytest.approx(tokens / sum(len(text.split()) for text in captions))
+
+
+def test_pictures_are_pictures(squares: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    for run in here:
+        ended(here, run, score=0.5)
+    report = here.write_report()
+    assert {path.name for path in report.iterdir()} == {
+        "results.json",
+        "results.md",
+        "curves.png",
+        "scaling.png",
+    }
+    for name in ("curves.png", "scaling.png"):
+        assert decode((report / name).read_bytes()).size[0] > 500
+    assert len(json.loads((report / "results.json").read_text())) == 6
+
+
+def test_a_run_with_other_values_in_its_place_is_not_taken_for_it(squares: Path, tmp_path: Path) -> None:
+    study = a_study(squares, tmp_path)
+    before = StudyFolder(study, tmp_path, ["optimizer.clip_norm=2"])
+    run = next(iter(before))
+    ended(before, run, score=0.5)
+    assert before.has_ended(run)
+    with pytest.raises(ConfigError, match=r"other values lies here \(optimizer.clip_norm\)"):
+        StudyFolder(study, tmp_path, []).has_ended(run)
+
+
+def test_nothing_to_report(squares: Path, tmp_path: Path) -> None:
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    assert not any(map(here.has_ended, here))
+    with pytest.raises(UserError, match="none of the study's runs has ended"):
+        here.write_report()
+
+
+def test_mistakes_of_all_runs_are_said_once_before_any_begins(squares: Path, tmp_path: Path) -> None:
+    study = a_study(squares, tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        StudyFolder(study, tmp_path, ["data.shar=1"])
+    assert refused.value.problems == [
+        "data.shar=1: unknown key; did you mean data.share? (next-all-seed0 and 7 more)"
+    ]
+
+
+def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/study.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_the_commands_of_an_array_are_those_that_run_here(squares: Path, tmp_path: Path) -> None:
+    study = a_study(squares, tmp_path)
+    asked = (study, "--runs", f"{tmp_path}/a b", "data.image_sizes=[32, 48]")
+    done = run_tool(*asked, "--commands", "2")
+    assert done.returncode == 0, done.stderr
+    here = StudyFolder(study, tmp_path / "a b", ["data.image_sizes=[32, 48]"])
+    assert [shlex.split(line) for line in done.stdout.splitlines()] == [
+        here.command_of(run) for run in here.chains[2]
+    ]
+    beyond = run_tool(*asked, "--commands", "6")
+    assert beyond.returncode == 2 and "jobs 0 to 5" in beyond.stderr
+    assert "sbatch --array=0-5 slurm/study.sh" in run_tool(*asked, "--list").stdout
+
+
+@pytest.mark.distributed
+def test_a_study_goes_on_where_it_stopped(squares: Path, tmp_path: Path) -> None:
+    """Masked words, then next words from there: the first run has ended already, and is not run again."""
+    pytest.importorskip("matplotlib")
+    study = a_study(
+        squares, tmp_path, grids=[{"values": {"objective": ["masked"]}, "finetuned": True}], seeds=[5]
+    )
+    whole = run_tool(study, "--runs", str(tmp_path / "runs"))
+    assert whole.returncode == 0, whole.stderr
+    home = tmp_path / "runs" / "asked"
+    lines = (home / "masked-all-seed5" / "metrics.jsonl").read_text()
+    (home / "masked-all-finetuned-seed5").rename(tmp_path / "away")
+    again = run_tool(study, "--runs", str(tmp_path / "runs"))
+    assert again.returncode == 0, again.stderr
+    assert "run 1 of 1" in again.stdout and "tools/pretrain.py" not in again.stdout
+    assert (home / "masked-all-seed5" / "metrics.jsonl").read_text() == lines
+    (first,), (second,) = (
+        [
+            line
+            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+            if "eval/loss" in line
+        ]
+        for folder in (tmp_path / "away", home / "masked-all-finetuned-seed5")
+    )
+    assert first["eval/loss"] == second["eval/loss"]
+    assert "| masked | all | yes | 48 |" in (home / "report" / "results.md").read_text()
