@@ -27,8 +27,8 @@ study: $(VENV)/ready
 	$(PYTHON) tools/study.py ablations
 
 # Two at a time, file by file in the order of tests/conftest.py, with a thread each: threads that spin for one another
-# take ten times as long.
-TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+# take ten times as long. A process that dies ends the tests: with another one in its place xdist waits without an end.
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PYTHON) -m pytest -m "not gpu and not proof" $(TWO_AT_A_TIME)
