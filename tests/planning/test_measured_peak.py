@@ -8,17 +8,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from git_scale.config import RunConfig
-from git_scale.data.batch import Batch
+from git_scale.data.batch import Batch, Sample, collate
 from git_scale.objectives.training_loss import TrainingLoss, total
 from git_scale.parallel.engine import Engine
 from git_scale.parallel.materialise import materialise_model
 from git_scale.parallel.topology import Topology
 from git_scale.planning.cluster import this_cluster
 from git_scale.planning.estimate import estimate_setting, setting_of
+from git_scale.planning.longest_text import longest_examples, share_with_images
 from git_scale.recipes import adjusted, load_run
 from git_scale.testing.distributed import run_distributed
 from git_scale.testing.gpu import requires_gpu
@@ -46,6 +48,7 @@ MOSTLY_TEXT = [
     "model.decoder={layers: 4, width: 256, heads: 8, ffn: 1024}",
     "data.texts_per_image=8",
 ]
+HALF_TEXT = ["data.train=null", "data.sources=[{path: a}, {path: b, task: text_only}]"]
 AVERAGED = [
     "model.encoder.options={depth: 2}",
     "model.decoder={layers: 4, width: 512, heads: 8, ffn: 2048}",
@@ -72,16 +75,24 @@ def train(run: RunConfig, ds_config: dict[str, Any], topology: Topology, device:
     engine = Engine(materialised, groups, run, ds_config, topology, device)
     del materialised, deferred
     engine.model.train()
-    size, texts = run.model.encoder.image_size, run.data.texts_per_image
-    length, pictures = run.data.max_text_tokens, run.train.micro_batch
-    for _ in range(2 * run.accumulation(topology.dp)):
-        images = torch.randint(255, (pictures, 1, 3, size, size), dtype=torch.uint8, device=device)
-        tokens = torch.randint(run.model.vocab_size, (pictures, texts, length), device=device)
-        rows = torch.arange(pictures * texts * (length - 1), device=device)
-        batch = Batch(images, tokens, rows, tokens.flatten()[rows], keys=[], problems=[])
-        losses = TrainingLoss(run).of(engine.forward, batch, engine.dtype, {"lm": len(rows)}, engine.comm)
-        engine.backward(total(losses))
+    loss, counts = TrainingLoss(run), dict.fromkeys(run.train.objectives, run.train.micro_batch)
+    for number in range(2 * run.accumulation(topology.dp)):
+        batch = random_batch(run, number).to(device)
+        engine.backward(total(loss.of(engine.forward, batch, engine.dtype, counts, engine.comm)))
         engine.step()
+
+
+def random_batch(run: RunConfig, seed: int) -> Batch:
+    """Texts that are as long as may be, with images of noise, but of the samples that the run has without one."""
+    draw = np.random.default_rng(seed)
+    size, frames = run.model.encoder.image_size, run.model.frames
+    texts = [longest_examples(run)] * run.data.texts_per_image
+    with_images = share_with_images(run) * run.train.micro_batch
+    samples = []
+    for number in range(run.train.micro_batch):
+        images = draw.integers(255, size=(frames, 3, size, size), dtype=np.uint8)
+        samples.append(Sample("", images, texts, draw=number, has_image=number < with_images))
+    return collate(samples)
 
 
 def resident_peak(topology: Topology, device: torch.device, run: RunConfig, ds_config: dict[str, Any]) -> int:
@@ -124,10 +135,28 @@ def planned_peak(run: RunConfig, ds_config: dict[str, Any], device: torch.device
             32,
             ["model.encoder.options={depth: 4}", "train.activation_checkpointing=true"],
             id="checkpointing",
+            marks=pytest.mark.proof,
         ),
         pytest.param(1, 0, 4, [*MOSTLY_TEXT, "model.decoder.attention=cross"], id="cross-attention"),
-        pytest.param(1, 0, 2, AVERAGED, id="average"),
-        pytest.param(2, 3, 2, AVERAGED, id="average-zero3-on-two-ranks"),
+        pytest.param(
+            1,
+            0,
+            4,
+            [*MOSTLY_TEXT, "train.objectives={lm: 1.0, masked_lm: 1.0}"],
+            id="masked-words",
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(1, 0, 8, [*MOSTLY_TEXT, *HALF_TEXT], id="text-alone", marks=pytest.mark.proof),
+        pytest.param(
+            1,
+            0,
+            32,
+            ["model.encoder.options={depth: 3}", "model.encoder.patch_drop_rate=0.5"],
+            id="patches-left-out",
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(1, 0, 2, AVERAGED, id="average", marks=pytest.mark.proof),
+        pytest.param(2, 3, 2, AVERAGED, id="average-zero3-on-two-ranks", marks=pytest.mark.proof),
     ],
 )
 def test_planned_peak_is_the_measured_one(
@@ -145,12 +174,14 @@ def test_what_is_wrongly_planned_would_be_noticed() -> None:
     run = a_run(1, 12, "model.encoder.options={depth: 3}")
     right = planned_peak(run, {}, torch.device("cpu"), 1)
     of_text = a_run(1, 4, *MOSTLY_TEXT)
-    crossed = planned_peak(adjusted(of_text, ["model.decoder.attention=cross"]), {}, torch.device("cpu"), 1)
-    assert planned_peak(of_text, {}, torch.device("cpu"), 1) != pytest.approx(crossed, rel=0.1)
+    for other in ("model.decoder.attention=cross", "train.objectives={lm: 1.0, masked_lm: 1.0}"):
+        changed = planned_peak(adjusted(of_text, [other]), {}, torch.device("cpu"), 1)
+        assert planned_peak(of_text, {}, torch.device("cpu"), 1) != pytest.approx(changed, rel=0.1)
     for wrong, stage in [
         (a_run(1, 12, "model.encoder.options={depth: 3}", "train.activation_checkpointing=true"), 0),
         (a_run(1, 12, "model.encoder.options={depth: 3}", "model.decoder.dropout=0.0"), 0),
         (a_run(1, 10, "model.encoder.options={depth: 3}"), 0),
+        (a_run(1, 12, "model.encoder.options={depth: 3}", "model.encoder.patch_drop_rate=0.5"), 0),
         (run, 3),
     ]:
         planned = planned_peak(wrong, ds_config_of(stage), torch.device("cpu"), 1)

@@ -79,7 +79,9 @@ def test_a_stop_ends_it_with_130_and_nothing_left(
     first = iter([True])
 
     def stopped(_record: object) -> list[str]:
-        if next(first, False):  # in a thread of the training: a second one could come behind the first's handler
+        if next(
+            first, False
+        ):  # in a thread of the training: a second one could come behind the first's handler
             signal.raise_signal(signal.SIGTERM)
         return ["a text"]
 
