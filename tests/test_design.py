@@ -76,7 +76,7 @@ MAY_IMPORT = {
         "section",
         "tasks",
         "text_files",
-        "upgrades",
+        "training",
         "yaml_tree",
     },
     "training": BELOW_PARALLEL

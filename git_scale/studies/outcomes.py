@@ -17,7 +17,7 @@ from git_scale.monitoring.writers import read_evaluations
 from git_scale.planning.local_model import whole_model
 from git_scale.studies.study import StudyRun
 from git_scale.tasks import build_task
-from git_scale.upgrades import read_upgraded
+from git_scale.training.run_folder import differences, read_recipe
 
 LOOKED_AT = 1000  # held-out samples, for the tokens of a word
 
@@ -56,25 +56,12 @@ def has_ended(recipe: RunConfig) -> bool:
     file = Path(recipe.run_dir) / CONFIG
     if not file.is_file():
         return False
-    if differing := _differing(recipe.model_dump(mode="json"), read_upgraded(file)):
+    if others := differences(recipe, read_recipe(file)):
+        keys = ", ".join(key for key, _, _ in others)
         raise ConfigError(
-            [
-                f"{recipe.run_dir}: a run with other values lies here ({', '.join(differing)}): take another folder"
-            ]
+            [f"{recipe.run_dir}: a run with other values lies here ({keys}): take another --runs folder"]
         )
     return any(line["step"] == recipe.train.steps for line in read_evaluations(file.parent))
-
-
-def _differing(wanted: object, found: object, key: str = "") -> list[str]:
-    """Keys under which two trees differ."""
-    if not (isinstance(wanted, dict) and isinstance(found, dict)):
-        return [] if wanted == found else [key]
-    names = [name for name in dict.fromkeys([*wanted, *found]) if name != "version"]
-    return [
-        place
-        for name in names
-        for place in _differing(wanted.get(name), found.get(name), f"{key}.{name}" if key else name)
-    ]
 
 
 def outcome_of(run: StudyRun, recipe: RunConfig, before: int, score: str) -> Outcome:

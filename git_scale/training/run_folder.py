@@ -75,12 +75,22 @@ def renew_recipe(run: RunConfig) -> None:
     """Writes config.yaml, once the run's checkpoint has taken this start for its own. Raises ConfigError."""
     config, text = Path(run.run_dir) / CONFIG, run.to_yaml()
     try:
-        if config.is_file() and config.read_text(encoding="utf-8") == text:
-            return  # a full disk stops no run that goes on as it was
+        if config.is_file():
+            if config.read_text(encoding="utf-8") == text:
+                return  # a full disk stops no run that goes on as it was
+            _say_what_is_new(read_recipe(config), run)
         with replaced_atomically(config) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"run_dir={run.run_dir}: cannot be written: {error}"]) from None
+
+
+def _say_what_is_new(before: RunConfig, run: RunConfig) -> None:
+    """A run may go on with other steps, rates or objectives: its log says since when it has them."""
+    if changed := differences(run, before):
+        log.info(
+            "from here on: %s", ", ".join(f"{key}={ours!r} (was {theirs!r})" for key, ours, theirs in changed)
+        )
 
 
 def as_begun(run: RunConfig) -> RunConfig:
@@ -129,13 +139,20 @@ def _refuse_other_run(config: Path, run: RunConfig) -> None:
 
 def other_identity(other: RunConfig, run: RunConfig) -> list[tuple[str, Any, Any]]:
     """(key, value of `run`, value of `other`) of what makes them two runs."""
-    ours, theirs = run.model_dump(mode="json"), other.model_dump(mode="json")
+    found = differences(run, other)
     return [
-        (key, ours_value, theirs_value)
+        (key, ours, theirs)
         for top in IDENTITY
-        for key, ours_value, theirs_value in _differences(top, _get(ours, top), _get(theirs, top))
-        if key not in ORIGIN and not (key in PATHS and _same_place(ours_value, theirs_value))
+        for key, ours, theirs in found
+        if f"{key}.".startswith(f"{top}.")
+        and key not in ORIGIN
+        and not (key in PATHS and _same_place(ours, theirs))
     ]
+
+
+def differences(run: RunConfig, other: RunConfig) -> list[tuple[str, Any, Any]]:
+    """(key, value of `run`, value of `other`) of all that they do not share."""
+    return _differences("", run.model_dump(mode="json"), other.model_dump(mode="json"))
 
 
 def _same_place(ours: Any, theirs: Any) -> bool:
@@ -155,18 +172,12 @@ def read_recipe(config: Path) -> RunConfig:
         raise ConfigError([f"{config}: damaged: {error}; {remedy}, or choose another run_dir"]) from None
 
 
-def _get(tree: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
 def _differences(key: str, ours: Any, theirs: Any) -> list[tuple[str, Any, Any]]:
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted(ours.keys() | theirs.keys())
         return [
             found
             for name in names
-            for found in _differences(f"{key}.{name}", ours.get(name), theirs.get(name))
+            for found in _differences(f"{key}.{name}" if key else name, ours.get(name), theirs.get(name))
         ]
     return [] if ours == theirs else [(key, ours, theirs)]

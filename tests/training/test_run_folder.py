@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,19 +61,26 @@ def test_the_same_command_goes_on(tmp_path: Path) -> None:
     "override",
     [
         "train.steps=2000",
+        "train.objectives={masked_lm: 0.5}",
         "optimizer.encoder_lr=1e-4",
-        "train.global_batch=128",
+        "train.global_batch=64",
         "checkpoint.every=10",
         "data.workers=0",
         "data.heldout=null",
         "data.train=elsewhere",  # its content decides, once there is a checkpoint
     ],
 )
-def test_a_run_may_go_on_in_another_way_and_the_recipe_is_renewed(tmp_path: Path, override: str) -> None:
+def test_a_run_may_go_on_in_another_way_which_is_said(
+    tmp_path: Path, override: str, caplog: pytest.LogCaptureFixture
+) -> None:
     claim_run_folder(a_run(tmp_path))
     changed = a_run(tmp_path, override)
     claim_run_folder(changed)
-    renew_recipe(changed)
+    with caplog.at_level("INFO"):
+        renew_recipe(changed)
+        renew_recipe(changed)  # nothing is new any more
+    (said,) = caplog.messages
+    assert re.match(rf"from here on: {override.partition('=')[0]}[.\w]*=.+ \(was ", said)
     assert load_run(str(tmp_path / "config.yaml")) == changed
 
 
