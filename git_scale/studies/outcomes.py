@@ -77,10 +77,10 @@ def outcome_of(run: StudyRun, recipe: RunConfig, before: int, score: str) -> Out
             line[f"eval/{score}"],
         )
         for line in read_evaluations(Path(recipe.run_dir))
-        if f"eval/{score}" in line
+        if {"eval/loss", f"eval/{score}"} <= line.keys()
     ]
     if not points:
-        raise DataError(f"{recipe.run_dir}: no evaluation has the score {score}, that is eval/{score}")
+        raise DataError(f"{recipe.run_dir}: no evaluation has both eval/loss and eval/{score}")
     model = whole_model(recipe.model)
     return Outcome(run, points, _training_samples(recipe), sum(one.numel() for one in model.parameters()))
 

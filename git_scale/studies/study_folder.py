@@ -11,6 +11,7 @@ from git_scale.errors import ConfigError, UserError
 from git_scale.studies.outcomes import Outcome, has_ended, outcome_of
 from git_scale.studies.report import by_setting, header_of, rows_of, write_report
 from git_scale.studies.study import StudyRun, all_runs, chains, command_of, judged_runs, read_study, recipe_of
+from git_scale.tasks import check_metric
 
 REPORT = "report"
 
@@ -26,6 +27,7 @@ class StudyFolder:
         for run in all_runs(self.study):
             try:
                 self.recipes[run] = recipe_of(self.study, run, self.folder, overrides)
+                _check_scored(self.recipes[run], self.study.score)
             except ConfigError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(run.name)
@@ -84,6 +86,15 @@ class StudyFolder:
             )
         write_report(self.folder / REPORT, self.study, self.outcomes)
         return self.folder / REPORT
+
+
+def _check_scored(recipe: RunConfig, score: str) -> None:
+    """Raises ConfigError for a run of whose evaluations nothing could be compared."""
+    if recipe.data.heldout is None:
+        raise ConfigError(
+            ["data.heldout is not set, and a study compares held-out scores: set data.heldout=FOLDER"]
+        )
+    check_metric(recipe.data.task, score, "score")
 
 
 def _said_once(problem: str, runs: Sequence[str]) -> str:

@@ -50,13 +50,13 @@ def build_task(name: str, run: RunConfig, tokenizer: Tokenizer) -> Task:
     return _usable(name)(run, tokenizer)
 
 
-def check_metric(task: str, name: str | None) -> None:
-    """Raises ConfigError when checkpoint.best names what the task does not measure."""
+def check_metric(task: str, name: str | None, key: str = "checkpoint.best") -> None:
+    """Raises ConfigError when `key` names what the task does not measure."""
     known = judges(_usable(task).metrics)
     if name is not None and name not in known:
         raise ConfigError(
             [
-                f"checkpoint.best={name!r}: with data.task={task} it is one of {', '.join(known)}"
+                f"{key}={name!r}: with data.task={task} it is one of {', '.join(known)}"
                 f"{did_you_mean(name, known)}"
             ]
         )

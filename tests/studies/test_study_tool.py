@@ -144,6 +144,24 @@ def test_mistakes_of_all_runs_are_said_once_before_any_begins(squares: Path, tmp
     ]
 
 
+@pytest.mark.parametrize(
+    ("changed", "override", "said"),
+    [
+        (
+            {"score": "exact_mach"},
+            "log.every=5",
+            "score='exact_mach': with data.task=caption it is one of .*did you mean",
+        ),
+        ({}, "data.heldout=null", "data.heldout is not set, and a study compares held-out scores"),
+    ],
+)
+def test_what_could_not_be_compared_is_refused(
+    squares: Path, tmp_path: Path, changed: dict[str, Any], override: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        StudyFolder(a_study(squares, tmp_path, **changed), tmp_path, [override])
+
+
 def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/study.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
