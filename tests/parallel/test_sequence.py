@@ -95,6 +95,7 @@ def test_sequence_parallel_equals_serial(
             assert_same_curve(curve, serial[name.split()[0]])
 
 
+@pytest.mark.proof
 @pytest.mark.distributed
 def test_variants_equal_serial_too(serial: dict[str, Curve], squares: Path, tmp_path: Path) -> None:
     settings = {

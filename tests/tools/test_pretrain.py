@@ -94,6 +94,7 @@ def test_split_over_two_ranks_and_on_with_one(recipe: str, tmp_path: Path) -> No
     assert "parallel.tp=2 does not divide the 1 processes: set parallel.tp=1" in refused.stderr
 
 
+@pytest.mark.proof  # as the next but for the program that starts the ranks, which the demo starts as well
 @pytest.mark.distributed
 def test_under_torchrun(recipe: str, tmp_path: Path) -> None:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -74,7 +74,7 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("dp", "stage"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.proof), (2, 3)])
+@pytest.mark.parametrize(("dp", "stage"), [(1, 0), (2, 3), pytest.param(2, 1, marks=pytest.mark.proof)])
 def test_a_decay_from_a_checkpoint_is_the_run_that_was_to_end_there(
     squares: Path, tmp_path: Path, dp: int, stage: int
 ) -> None:

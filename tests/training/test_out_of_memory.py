@@ -63,7 +63,14 @@ def run(folder: Path, where: str, world_size: int) -> subprocess.CompletedProces
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("where", "world_size"), [("step", 1), ("start", 1), ("step", 2)])
+@pytest.mark.parametrize(
+    ("where", "world_size"),
+    [
+        pytest.param("step", 1, marks=pytest.mark.proof),
+        pytest.param("start", 1, marks=pytest.mark.proof),
+        ("step", 2),
+    ],
+)
 def test_it_ends_with_one_message_and_the_checkpoints_as_they_were(
     squares: Path, tmp_path: Path, where: str, world_size: int
 ) -> None:

@@ -80,10 +80,10 @@ def _hash(weights: dict[str, torch.Tensor]) -> str:
     ("world_size", "stage", "precision", "attention"),
     [
         pytest.param(2, 3, "fp32", "joint", id="zero3-dp2"),
-        pytest.param(2, 3, "bf16", "joint", id="zero3-dp2-bf16"),
-        pytest.param(2, 2, "bf16", "joint", id="zero2-dp2-bf16"),
+        pytest.param(2, 3, "bf16", "joint", id="zero3-dp2-bf16", marks=pytest.mark.proof),
+        pytest.param(2, 2, "bf16", "joint", id="zero2-dp2-bf16", marks=pytest.mark.proof),
         pytest.param(2, 1, "fp32", "joint", id="zero1-dp2"),
-        pytest.param(2, 1, "bf16", "joint", id="zero1-dp2-bf16"),
+        pytest.param(2, 1, "bf16", "joint", id="zero1-dp2-bf16", marks=pytest.mark.proof),
         pytest.param(1, 0, "fp32", "joint", id="zero0-dp1"),
         pytest.param(2, 3, "bf16", "cross", id="zero3-dp2-bf16-cross"),
         pytest.param(2, 1, "fp32", "cross", id="zero1-dp2-cross"),

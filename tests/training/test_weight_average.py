@@ -220,7 +220,7 @@ KINDS: dict[str, tuple[dict[str, Any], str, int, int]] = {
     "zero3-wide": (WIDE, "fp32", 2, 1),
     "zero3-in-pairs": ({**WIDE, "zero_hpz_partition_size": 2}, "fp32", 4, 1),
 }
-LONG = ("zero2", "zero3-bf16-wide", "zero3-in-pairs")
+LONG = ("zero2", "zero3-tp2", "zero3-bf16-wide", "zero3-in-pairs")
 
 
 @pytest.mark.distributed
