@@ -19,6 +19,8 @@ from git_scale.studies.study import StudyRun
 from git_scale.tasks import build_task
 from git_scale.training.run_folder import differences, read_recipe
 
+HANDED_ON = {"data.tokenizer", "model.encoder.start"}
+"""Taken over from a checkpoint, or a copy of it."""
 LOOKED_AT = 1000  # held-out samples, for the tokens of a word
 
 
@@ -56,8 +58,8 @@ def has_ended(recipe: RunConfig) -> bool:
     file = Path(recipe.run_dir) / CONFIG
     if not file.is_file():
         return False
-    if others := differences(recipe, read_recipe(file)):
-        keys = ", ".join(key for key, _, _ in others)
+    if others := [key for key, _, _ in differences(recipe, read_recipe(file)) if key not in HANDED_ON]:
+        keys = ", ".join(others)
         raise ConfigError(
             [f"{recipe.run_dir}: a run with other values lies here ({keys}): take another --runs folder"]
         )

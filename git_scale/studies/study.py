@@ -26,9 +26,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from git_scale import text_files
-from git_scale.config import RunConfig
 from git_scale.errors import ConfigError
-from git_scale.recipes import load_run
 from git_scale.registry import did_you_mean
 from git_scale.section import NonEmptyText, Section
 from git_scale.yaml_tree import read_tree
@@ -190,8 +188,3 @@ def command_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] =
     """The tool and its arguments."""
     tool = "tools/finetune.py" if run.finetuned else "tools/pretrain.py"
     return [tool, "--config", study.recipe, *overrides_of(study, run, folder, given)]
-
-
-def recipe_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> RunConfig:
-    """The run as its tool will read it. Raises ConfigError."""
-    return load_run(study.recipe, overrides_of(study, run, folder, given))

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from git_scale.config import RunConfig
 from git_scale.errors import ConfigError, UserError
+from git_scale.recipes import load_run
 from git_scale.studies.outcomes import Outcome, has_ended, outcome_of
 from git_scale.studies.report import by_setting, header_of, rows_of, write_report
-from git_scale.studies.study import StudyRun, all_runs, chains, command_of, judged_runs, read_study, recipe_of
+from git_scale.studies.study import (
+    StudyRun,
+    all_runs,
+    chains,
+    command_of,
+    judged_runs,
+    overrides_of,
+    read_study,
+)
 from git_scale.tasks import check_metric
+from git_scale.training.init_model import inherited_from
 
 REPORT = "report"
 
@@ -25,14 +36,25 @@ class StudyFolder:
         self.recipes: dict[StudyRun, RunConfig] = {}
         problems: dict[str, list[str]] = {}
         for run in all_runs(self.study):
+            if run.finetuned and run.start not in self.recipes:
+                continue  # what is wrong with its start is said
             try:
-                self.recipes[run] = recipe_of(self.study, run, self.folder, overrides)
-                _check_scored(self.recipes[run], self.study.score)
+                self.recipes[run] = self._recipe_of(run)
             except ConfigError as error:
                 for problem in error.problems:
                     problems.setdefault(problem, []).append(run.name)
         if problems:
             raise ConfigError([_said_once(problem, names) for problem, names in problems.items()])
+
+    def _recipe_of(self, run: StudyRun) -> RunConfig:
+        """The run as its tool will read it. Raises ConfigError."""
+        overrides = overrides_of(self.study, run, self.folder, self.overrides)
+        before = self.recipes[run.start] if run.finetuned else None
+        recipe = load_run(
+            self.study.recipe, overrides, inherited_from if before is None else lambda *_: _handed_on(before)
+        )
+        _check_scored(recipe, self.study.score)
+        return recipe
 
     def __iter__(self) -> Iterator[StudyRun]:
         """All runs, each behind the one that it goes on from."""
@@ -86,6 +108,11 @@ class StudyFolder:
             )
         write_report(self.folder / REPORT, self.study, self.outcomes)
         return self.folder / REPORT
+
+
+def _handed_on(recipe: RunConfig) -> dict[str, Any]:
+    """What a run that goes on from this one takes over, as from its checkpoint, which may not be there yet."""
+    return {"model": recipe.model.model_dump(mode="json"), "data": {"tokenizer": recipe.data.tokenizer}}
 
 
 def _check_scored(recipe: RunConfig, score: str) -> None:

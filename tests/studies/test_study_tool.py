@@ -140,7 +140,7 @@ def test_mistakes_of_all_runs_are_said_once_before_any_begins(squares: Path, tmp
     with pytest.raises(ConfigError) as refused:
         StudyFolder(study, tmp_path, ["data.shar=1"])
     assert refused.value.problems == [
-        "data.shar=1: unknown key; did you mean data.share? (next-all-seed0 and 7 more)"
+        "data.shar=1: unknown key; did you mean data.share? (next-all-seed0 and 5 more)"
     ]
 
 
@@ -181,6 +181,13 @@ def test_the_commands_of_an_array_are_those_that_run_here(squares: Path, tmp_pat
     assert "sbatch --array=0-5 slurm/study.sh" in run_tool(*asked, "--list").stdout
 
 
+def bare_recipe(folder: Path) -> str:
+    """One that leaves the model to the checkpoint that a run starts from."""
+    path = folder / "bare.yaml"
+    path.write_text("optimizer: {warmup_steps: 1}\ntrain: {steps: 4}\n")
+    return str(path)
+
+
 @pytest.mark.distributed
 def test_a_study_goes_on_where_it_stopped(squares: Path, tmp_path: Path) -> None:
     """Masked words, then next words from there: the first run has ended already, and is not run again."""
@@ -206,4 +213,9 @@ def test_a_study_goes_on_where_it_stopped(squares: Path, tmp_path: Path) -> None
         for folder in (tmp_path / "away", home / "masked-all-finetuned-seed5")
     )
     assert first["eval/loss"] == second["eval/loss"]
+    of_a_run = {"overrides": [f"init_from={home / 'masked-all-seed5'}"], "recipe": bare_recipe(tmp_path)}
+    began = StudyFolder(
+        a_study(squares, tmp_path, **of_a_run), tmp_path / "more", [f"data.heldout={squares}/heldout"]
+    )
+    assert {recipe.model.decoder.width for recipe in began.recipes.values()} == {32}, "that of the checkpoint"
     assert "| masked | all | yes | 48 |" in (home / "report" / "results.md").read_text()
