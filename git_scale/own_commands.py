@@ -7,6 +7,7 @@ call_on_all("tools/pretrain.py", "--config", "demo")
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ ENVIRONMENT = {
 
 def call(*arguments: str) -> None:
     """Runs one command, printed before it; ends this process with the command's code if it fails."""
-    sys.stdout.write(f"\n$ python {' '.join(arguments)}\n")
+    sys.stdout.write(f"\n$ python {shlex.join(arguments)}\n")
     sys.stdout.flush()
     code = subprocess.run([sys.executable, *arguments], env={**os.environ, **ENVIRONMENT}).returncode
     if code:

@@ -81,6 +81,8 @@ def _plain(wanted: Any) -> Any:
 def _of_key(wanted: Any, name: str) -> Any:
     if isinstance(wanted, type) and issubclass(wanted, BaseModel) and name in wanted.model_fields:
         return wanted.model_fields[name].annotation
+    if get_origin(_plain(wanted)) is dict:
+        return get_args(_plain(wanted))[1]
     return _of_item(wanted) if name.isdigit() else Any
 
 

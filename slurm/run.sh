@@ -59,8 +59,11 @@ requeue() {
         echo "== not requeued after $1 restarts (GIT_SCALE_MAX_RESTARTS): the same sbatch command goes on"
         return
     fi
-    echo "== $(date '+%F %T') job $SLURM_JOB_ID stopped early: asks for a requeue"
-    if scontrol requeue "$SLURM_JOB_ID"; then
+    local job="$SLURM_JOB_ID"
+    # The first job of an array has the array's own number, by which all its jobs would be requeued.
+    [[ -n ${SLURM_ARRAY_JOB_ID:-} ]] && job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    echo "== $(date '+%F %T') job $job stopped early: asks for a requeue"
+    if scontrol requeue "$job"; then
         exit "$RESUMABLE"
     fi
     echo "== not requeued (see above): the same sbatch command goes on"

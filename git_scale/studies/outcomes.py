@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from git_scale.checkpoint.layout import CONFIG
 from git_scale.config import RunConfig
+from git_scale.data.loader import scored_images
 from git_scale.data.mixture import training_sources
 from git_scale.data.store import open_store
 from git_scale.data.store_share import StoreShare
@@ -18,10 +22,6 @@ from git_scale.planning.local_model import whole_model
 from git_scale.studies.study import StudyRun
 from git_scale.tasks import build_task
 from git_scale.training.run_folder import differences, read_recipe
-
-HANDED_ON = {"data.tokenizer", "model.encoder.start"}
-"""Taken over from a checkpoint, or a copy of it."""
-LOOKED_AT = 1000  # held-out samples, for the tokens of a word
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ def has_ended(recipe: RunConfig) -> bool:
     file = Path(recipe.run_dir) / CONFIG
     if not file.is_file():
         return False
-    if others := [key for key, _, _ in differences(recipe, read_recipe(file)) if key not in HANDED_ON]:
+    passed_over = {"run_dir"}  # under another name it is the same place
+    if recipe.init_from is not None:  # what was taken over, or is a copy of it
+        passed_over |= {"init_from", "data.tokenizer", "model.encoder.start"}
+    if others := [key for key, _, _ in differences(recipe, read_recipe(file)) if key not in passed_over]:
         keys = ", ".join(others)
         raise ConfigError(
             [f"{recipe.run_dir}: a run with other values lies here ({keys}): take another --runs folder"]
@@ -66,25 +69,30 @@ def has_ended(recipe: RunConfig) -> bool:
     return any(line["step"] == recipe.train.steps for line in read_evaluations(file.parent))
 
 
-def outcome_of(run: StudyRun, recipe: RunConfig, before: int, score: str) -> Outcome:
-    """Of a run that has ended. `before`: samples seen before it; `score`: the metric that is compared.
+def outcome_of(run: StudyRun, recipe: RunConfig, start: RunConfig | None, score: str) -> Outcome:
+    """Of a run that has ended. `start`: the run that it goes on from; `score`: the metric that is compared.
 
-    Raises DataError where no evaluation has it.
+    Raises DataError where its last evaluation has no such metric.
     """
-    tokens = tokens_per_word(recipe)
+    before = start.train.steps * start.train.global_batch if start else 0
+    lines = {line["step"]: line for line in read_evaluations(Path(recipe.run_dir)) if f"eval/{score}" in line}
+    if recipe.train.steps not in lines:
+        raise DataError(f"{recipe.run_dir}: its last evaluation has no eval/{score}")
     points = [
         Point(
-            before + line["step"] * recipe.train.global_batch,
-            line["eval/loss"] * tokens,
-            line[f"eval/{score}"],
+            before + step * recipe.train.global_batch,
+            _number(line.get("eval/loss")) * tokens_per_word(recipe),
+            _number(line[f"eval/{score}"]),
         )
-        for line in read_evaluations(Path(recipe.run_dir))
-        if {"eval/loss", f"eval/{score}"} <= line.keys()
+        for step, line in lines.items()
     ]
-    if not points:
-        raise DataError(f"{recipe.run_dir}: no evaluation has both eval/loss and eval/{score}")
-    model = whole_model(recipe.model)
-    return Outcome(run, points, _training_samples(recipe), sum(one.numel() for one in model.parameters()))
+    parameters = sum(one.numel() for one in whole_model(recipe.model).parameters())
+    return Outcome(run, points, _training_samples(start or recipe), parameters)
+
+
+def _number(logged: float | None) -> float:
+    """What is not finite is logged as null."""
+    return math.nan if logged is None else logged
 
 
 def _training_samples(recipe: RunConfig) -> int:
@@ -93,18 +101,24 @@ def _training_samples(recipe: RunConfig) -> int:
 
 
 def tokens_per_word(recipe: RunConfig) -> float:
-    """Of the held-out texts, end tokens included."""
+    """Of the texts that the held-out loss is of, end tokens included. Raises DataError where there are none."""
+    return _tokens_per_word(recipe.model_dump_json(include={"data", "eval"}))
+
+
+@lru_cache  # many runs have the same held-out texts
+def _tokens_per_word(sections: str) -> float:
+    recipe = RunConfig.model_validate_json(sections)
     data = recipe.data
     task = build_task(data.task, recipe, load_tokenizer(str(data.tokenizer)))
     store = open_store(str(data.heldout))
     tokens = words = 0
-    for number in range(min(len(store), LOOKED_AT)):
-        for text in task.reference_texts(store.read(number)):
-            predicted = [
-                token for token, is_target in zip(text.tokens, text.targets, strict=True) if is_target
-            ]
-            tokens += len(predicted)
-            words += len(task.tokenizer.decode(predicted).split())
+    for number in range(scored_images(recipe, store)):
+        with suppress(DataError):  # what an evaluation leaves out
+            for text in task.reference_texts(store.read(number)):
+                of_text = zip(text.tokens, text.targets, strict=True)
+                predicted = [token for token, is_target in of_text if is_target]
+                tokens += len(predicted)
+                words += len(task.tokenizer.decode(predicted).split())
     if not words:
         raise DataError(f"data.heldout={data.heldout}: its texts have no words")
     return tokens / words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,13 +46,13 @@ def draw_curves(study: Study, settings: Sequence[Setting]) -> Any:
 
 
 def _draw_curve(panel: Any, study: Study, runs: Setting, value_of: Callable[[Point], float]) -> None:
-    seen = [point.samples for point in runs[0].points]
-    values = list(zip(*([value_of(point) for point in one.points] for one in runs), strict=True))
-    (line,) = panel.plot(
-        seen, [fmean(of_seeds) for of_seeds in values], marker="o", label=_label(study, runs[0])
+    of_seeds = [{point.samples: value_of(point) for point in one.points} for one in runs]
+    seen = [samples for samples in of_seeds[0] if all(samples in one for one in of_seeds)]
+    values = [[one[samples] for one in of_seeds] for samples in seen]
+    (line,) = panel.plot(seen, list(map(fmean, values)), marker="o", label=_label(study, runs[0]))
+    panel.fill_between(
+        seen, list(map(min, values)), list(map(max, values)), alpha=0.2, color=line.get_color()
     )
-    least, most = [min(of_seeds) for of_seeds in values], [max(of_seeds) for of_seeds in values]
-    panel.fill_between(seen, least, most, alpha=0.2, color=line.get_color())
 
 
 Panel = tuple[str, str, Callable[[Outcome], int], list[list[Setting]]]
@@ -90,9 +91,10 @@ def draw_scaling(study: Study, panels: Sequence[Panel]) -> Any:
         for line in lines:
             sizes = [size_of(runs[0]) for runs in line]
             scores = [[one.last.score for one in runs] for runs in line]
-            means = [fmean(of_seeds) for of_seeds in scores]
-            below = [mean - min(of_seeds) for mean, of_seeds in zip(means, scores, strict=True)]
-            above = [max(of_seeds) - mean for mean, of_seeds in zip(means, scores, strict=True)]
+            means = list(map(fmean, scores))
+            # not below 0: a mean may lie a rounding beside equal scores
+            below = [max(0.0, mean - min(of_seeds)) for mean, of_seeds in zip(means, scores, strict=True)]
+            above = [max(0.0, max(of_seeds) - mean) for mean, of_seeds in zip(means, scores, strict=True)]
             label = _label(study, line[0][0], without=axis)
             panel.errorbar(sizes, means, yerr=[below, above], marker="o", capsize=3, label=label)
         panel.legend(fontsize="small")
@@ -113,11 +115,15 @@ def _spoken(study: Study) -> str:
     return study.score.replace("_", " ")
 
 
+def refuse_without_matplotlib() -> None:
+    """Raises UserError where the pictures could not be drawn."""
+    if find_spec("matplotlib") is None:
+        raise UserError("the pictures of a study need matplotlib: pip install 'git_scale[study]'")
+
+
 def _figure(width: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("the pictures of a study need matplotlib: pip install 'git_scale[study]'") from None
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, 4.5), layout="constrained")
 
 

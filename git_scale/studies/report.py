@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from git_scale.files import write_text
 from git_scale.studies.outcomes import Outcome
@@ -14,13 +16,28 @@ from git_scale.studies.plots import save_plots
 from git_scale.studies.study import Study
 
 
-def write_report(folder: Path, study: Study, outcomes: Sequence[Outcome]) -> None:
-    """results.json (every evaluation), results.md (the table), curves.png and, where there are sizes, scaling.png."""
+def write_report(folder: Path, study: Study, outcomes: Sequence[Outcome], missing: Sequence[str]) -> None:
+    """results.json (every evaluation), results.md (the table), curves.png and, where there are sizes, scaling.png.
+
+    `missing`: names of the runs that have not ended.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     settings = by_setting(outcomes)
-    write_text(folder / "results.json", json.dumps([asdict(one) for one in outcomes], indent=1) + "\n")
-    write_text(folder / "results.md", _markdown(header_of(study), rows_of(settings)))
+    runs = [_finite(asdict(one)) for one in outcomes]
+    write_text(folder / "results.json", json.dumps({"runs": runs, "missing": list(missing)}, indent=1) + "\n")
+    table = _markdown(header_of(study), rows_of(settings))
+    note = f"\nNot ended: {', '.join(missing)}\n" if missing else ""
+    write_text(folder / "results.md", table + note)
     save_plots(folder, study, settings)
+
+
+def _finite(tree: Any) -> Any:
+    """JSON knows no nan."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def by_setting(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
@@ -52,6 +69,8 @@ def rows_of(settings: Iterable[Sequence[Outcome]]) -> list[list[str]]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):
+        return f"{sum(not math.isfinite(value) for value in values)} of {len(values)} diverged"
     mean = f"{fmean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 

@@ -20,10 +20,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from git_scale import text_files
 from git_scale.errors import ConfigError
@@ -34,10 +34,27 @@ from git_scale.yaml_tree import read_tree
 STUDIES = Path(__file__).parent
 
 
+def _value_name(text: str) -> str:
+    if text[0] in " _" or set(text) & set("|$\n"):
+        raise ValueError("a name begins with a letter or a digit, and has no | $ or end of a line")
+    return text
+
+
+def _on_one_line(text: str) -> str:
+    if "\n" in (stripped := text.strip()):
+        raise ValueError("an override stands on one line: in YAML >- makes one of several")
+    return stripped
+
+
+ValueName = Annotated[NonEmptyText, AfterValidator(_value_name)]
+"""It is a cell of a table, a line of a legend and, with signs replaced, a part of a folder's name."""
+Override = Annotated[NonEmptyText, AfterValidator(_on_one_line)]
+
+
 class Grid(Section):
     """Crosses values of several axes."""
 
-    values: dict[NonEmptyText, list[NonEmptyText]]
+    values: dict[NonEmptyText, Annotated[list[NonEmptyText], Field(min_length=1)]]
     """Of an axis, the values that are crossed with those of the others."""
     finetuned: bool = False
     """Whether a run is fine-tuned when it has ended, and judged after that."""
@@ -50,13 +67,13 @@ class Study(Section):
     """A recipe's name or path, as `--config` takes it."""
     score: NonEmptyText
     """The metric of the recipe's task that is compared, as `exact_match`."""
-    overrides: list[NonEmptyText] = Field([])
+    overrides: list[Override] = Field([])
     """Of all runs, as behind a tool: `train.steps=180`."""
-    axes: dict[NonEmptyText, dict[NonEmptyText, list[NonEmptyText]]] = Field(min_length=1)
+    axes: dict[ValueName, dict[ValueName, list[Override]]] = Field(min_length=1)
     """Of each axis its values, of each value its overrides. The first value is that of settings which do not say."""
     grids: list[Grid] = Field(min_length=1)
     seeds: list[int] = Field([0], min_length=1)
-    finetuning: list[NonEmptyText] = Field([])
+    finetuning: list[Override] = Field([])
     """Overrides of the run that goes on from another one, in grids with `finetuned`."""
     data_axis: str | None = None
     """The axis whose values differ in the amount of data: the score is drawn against it."""
@@ -74,12 +91,22 @@ class Study(Section):
                 raise ValueError(
                     "grids: finetuned=true, but finetuning has no overrides: say what it changes"
                 )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: each seed once")
         for named in (self.data_axis, self.size_axis):
             if named is not None:
                 _refuse_unknown("axis", named, self.axes)
         for axis, choices in self.axes.items():
             if not choices or len(set(map(_slug, choices))) < len(choices):
                 raise ValueError(f"axes.{axis}: needs values whose names differ in more than signs")
+            asked = {
+                next(iter(choices)),
+                *(value for grid in self.grids for value in grid.values.get(axis, [])),
+            }
+            if unasked := choices.keys() - asked:
+                raise ValueError(
+                    f"axes.{axis}: no grid has {', '.join(sorted(unasked))}: add it to one, or leave it out"
+                )
         return self
 
 
@@ -126,6 +153,8 @@ def read_study(name: str) -> Study:
         )
     try:
         tree, problems = read_tree(text_files.read_text(path), Study)
+        if not isinstance(tree, dict):
+            raise ValueError(f"a study is a mapping, found {type(tree).__name__}")
         study = Study.model_validate(tree)
     except ValidationError as error:
         raise ConfigError([f"{path}: {_explain(item)}" for item in error.errors()]) from None
@@ -169,6 +198,11 @@ def chains(study: Study) -> list[list[StudyRun]]:
     return list(by_start.values())
 
 
+def own_keys(study: Study) -> set[str]:
+    """What a study sets itself, in each of its runs."""
+    return {"seed", "run_dir", *(["init_from"] if any(grid.finetuned for grid in study.grids) else [])}
+
+
 def overrides_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> list[str]:
     """What makes it this run of the recipe. `folder`: of the study's runs; `given`: overrides of all of them."""
     of_values = [
@@ -179,9 +213,18 @@ def overrides_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str]
     own = [f"seed={run.seed}", f"run_dir={folder / run.name}"]
     if run.finetuned:
         own += [f"init_from={folder / run.start.name}"]
-    above = study.finetuning if run.finetuned else []
-    every = [*study.overrides, *of_values, *above, *given, *own]
-    return list({override.partition("=")[0]: override for override in every}.values())  # the last of each key
+    last: dict[str, str] = {}  # of each key, in the order in which they hold
+    for override in [
+        *study.overrides,
+        *of_values,
+        *(study.finetuning if run.finetuned else []),
+        *given,
+        *own,
+    ]:
+        key = override.partition("=")[0]
+        last.pop(key, None)
+        last[key] = override
+    return list(last.values())
 
 
 def command_of(study: Study, run: StudyRun, folder: Path, given: Sequence[str] = ()) -> list[str]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from git_scale.config import RunConfig
+from git_scale.config import RunConfig, check_world
+from git_scale.data.heldout import heldout_data
+from git_scale.data.mixture import training_sources
 from git_scale.errors import ConfigError, UserError
+from git_scale.objectives.training_loss import check_objectives
+from git_scale.planning.local_model import whole_model
 from git_scale.recipes import load_run
 from git_scale.studies.outcomes import Outcome, has_ended, outcome_of
 from git_scale.studies.report import by_setting, header_of, rows_of, write_report
@@ -19,10 +23,12 @@ from git_scale.studies.study import (
     command_of,
     judged_runs,
     overrides_of,
+    own_keys,
     read_study,
 )
 from git_scale.tasks import check_metric
 from git_scale.training.init_model import inherited_from
+from git_scale.training.preflight import ProblemList, check_inputs
 
 REPORT = "report"
 
@@ -34,17 +40,18 @@ class StudyFolder:
         self.study, self.overrides = read_study(study), list(overrides)
         self.folder = runs / Path(study).stem
         self.recipes: dict[StudyRun, RunConfig] = {}
-        problems: dict[str, list[str]] = {}
+        problems: dict[str, Sequence[str]] = {}
+        if self_set := own_keys(self.study) & {override.partition("=")[0] for override in overrides}:
+            raise ConfigError([f"{key}: a study sets it itself in each run" for key in sorted(self_set)])
         for run in all_runs(self.study):
             if run.finetuned and run.start not in self.recipes:
                 continue  # what is wrong with its start is said
             try:
                 self.recipes[run] = self._recipe_of(run)
             except ConfigError as error:
-                for problem in error.problems:
-                    problems.setdefault(problem, []).append(run.name)
-        if problems:
-            raise ConfigError([_said_once(problem, names) for problem, names in problems.items()])
+                problems[run.name] = error.problems
+        _raise_all(problems)
+        self._refuse_equal_runs()
 
     def _recipe_of(self, run: StudyRun) -> RunConfig:
         """The run as its tool will read it. Raises ConfigError."""
@@ -56,14 +63,37 @@ class StudyFolder:
         _check_scored(recipe, self.study.score)
         return recipe
 
+    def _refuse_equal_runs(self) -> None:
+        names: dict[str, str] = {}
+        for run, recipe in self.recipes.items():
+            asked = recipe.model_copy(update={"run_dir": ""}).model_dump_json()
+            if (other := names.setdefault(asked, run.name)) != run.name:
+                raise ConfigError(
+                    [f"{run.name} and {other} are the same run: an override for all takes their difference"]
+                )
+
     def __iter__(self) -> Iterator[StudyRun]:
         """All runs, each behind the one that it goes on from."""
         return iter(self.recipes)
 
     @property
-    def vocab_size(self) -> int:
-        """Of the tokenizer of all runs."""
-        return next(iter(self.recipes.values())).model.vocab_size
+    def paths(self) -> set[Path]:
+        """What the runs read: training and held-out data, and tokenizers."""
+        return {
+            Path(place)
+            for recipe in self.recipes.values()
+            for place in (
+                recipe.data.tokenizer,
+                *(
+                    source.path
+                    for source in (training_sources(recipe.data) | heldout_data(recipe.data)).values()
+                ),
+            )
+        }
+
+    def check(self, runs: Iterable[StudyRun], processes: int) -> None:
+        """Raises ConfigError with what these runs would be refused for when their turn comes."""
+        _raise_all({run.name: _problems_of(self.recipes[run], processes) for run in runs})
 
     def has_ended(self, run: StudyRun) -> bool:
         return has_ended(self.recipes[run])
@@ -90,11 +120,16 @@ class StudyFolder:
             outcome_of(
                 run,
                 self.recipes[run],
-                before=self.samples_of(run.start) if run.finetuned else 0,
-                score=self.study.score,
+                self.recipes[run.start] if run.finetuned else None,
+                self.study.score,
             )
             for run in ended
         ]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the compared runs that have not ended."""
+        return [run.name for run in judged_runs(self.study) if not self.has_ended(run)]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the settings that have an outcome."""
@@ -106,7 +141,7 @@ class StudyFolder:
             raise UserError(
                 f"{self.folder}: none of the study's runs has ended: run it first, without --report"
             )
-        write_report(self.folder / REPORT, self.study, self.outcomes)
+        write_report(self.folder / REPORT, self.study, self.outcomes, self.missing)
         return self.folder / REPORT
 
 
@@ -124,6 +159,24 @@ def _check_scored(recipe: RunConfig, score: str) -> None:
     check_metric(recipe.data.task, score, "score")
 
 
-def _said_once(problem: str, runs: Sequence[str]) -> str:
-    others = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
-    return f"{problem} ({runs[0]}{others})"
+def _problems_of(recipe: RunConfig, processes: int) -> list[str]:
+    found = ProblemList([])
+    found.of(lambda: check_world(recipe, processes))
+    found.of(lambda: check_objectives(recipe, processes))
+    found.of(lambda: whole_model(recipe.model))
+    check_inputs(recipe, found)
+    return found.found
+
+
+def _raise_all(problems: Mapping[str, Sequence[str]]) -> None:
+    """Raises ConfigError with each of the problems of runs by name once."""
+    runs: dict[str, list[str]] = {}
+    for name, of_run in problems.items():
+        for problem in of_run:
+            runs.setdefault(problem, []).append(name)
+    if runs:
+        raise ConfigError([f"{problem} ({_in_words(names)})" for problem, names in runs.items()])
+
+
+def _in_words(runs: Sequence[str]) -> str:
+    return runs[0] + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")

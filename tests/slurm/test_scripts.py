@@ -127,7 +127,9 @@ def start_study(checkout: Path, number: int, code: int = 0) -> tuple[int, str, l
     (checkout / "bin" / "srun").write_text(COUNTED_SRUN)
     for name in ("tools", "git_scale"):
         (checkout / name).symlink_to(ROOT / name)
-    more = {"SLURM_ARRAY_TASK_ID": str(number)}
+    for name in ("train", "heldout", "tokenizer.model"):
+        (checkout / "runs" / "demo-data" / name).mkdir(parents=True)
+    more = {"SLURM_ARRAY_JOB_ID": "12005", "SLURM_ARRAY_TASK_ID": str(number)}
     done = start(checkout, "study", "ablations", "data.image_sizes=[32, 64]", code=code, **more)
     launched = [file.read_text().splitlines() for file in sorted(checkout.glob("launch.*"))]
     return done.returncode, done.stderr, [words[words.index("--config") - 1 :] for words in launched]
@@ -144,12 +146,27 @@ def test_a_job_of_a_study_runs_one_run_and_what_goes_on_from_it(checkout: Path) 
 
 def test_a_study_of_which_a_run_stops_early_is_requeued_and_launches_nothing_more(checkout: Path) -> None:
     code, _, launched = start_study(checkout, 0, code=75)
-    assert (code, len(launched), requeues(checkout)) == (75, 1, ["requeue 12005"])
+    assert (code, len(launched), requeues(checkout)) == (75, 1, ["requeue 12005_0"])
 
 
 def test_a_job_beyond_the_study_is_refused(checkout: Path) -> None:
     code, errors, launched = start_study(checkout, 10)
     assert (code, launched) == (2, []) and "jobs 0 to 9" in errors
+
+
+def test_a_study_whose_data_is_not_there_says_what_makes_it(checkout: Path) -> None:
+    for name in ("tools", "git_scale"):
+        (checkout / name).symlink_to(ROOT / name)
+    done = start(checkout, "study", SLURM_ARRAY_TASK_ID="0")
+    assert done.returncode == 2 and not (checkout / "srun.arguments").exists()
+    assert "not there; `python tools/study.py ablations --data` makes it" in done.stderr
+
+
+def test_a_job_of_an_array_is_requeued_alone(checkout: Path) -> None:
+    """The number of an array's first job is the array's."""
+    array = {"SLURM_ARRAY_JOB_ID": "12005", "SLURM_ARRAY_TASK_ID": "3"}
+    assert start(checkout, "pretrain_git2", code=75, **array).returncode == 75
+    assert requeues(checkout) == ["requeue 12005_3"]
 
 
 def test_the_array_is_that_of_the_shipped_study() -> None:
@@ -234,7 +251,9 @@ def test_headers(script: str) -> None:
     assert ("signal" in options) == ("requeue" in options) == (script != "evaluate")
 
 
-@pytest.mark.parametrize(("script", "recipe"), [("pretrain_git2", "git2"), ("pretrain_git", "git_huge")])
+@pytest.mark.parametrize(
+    ("script", "recipe"), [("pretrain_git2", "git2"), ("pretrain_git", "git_huge"), ("study", "demo")]
+)
 def test_the_shipped_recipe_divides_over_the_shipped_nodes(script: str, recipe: str) -> None:
     from git_scale.config import check_world
     from git_scale.recipes import load_run

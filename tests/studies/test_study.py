@@ -76,9 +76,9 @@ def test_the_last_word_on_a_key_counts(tmp_path: Path) -> None:
     *_, masked = judged_runs(study)
     folder = tmp_path / "runs"
     assert overrides_of(study, masked, folder, ["log.every=1"]) == [
+        "train.objective=lm",
         "train.steps=2",
         "log.every=1",
-        "train.objective=lm",
         "seed=3",
         f"run_dir={folder}/joint-all-masked_words-finetuned-seed3",
         f"init_from={folder}/joint-all-masked_words-seed3",
@@ -100,12 +100,43 @@ def test_the_last_word_on_a_key_counts(tmp_path: Path) -> None:
         ({"size_axis": "encoder"}, "axis 'encoder' is unknown"),
         ({"axes": {"a": {"1/2": [], "1 2": []}}, "grids": [{"values": {}}]}, "differ in more than signs"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "each seed once"),
         ({"grid": []}, "grid"),
+        ({"grids": [{"values": {"data": []}}]}, "grids.0.values.data"),
+        ({"grids": [{"values": {"data": ["1/16"]}}]}, "axes.attention: no grid has cross"),
+        ({"overrides": ["log.every=1\nx"]}, "an override stands on one line"),
+        ({"axes": {"a": {"b|c": []}}, "grids": [{"values": {}}]}, "has no | \\$ or end of a line"),
+        ({"axes": []}, "axes"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_study(written(tmp_path, **changed))
+
+
+def test_names_and_overrides_are_text_whatever_they_look_like(tmp_path: Path) -> None:
+    path = tmp_path / "asked.yaml"
+    path.write_text(
+        "recipe: demo\nscore: cider\naxes: {width: {128: [], 256: [a=1]}, ema: {off: [], on: []}}\n"
+        "grids: [{values: {width: [128, 256], ema: [off, on]}}]\noverrides: [1, yes]\n"
+    )
+    study = read_study(str(path))
+    assert [run.values for run in judged_runs(study)][1:3] == [("128", "on"), ("256", "off")]
+    assert study.overrides == ["1", "yes"]
+
+
+def test_an_empty_file_is_no_study(tmp_path: Path) -> None:
+    (tmp_path / "asked.yaml").write_text("")
+    with pytest.raises(ConfigError, match="a study is a mapping"):
+        read_study(str(tmp_path / "asked.yaml"))
+
+
+def test_of_a_key_that_is_given_again_the_place_counts_too(tmp_path: Path) -> None:
+    """A section given whole, then a key within it."""
+    name, whole = "model.encoder.options.stem_width", "model.encoder.options={stem_width: 24}"
+    study = read_study(written(tmp_path, overrides=[f"{name}=16", whole]))
+    run = judged_runs(study)[0]
+    assert overrides_of(study, run, tmp_path, [f"{name}=8"])[:2] == [whole, f"{name}=8"]
 
 
 def test_an_unknown_study_is_answered_with_the_nearest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -15,11 +16,12 @@ import yaml
 from git_scale.data.images import decode
 from git_scale.data.store import open_store
 from git_scale.data.tokenizer import load_tokenizer
-from git_scale.errors import ConfigError, UserError
+from git_scale.errors import ConfigError, DataError, UserError
 from git_scale.studies.outcomes import tokens_per_word
 from git_scale.studies.study import StudyRun
 from git_scale.studies.study_folder import StudyFolder
 from git_scale.testing.tiny import tiny_run
+from tools.study import main
 
 ROOT = Path(__file__).parents[2]
 STEPS, AFTER, BATCH = 4, 2, 8
@@ -51,7 +53,7 @@ def a_study(squares: Path, folder: Path, **changed: Any) -> str:
     return str(path)
 
 
-def ended(here: StudyFolder, run: StudyRun, score: float, loss: float = 1.0) -> None:
+def ended(here: StudyFolder, run: StudyRun, score: float, loss: float | None = 1.0) -> None:
     """Writes what the run leaves behind."""
     recipe = here.recipes[run]
     home = Path(recipe.run_dir)
@@ -115,7 +117,59 @@ def test_pictures_are_pictures(squares: Path, tmp_path: Path) -> None:
     }
     for name in ("curves.png", "scaling.png"):
         assert decode((report / name).read_bytes()).size[0] > 500
-    assert len(json.loads((report / "results.json").read_text())) == 6
+    written = json.loads((report / "results.json").read_text())
+    assert len(written["runs"]) == 6 and written["missing"] == []
+
+
+def test_runs_that_have_not_ended_are_named(squares: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    for run in here:
+        if run.seed == 0:
+            ended(here, run, score=0.5)
+    assert here.missing == ["next-all-seed1", "next-half-seed1", "masked-all-finetuned-seed1"]
+    report = here.write_report()
+    assert "Not ended: next-all-seed1, next-half-seed1" in (report / "results.md").read_text()
+    assert {row[-1] for row in here.table()[1]} == {"1"}
+
+
+def test_a_run_that_diverged_is_told_and_the_others_too(squares: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    for run in here:
+        ended(here, run, score=0.5, loss=None if run.name == "next-all-seed1" else 1.0)
+    (first, *others) = here.table()[1]
+    assert first[-3:] == ["1 of 2 diverged", "0.500 (0.500 to 0.500)", "2"]
+    assert "diverged" not in str(others)
+    (report,) = {here.write_report()}
+    json.loads(
+        (report / "results.json").read_text(), parse_constant=lambda name: pytest.fail(f"no JSON: {name}")
+    )
+
+
+def test_seeds_that_were_evaluated_at_other_steps_are_drawn_where_both_were(
+    squares: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    for run in here:
+        ended(here, run, score=0.346)
+    lost = tmp_path / "asked" / "next-all-seed1" / "metrics.jsonl"
+    lost.write_text(lost.read_text().splitlines()[-1] + "\n")
+    assert [len(one.points) for one in here.outcomes] == [2, 2, 1, 1, 2, 1]
+    assert here.write_report().is_dir()
+
+
+def test_a_last_evaluation_without_the_score_is_named(squares: Path, tmp_path: Path) -> None:
+    here = StudyFolder(a_study(squares, tmp_path), tmp_path, [])
+    run = next(iter(here))
+    ended(here, run, score=0.5)
+    with (tmp_path / "asked" / run.name / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 4, "eval/loss": 1.0}) + "\n")
+    lines = (tmp_path / "asked" / run.name / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "asked" / run.name / "metrics.jsonl").write_text("\n".join([lines[0], lines[2]]) + "\n")
+    with pytest.raises(DataError, match="next-all-seed0: its last evaluation has no eval/exact_match"):
+        _ = here.outcomes
 
 
 def test_a_run_with_other_values_in_its_place_is_not_taken_for_it(squares: Path, tmp_path: Path) -> None:
@@ -153,6 +207,9 @@ def test_mistakes_of_all_runs_are_said_once_before_any_begins(squares: Path, tmp
             "score='exact_mach': with data.task=caption it is one of .*did you mean",
         ),
         ({}, "data.heldout=null", "data.heldout is not set, and a study compares held-out scores"),
+        ({}, "seed=7", "seed: a study sets it itself in each run"),
+        ({}, "init_from=runs/x", "init_from: a study sets it itself"),
+        ({}, "data.share=0.25", "next-half-seed0 and next-all-seed0 are the same run"),
     ],
 )
 def test_what_could_not_be_compared_is_refused(
@@ -162,23 +219,47 @@ def test_what_could_not_be_compared_is_refused(
         StudyFolder(a_study(squares, tmp_path, **changed), tmp_path, [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.micro_batch=3", "no multiple of train.micro_batch=3 x 2 ranks"),
+        ("data.train=nowhere", "nowhere"),
+        ("model.encoder.options.chanels=[1]", "chanels"),
+        ("model.vocab_size=99", "model.vocab_size=99, but"),
+    ],
+)
+def test_what_a_later_run_would_be_refused_for_is_said_before_the_first(
+    squares: Path, tmp_path: Path, override: str, said: str
+) -> None:
+    axes = {"objective": {"next": [], "masked": [override]}}
+    grids = [{"values": {"objective": ["next", "masked"]}}]
+    here = StudyFolder(a_study(squares, tmp_path, axes=axes, grids=grids, data_axis=None), tmp_path, [])
+    with pytest.raises(ConfigError, match=rf"{re.escape(said)}.*\(masked-seed0 and 1 more\)"):
+        here.check(here, processes=2)
+
+
 def run_tool(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "tools/study.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-def test_the_commands_of_an_array_are_those_that_run_here(squares: Path, tmp_path: Path) -> None:
+def test_the_commands_of_an_array_are_those_that_are_left(
+    squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = a_study(squares, tmp_path)
-    asked = (study, "--runs", f"{tmp_path}/a b", "data.image_sizes=[32, 48]")
-    done = run_tool(*asked, "--commands", "2")
-    assert done.returncode == 0, done.stderr
+    asked = [study, "--runs", f"{tmp_path}/a b", "data.image_sizes=[32, 48]"]
     here = StudyFolder(study, tmp_path / "a b", ["data.image_sizes=[32, 48]"])
-    assert [shlex.split(line) for line in done.stdout.splitlines()] == [
-        here.command_of(run) for run in here.chains[2]
-    ]
-    beyond = run_tool(*asked, "--commands", "6")
-    assert beyond.returncode == 2 and "jobs 0 to 5" in beyond.stderr
-    assert "sbatch --array=0-5 slurm/study.sh" in run_tool(*asked, "--list").stdout
+    first, second = map(here.command_of, here.chains[2])
+    assert main([*asked, "--commands", "2"]) == 0
+    assert [shlex.split(line) for line in capsys.readouterr().out.splitlines()] == [first, second]
+    ended(here, here.chains[2][0], score=0.5)
+    assert main([*asked, "--commands", "2"]) == 0
+    assert [shlex.split(line) for line in capsys.readouterr().out.splitlines()] == [second]
+    assert main([*asked, "--commands", "6"]) == 2
+    assert "jobs 0 to 5" in capsys.readouterr().err
+    assert main([*asked, "--list"]) == 0
+    line = f"sbatch --array=0-5 slurm/study.sh {study} --runs '{tmp_path}/a b' 'data.image_sizes=[32, 48]'"
+    assert line in capsys.readouterr().out
 
 
 def bare_recipe(folder: Path) -> str:
