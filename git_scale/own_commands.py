@@ -13,7 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from git_scale.checkpoint.layout import find_checkpoint
+from git_scale.errors import UserError
+
 PROCESSES = 2
+DEMO = Path("runs/demo")
 DEMO_DATA = Path("runs/demo-data")
 DS_CONFIG = "ds_configs/zero3.json"
 
@@ -42,6 +46,14 @@ def call_on_all(*arguments: str) -> float:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
     call(*launcher, *arguments, "--ds_config", DS_CONFIG)
     return time.monotonic() - started
+
+
+def refuse_without_demo() -> None:
+    """Raises UserError where there is no checkpoint of `make demo` to begin from."""
+    try:
+        find_checkpoint(DEMO)
+    except UserError as error:
+        raise UserError(f"{error}; `make demo` trains it") from None
 
 
 def build_demo_data(vocab_size: int) -> None:

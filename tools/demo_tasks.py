@@ -20,17 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from git_scale.checkpoint.layout import find_checkpoint
 from git_scale.console import tool
 from git_scale.data.builders.digit_tasks import FRAME_ORDERS, write_class_folders, write_videos, write_words
 from git_scale.data.builders.new_folder import new_shard_folder
-from git_scale.errors import UserError
 from git_scale.files import write_text
 from git_scale.formatting import format_table
-from git_scale.own_commands import call, call_on_all
+from git_scale.own_commands import call, call_on_all, refuse_without_demo
 
-BASE = Path("runs/demo")
-SCENES = Path("runs/demo-data")
 DATA = Path("runs/demo-tasks")
 COUNTS = {"train": 6000, "heldout": 1000}  # images
 CLIPS = {"train": 2500, "heldout": 250}
@@ -78,13 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"\ncurves and held-out images    {sys.executable} -m tensorboard.main --logdir runs")
     return say_what_is_missed(figures)
-
-
-def refuse_without_demo() -> None:
-    try:
-        find_checkpoint(BASE)
-    except UserError as error:
-        raise UserError(f"{error}; `make demo` trains it") from None
 
 
 def answer_questions() -> Iterator[Figure]:

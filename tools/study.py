@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from git_scale.console import path, tool, whole
-from git_scale.data.builders.digit_tasks import write_texts
-from git_scale.data.builders.new_folder import new_shard_folder
 from git_scale.errors import UserError
 from git_scale.formatting import format_duration, format_table
-from git_scale.own_commands import DEMO_DATA, PROCESSES, build_demo_data, call_on_all
-from git_scale.recipes import load_run
+from git_scale.own_commands import (
+    DEMO,
+    DEMO_DATA,
+    PROCESSES,
+    build_demo_data,
+    call_on_all,
+    refuse_without_demo,
+)
 
 if TYPE_CHECKING:
     from git_scale.studies.study_folder import StudyFolder
@@ -87,6 +91,12 @@ def print_commands(here: StudyFolder, args: argparse.Namespace) -> None:
 
 def build_data(here: StudyFolder) -> None:
     """What the study reads of the demo's, unless it is there."""
+    from git_scale.data.builders.digit_tasks import write_texts
+    from git_scale.data.builders.new_folder import new_shard_folder
+    from git_scale.recipes import load_run
+
+    if any(Path(recipe.model.encoder.start) == DEMO for recipe in here.recipes.values()):
+        refuse_without_demo()
     if needed_data(here):
         build_demo_data(load_run("demo").model.vocab_size)
     if TEXTS in needed_data(here) and not TEXTS.exists():
