@@ -1,6 +1,6 @@
 # make demo   from a fresh machine to a trained, evaluated model        make test    the test suite
 # make demo-tasks  that model on questions, numbers, classes and clips
-# make study  the paper's ablations on the demo's handwriting: docs/studies.md
+# make study  the paper's ablations on the demo's handwriting, after make demo: docs/studies.md
 # make check  lint, format, types                                       make gpu-check PYTHON=python3   one CUDA GPU
 # make sweep  every family of timm as an image encoder: docs/encoders.md
 # make proofs  what the suite leaves out: more of a kind, and what compiles C++
