@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[2]
 def test_each_lower_bound_becomes_a_version() -> None:
     setup = """
 REQUIREMENTS = ["one>=1.2,<2", "two>=3", "three", "four<5"]  # without a bound: pip's choice
-EXTRAS = {"demo": ["five-a>=0.1"], "hf": ["two>=3"], "video": ["six==7"], "lint": ["ruff>=0.1"], "test": ["x>=1"]}
+EXTRAS = {"demo": ["five-a>=0.1"], "hf": ["two>=3"], "video": ["six==7"], "study": ["seven>=8"],
+          "lint": ["ruff>=0.1"], "test": ["x>=1"]}
 """
-    assert list(lowest(requirements(setup))) == ["one==1.2", "two==3", "five-a==0.1"]
+    assert list(lowest(requirements(setup))) == ["one==1.2", "two==3", "five-a==0.1", "seven==8"]
 
 
 def test_the_tool_prints_those_of_this_package() -> None:
